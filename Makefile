@@ -1,0 +1,29 @@
+.PHONY: setup demo test protos fmt lint types layers unit slow load down docs
+PY := .venv/bin/python
+
+setup:
+	@bash deploy/setup.sh
+
+demo: setup protos
+	@$(PY) -m woodfrog.cli demo
+
+test: setup protos
+	@bash deploy/test.sh
+
+protos:
+	@$(PY) deploy/protos.py
+
+fmt:
+	@.venv/bin/ruff format . && .venv/bin/ruff check --fix .
+
+lint:
+	@.venv/bin/ruff format --check . && .venv/bin/ruff check . && .venv/bin/buf lint
+
+types:
+	@.venv/bin/mypy
+
+layers:
+	@.venv/bin/lint-imports
+
+down:
+	@$(PY) -m woodfrog.cli down

@@ -1,0 +1,27 @@
+"""The catalog: which models, snapshots and nodes there are."""
+
+from woodfrog.catalog.catalog import Catalog
+from woodfrog.catalog.entries import NodeRecord
+from woodfrog.catalog.events import (
+    CatalogEvent,
+    CatalogSnapshot,
+    ModelPut,
+    ModelRemoved,
+    NodeGone,
+    NodePut,
+    SnapshotPut,
+    SnapshotRemoved,
+)
+
+__all__ = [
+    "Catalog",
+    "CatalogEvent",
+    "CatalogSnapshot",
+    "ModelPut",
+    "ModelRemoved",
+    "NodeGone",
+    "NodePut",
+    "NodeRecord",
+    "SnapshotPut",
+    "SnapshotRemoved",
+]

@@ -1,0 +1,192 @@
+"""Scheduler: typed client of scheduler.v1, and the conversions that its servicer uses too."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from contextlib import aclosing
+
+from woodfrog import rpc
+from woodfrog.api.scheduler.v1 import placements_pb2 as pb
+from woodfrog.api.scheduler.v1 import placements_pb2_grpc
+from woodfrog.errors import Unavailable
+from woodfrog.model.node import ReplicaState
+from woodfrog.model.placement import (
+    Acquired,
+    ClusterView,
+    ModelView,
+    NodeView,
+    ReadyReplica,
+    ReplicaUsage,
+    ReplicaView,
+    TrackUpdate,
+)
+from woodfrog.model.rung import Rung
+
+CALL_TIMEOUT_S = 5.0
+
+
+class SchedulerClient:
+    """`async with SchedulerClient("127.0.0.1:7001", router="router-1") as scheduler`."""
+
+    def __init__(self, target: str, router: str) -> None:
+        """`router` names this process: its placements end with its `track` stream."""
+        self._target = target
+        self._router = router
+
+    async def __aenter__(self) -> "SchedulerClient":
+        self._channel = rpc.open_channel(self._target)
+        self._stub = placements_pb2_grpc.PlacementsStub(self._channel)  # type: ignore[no-untyped-call]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._channel.close(None)
+
+    async def acquire(
+        self, model: str, excluded: Collection[str] = (), *, timeout_s: float
+    ) -> Acquired:
+        """Cancelling it gives the wait up. `excluded` are replicas that just failed the caller.
+
+        Raises NotFound MODEL_NOT_FOUND, ResourceExhausted NO_CAPACITY, Unavailable CLIMB_FAILED, DeadlineExceeded.
+        """
+        request = pb.AcquireRequest(model=model, excluded_replica_ids=excluded, router=self._router)
+        return acquired(await rpc.call(self._stub.Acquire, request, timeout_s=timeout_s))
+
+    async def release(self, placement_id: str, *, replica_failed: bool = False) -> None:
+        """Idempotent."""
+        request = pb.ReleaseRequest(placement_id=placement_id, replica_failed=replica_failed)
+        await rpc.call(self._stub.Release, request, timeout_s=CALL_TIMEOUT_S)
+
+    async def track(
+        self, reports: AsyncIterator[Sequence[ReplicaUsage]]
+    ) -> AsyncGenerator[TrackUpdate, None]:
+        """All ready replicas, then each change. Raises Unavailable when the stream breaks; it never just ends.
+
+        `reports` says what runs here: first all, then what changed, soon after it did: a slot counts as taken until
+        then. A request got by `acquire` counts among the first report's `started` that follows it.
+        """
+
+        async def requests() -> AsyncIterator[pb.TrackRequest]:
+            yield pb.TrackRequest(router=self._router)
+            async for report in reports:
+                yield pb.TrackRequest(router=self._router, usage=map(usage_to_pb, report))
+
+        async with aclosing(rpc.stream(self._stub.Track, requests())) as responses:
+            async for response in responses:
+                yield track_update(response)
+        raise Unavailable("TRACK_ENDED", "the scheduler ended its stream; track it again")
+
+    async def describe(self) -> ClusterView:
+        response = await rpc.call(
+            self._stub.Describe, pb.DescribeRequest(), timeout_s=CALL_TIMEOUT_S
+        )
+        return cluster_view(response)
+
+
+def ready_to_pb(replica: ReadyReplica) -> pb.ReadyReplica:
+    return pb.ReadyReplica(
+        replica_id=replica.replica_id,
+        model=replica.model,
+        node=replica.node,
+        socket_path=replica.socket_path,
+        slots=replica.slots,
+    )
+
+
+def ready(message: pb.ReadyReplica) -> ReadyReplica:
+    return ReadyReplica(
+        replica_id=message.replica_id,
+        model=message.model,
+        node=message.node,
+        socket_path=message.socket_path,
+        slots=message.slots,
+    )
+
+
+def acquired_to_pb(acquired: Acquired) -> pb.AcquireResponse:
+    return pb.AcquireResponse(
+        placement_id=acquired.placement_id,
+        replica=ready_to_pb(acquired.replica),
+        rung=acquired.rung.value,
+        climb_ms=acquired.climb_ms,
+        fallback_reason=acquired.fallback_reason,
+        climb_traceparent=acquired.climb_traceparent,
+    )
+
+
+def acquired(message: pb.AcquireResponse) -> Acquired:
+    return Acquired(
+        placement_id=message.placement_id,
+        replica=ready(message.replica),
+        rung=Rung(message.rung),
+        climb_ms=message.climb_ms,
+        fallback_reason=message.fallback_reason,
+        climb_traceparent=message.climb_traceparent,
+    )
+
+
+def usage_to_pb(usage: ReplicaUsage) -> pb.ReplicaUsage:
+    return pb.ReplicaUsage(replica_id=usage.replica_id, active=usage.active, started=usage.started)
+
+
+def usage(message: pb.ReplicaUsage) -> ReplicaUsage:
+    return ReplicaUsage(
+        replica_id=message.replica_id, active=message.active, started=message.started
+    )
+
+
+def track_update_to_pb(update: TrackUpdate) -> pb.TrackResponse:
+    return pb.TrackResponse(
+        full=update.full, ready=map(ready_to_pb, update.ready), gone=update.gone
+    )
+
+
+def track_update(message: pb.TrackResponse) -> TrackUpdate:
+    return TrackUpdate(message.full, tuple(map(ready, message.ready)), tuple(message.gone))
+
+
+def cluster_view_to_pb(view: ClusterView) -> pb.DescribeResponse:
+    models = [
+        pb.ModelView(
+            model=model.model,
+            rung=model.rung.value,
+            replicas=[
+                pb.ReplicaView(
+                    replica_id=replica.replica_id,
+                    node=replica.node,
+                    state=replica.state.value,
+                    active=replica.active,
+                )
+                for replica in model.replicas
+            ],
+            idle_s=-1 if model.idle_s is None else model.idle_s,
+            predicted_ms=-1 if model.predicted_ms is None else model.predicted_ms,
+        )
+        for model in view.models
+    ]
+    nodes = [
+        pb.NodeView(
+            node=node.node,
+            memory_bytes=node.memory_bytes,
+            memory_promised_bytes=node.memory_promised_bytes,
+        )
+        for node in view.nodes
+    ]
+    return pb.DescribeResponse(models=models, nodes=nodes)
+
+
+def cluster_view(message: pb.DescribeResponse) -> ClusterView:
+    models = tuple(
+        ModelView(
+            model=model.model,
+            rung=Rung(model.rung),
+            replicas=tuple(
+                ReplicaView(r.replica_id, r.node, ReplicaState(r.state), r.active)
+                for r in model.replicas
+            ),
+            idle_s=None if model.idle_s < 0 else model.idle_s,
+            predicted_ms=None if model.predicted_ms < 0 else model.predicted_ms,
+        )
+        for model in message.models
+    )
+    nodes = tuple(
+        NodeView(node.node, node.memory_bytes, node.memory_promised_bytes) for node in message.nodes
+    )
+    return ClusterView(models, nodes)

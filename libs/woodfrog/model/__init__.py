@@ -1,0 +1,1 @@
+"""The value types that every part of woodfrog speaks of. Frozen, stdlib only."""

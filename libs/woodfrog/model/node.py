@@ -1,0 +1,80 @@
+"""A node as its agent tells it: what it is, what lies on it, which replicas it runs, and how a climb went."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from woodfrog.model.rung import Rung
+
+
+class ReplicaState(Enum):
+    CLIMBING = "climbing"
+    SERVING = "serving"
+    PARKED = "parked"
+    DESCENDING = "descending"
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    replica_id: str  # unique in the cell
+    model: str
+    weights: str  # digest of its weights manifest
+    state: ReplicaState
+    socket_path: str  # unix socket on the node on which it serves HTTP
+    slots: int  # requests that it runs at once
+    node: str
+    memory_bytes: int  # private bytes promised to it
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """What a node is and has room for."""
+
+    node: str
+    fingerprint: Mapping[str, str]  # the node part of Fingerprint
+    memory_bytes: int  # that replicas may own
+    memory_promised_bytes: int
+    replica_count_max: int
+    draining: bool = False  # takes no new replica
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """How much of one manifest is on the node, by tier."""
+
+    manifest: str  # digest
+    size_bytes: int  # of its chunks
+    disk_bytes: int
+    page_cache_bytes: int  # part of disk_bytes
+    complete: bool  # all of it is on disk, verified
+
+
+@dataclass(frozen=True, slots=True)
+class NodeUpdate:
+    """One step of a node's stream. When `full`, what is not named does not exist, and `facts` is set."""
+
+    full: bool = False
+    facts: NodeFacts | None = None
+    replicas: tuple[Replica, ...] = ()
+    gone: tuple[str, ...] = ()  # replica ids
+    residents: tuple[Resident, ...] = ()
+    residents_gone: tuple[str, ...] = ()  # digests of manifests
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One measured stage of a climb."""
+
+    name: str  # e.g. "restore.criu"
+    start_s: float  # since the climb began
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Climbed:
+    """A climb that ended with a replica that serves."""
+
+    replica: Replica
+    from_rung: Rung
+    stages: tuple[Stage, ...] = ()  # in the order in which they began
+    fallback_reason: str = ""  # why a snapshot was passed over, one sentence; empty when it was not

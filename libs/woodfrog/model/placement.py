@@ -1,0 +1,77 @@
+"""What the scheduler and its routers tell each other."""
+
+from dataclasses import dataclass
+
+from woodfrog.model.node import ReplicaState
+from woodfrog.model.rung import Rung
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyReplica:
+    replica_id: str
+    model: str
+    node: str
+    socket_path: str  # unix socket on the node on which it serves HTTP
+    slots: int  # requests that it runs at once
+
+
+@dataclass(frozen=True, slots=True)
+class Acquired:
+    """A replica with room, promised to one request until it is released."""
+
+    placement_id: str
+    replica: ReadyReplica
+    rung: Rung  # on which the model was when the request came
+    climb_ms: float = 0.0  # of the climb that the request waited for
+    fallback_reason: str = ""  # why a snapshot was passed over, one sentence
+    climb_traceparent: str = ""  # empty when there was no climb
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaUsage:
+    """Requests of one router on one replica, however it got it."""
+
+    replica_id: str
+    active: int  # running now
+    started: int = 0  # since the router's last report
+
+
+@dataclass(frozen=True, slots=True)
+class TrackUpdate:
+    """One step of a router's stream. When `full`, what is not named does not exist."""
+
+    full: bool
+    ready: tuple[ReadyReplica, ...] = ()
+    gone: tuple[str, ...] = ()  # replica ids
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaView:
+    replica_id: str
+    node: str
+    state: ReplicaState
+    active: int  # requests over all routers
+
+
+@dataclass(frozen=True, slots=True)
+class ModelView:
+    model: str
+    rung: Rung  # the highest on any node
+    replicas: tuple[ReplicaView, ...]
+    idle_s: float | None  # since the last request that the scheduler knows of
+    predicted_ms: float | None  # to serve a request that came now; None when nothing could
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    node: str
+    memory_bytes: int
+    memory_promised_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterView:
+    """The scheduler's view, for people."""
+
+    models: tuple[ModelView, ...]
+    nodes: tuple[NodeView, ...]

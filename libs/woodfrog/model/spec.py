@@ -1,0 +1,60 @@
+"""What a user asks of one model: its weights, its engine, and how long it may idle on a rung."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from woodfrog.model import digest as digests
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    name: str  # what clients put in "model"; letters, digits, . _ - and at most one /
+    weights: str  # digest of the weights manifest
+    weights_bytes: int
+    engine: str = "transformers"
+    engine_args: Mapping[str, Any] = field(default_factory=dict)  # JSON values
+    slots: int = 16  # requests that one replica runs at once
+    replicas_max: int = 1
+    park_after_s: float = 60.0  # idle time in `serving` before it parks
+    freeze_after_s: float = 300.0  # idle time since the last request before its process ends
+    memory_bytes: int = 4 << 30  # limit of one replica's private memory
+    snapshot: str = "eager"  # "eager": checkpoint at the first cold start; "never"
+    create_time: float = 0.0  # seconds since the epoch
+
+    def encode(self) -> bytes:
+        return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True).encode()
+
+    @staticmethod
+    def decode(data: bytes) -> "ModelSpec":
+        """Raises ValueError with one sentence."""
+        try:
+            value = dict(json.loads(data))
+            if value.pop("format") != FORMAT:
+                raise ValueError("model spec has another format than this version knows")
+            spec = ModelSpec(**value)
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"model spec is malformed: {error!r}") from None
+        return spec.checked()
+
+    def checked(self) -> "ModelSpec":
+        """Itself. Raises ValueError with one sentence when a field is out of range."""
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(
+                f"model name {self.name[:80]!r} is not letters, digits, '.', '_', '-' and at most one '/'"
+            )
+        digests.hex_of(self.weights)
+        if self.snapshot not in ("eager", "never"):
+            raise ValueError(f"snapshot is {self.snapshot!r}, it must be 'eager' or 'never'")
+        if not 1 <= self.slots <= 1024:
+            raise ValueError(f"slots is {self.slots}, it must be 1 to 1024")
+        if not 1 <= self.replicas_max <= 1024:
+            raise ValueError(f"replicas_max is {self.replicas_max}, it must be 1 to 1024")
+        if not 0 <= self.park_after_s <= self.freeze_after_s:
+            raise ValueError("park_after_s must be at least 0 and at most freeze_after_s")
+        return self

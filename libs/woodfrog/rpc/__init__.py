@@ -1,0 +1,7 @@
+"""Servers, channels and the process frame that every service shares."""
+
+from woodfrog.rpc.channel import call, open_channel, stream
+from woodfrog.rpc.process import run
+from woodfrog.rpc.server import Server
+
+__all__ = ["Server", "call", "open_channel", "run", "stream"]

@@ -1,0 +1,29 @@
+"""Trace context over gRPC metadata and HTTP headers, by W3C traceparent."""
+
+from collections.abc import Iterable, Mapping
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+_PROPAGATOR = TraceContextTextMapPropagator()
+
+
+def inject() -> dict[str, str]:
+    carrier: dict[str, str] = {}
+    _PROPAGATOR.inject(carrier)
+    return carrier
+
+
+def extract(carrier: Mapping[str, str]) -> Context:
+    return _PROPAGATOR.extract(carrier)
+
+
+def extract_metadata(metadata: Iterable[tuple[str, str | bytes]] | None) -> Context:
+    return extract({key: value for key, value in metadata or () if isinstance(value, str)})
+
+
+def link(traceparent: str) -> list[trace.Link]:
+    """A link to another trace's span, as a list for `start_span(links=…)`; empty when there is none."""
+    context = trace.get_current_span(extract({"traceparent": traceparent})).get_span_context()
+    return [trace.Link(context)] if context.is_valid else []

@@ -1,0 +1,144 @@
+"""gRPC servers: health, reflection, and one interceptor that opens the span and translates errors."""
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]
+from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind
+
+from woodfrog import errors, telemetry
+from woodfrog.errors import status
+from woodfrog.rpc import propagation
+
+log = logging.getLogger(__name__)
+GRACE_S = 1.0
+MESSAGE_BYTES_MAX = 80 << 20  # a manifest of the greatest size fits
+_QUIET = ("/grpc.health.", "/grpc.reflection.")
+
+
+class Server:
+    """One gRPC server on one address.
+
+    async with Server("127.0.0.1:7001") as server:
+        add_ManifestsServicer_to_server(servicer, server.grpc)
+        await server.start()
+    """
+
+    def __init__(self, listen: str) -> None:
+        self.grpc = grpc.aio.server(
+            interceptors=[_Interceptor()],
+            options=[
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+                ("grpc.http2.min_ping_interval_without_data_ms", 4000),
+                ("grpc.keepalive_permit_without_calls", 1),
+            ],
+        )
+        self._listen = listen
+        self.health = health_aio.HealthServicer()
+        self.port = 0
+
+    async def __aenter__(self) -> "Server":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.health.enter_graceful_shutdown()
+        await self.grpc.stop(GRACE_S)
+
+    async def start(self, *service_names: str) -> None:
+        """Binds, serves, and says SERVING. Raises FailedPrecondition when the address is taken."""
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self.grpc)
+        names = (*service_names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+        reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self.grpc)
+        try:
+            self.port = self.grpc.add_insecure_port(self._listen)
+        except RuntimeError as error:
+            raise errors.FailedPrecondition(
+                "ADDRESS_TAKEN",
+                f"cannot listen on {self._listen}: {error}; stop what uses it or choose another",
+                address=self._listen,
+            ) from None
+        await self.grpc.start()
+        await self.health.set("", health_pb2.HealthCheckResponse.SERVING)
+        log.info("serving", extra={"address": self._listen, "port": self.port})
+
+
+class _Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        name = handler_call_details.method
+        if handler is None or name.startswith(_QUIET):
+            return handler
+        parent = propagation.extract_metadata(handler_call_details.invocation_metadata)
+        make = (
+            grpc.unary_unary_rpc_method_handler,
+            grpc.unary_stream_rpc_method_handler,
+            grpc.stream_unary_rpc_method_handler,
+            grpc.stream_stream_rpc_method_handler,
+        )[2 * handler.request_streaming + handler.response_streaming]
+        inner = (
+            handler.unary_unary
+            or handler.unary_stream
+            or handler.stream_unary
+            or handler.stream_stream
+        )
+        wrap = _stream if handler.response_streaming else _unary
+        return make(
+            wrap(name, inner, parent),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+
+def _unary(name: str, inner: Callable[..., Awaitable[Any]], parent: Any) -> Callable[..., Any]:
+    async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        span = telemetry.tracer().start_span(name[1:], parent, kind=SpanKind.SERVER)
+        with trace.use_span(span, end_on_exit=True):
+            try:
+                return await inner(request, context)
+            except Exception as error:  # noqa: BLE001  the outermost frame of a call
+                await _abort(name, context, error)
+
+    return handle
+
+
+def _stream(
+    name: str, inner: Callable[..., AsyncIterator[Any]], parent: Any
+) -> Callable[..., AsyncIterator[Any]]:
+    async def handle(
+        request: Any, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[Any]:
+        # A stream lives as long as its peer: its span marks the opening, so that one is seen before the end.
+        with telemetry.tracer().start_as_current_span(name[1:], parent, kind=SpanKind.SERVER):
+            pass
+        try:
+            async for response in inner(request, context):
+                yield response
+        except Exception as error:  # noqa: BLE001  the outermost frame of a call
+            await _abort(name, context, error)
+
+    return handle
+
+
+async def _abort(name: str, context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> None:
+    """Ends the call with the error's status. grpc's own abort is raised again."""
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    if not isinstance(error, errors.WoodfrogError):
+        log.error("call failed", extra={"method": name}, exc_info=error)
+        trace_id = trace.get_current_span().get_span_context().trace_id
+        error = errors.Internal(
+            "INTERNAL", f"internal error in {name}; the log has it under trace {trace_id:032x}"
+        )
+    details = rpc_status.to_status(status.to_status(error))
+    await context.abort(details.code, details.details, details.trailing_metadata)

@@ -1,0 +1,166 @@
+"""The `woodfrog` command. Errors reach the user as one sentence and exit code 1."""
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from woodfrog.cli import chat, commands, demo, doctor, up
+from woodfrog.cli.cluster import Cluster, Tools
+from woodfrog.errors import WoodfrogError
+from woodfrog.model.spec import ModelSpec
+
+HOME = Path(os.environ.get("WOODFROG_HOME", ".woodfrog"))
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="woodfrog", description="Frozen replicas that wake at once.")
+    top.add_argument("--home", type=Path, default=HOME, help="the cluster's folder (%(default)s)")
+    verbs = top.add_subparsers(dest="verb", required=True)
+
+    one = verbs.add_parser("up", help="start the local cluster")
+    one.add_argument("--port", type=int, help="of the gateway; chosen at the first start and kept")
+    one.add_argument(
+        "--foreground", action="store_true", help="stay, show the log, end with Ctrl-C"
+    )
+    verbs.add_parser("down", help="stop it and clean up; models and snapshots stay")
+    verbs.add_parser("doctor", help="check this machine")
+    verbs.add_parser("ps", help="show models on their rungs, and replicas")
+    verbs.add_parser("demo", help="a model sleeps at zero and a request wakes it")
+
+    models = verbs.add_parser("models", help="add, list or remove models").add_subparsers(
+        dest="action", required=True
+    )
+    add = models.add_parser("add", help="add a Hugging Face folder or a GGUF file")
+    add.add_argument("name")
+    add.add_argument("path", type=Path)
+    add.add_argument(
+        "--park-after", type=float, default=60.0, metavar="S", help="idle seconds until it parks"
+    )
+    add.add_argument(
+        "--freeze-after",
+        type=float,
+        default=300.0,
+        metavar="S",
+        help="idle seconds until it sleeps at zero",
+    )
+    add.add_argument("--slots", type=int, default=16, help="requests that a replica runs at once")
+    add.add_argument("--replicas-max", type=int, default=1)
+    add.add_argument(
+        "--memory", type=float, default=4.0, metavar="GIB", help="limit of a replica's own memory"
+    )
+    add.add_argument("--context", type=int, default=2048, metavar="TOKENS")
+    add.add_argument("--snapshot", choices=("eager", "never"), default="eager")
+    models.add_parser("list", help="list models")
+    rm = models.add_parser("rm", help="remove a model, its snapshots and its weights")
+    rm.add_argument("name")
+
+    snapshots = verbs.add_parser("snapshots", help="list or remove snapshots").add_subparsers(
+        dest="action", required=True
+    )
+    snapshots.add_parser("list", help="list snapshots")
+    drop = snapshots.add_parser("rm", help="remove the snapshots of a model")
+    drop.add_argument("model")
+
+    talk = verbs.add_parser("chat", help="talk to a model")
+    talk.add_argument("model")
+    talk.add_argument("question", nargs="*", help="ask this and end; without it, a conversation")
+    return top
+
+
+def main() -> None:
+    args = parser().parse_args()
+    try:
+        sys.exit(run(args))
+    except WoodfrogError as error:
+        print(f"woodfrog: {error.message}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def run(args: argparse.Namespace) -> int:
+    match args.verb:
+        case "up":
+            return up.up(args.home, args.port, args.foreground)
+        case "down":
+            return up.down(args.home)
+        case "doctor":
+            return _doctor()
+        case "demo":
+            return demo.run(args.home)
+        case "chat":
+            return _chat(Cluster.existing(args.home), args.model, " ".join(args.question))
+        case _:
+            asyncio.run(_ACTIONS[args.verb, getattr(args, "action", "")](args))
+            return 0
+
+
+async def _add(args: argparse.Namespace) -> None:
+    spec = ModelSpec(
+        name=args.name,
+        weights="sha256:" + "0" * 64,  # taken from the files
+        weights_bytes=0,
+        engine_args={"context_tokens": args.context},
+        slots=args.slots,
+        replicas_max=args.replicas_max,
+        park_after_s=min(args.park_after, args.freeze_after),
+        freeze_after_s=args.freeze_after,
+        memory_bytes=int(args.memory * (1 << 30)),
+        snapshot=args.snapshot,
+    )
+    await commands.models_add(Cluster.existing(args.home), spec, args.path)
+
+
+_Action = Callable[[argparse.Namespace], Coroutine[Any, Any, None]]
+_ACTIONS: dict[tuple[str, str], _Action] = {
+    ("ps", ""): lambda args: commands.ps(Cluster.existing(args.home)),
+    ("models", "add"): _add,
+    ("models", "list"): lambda args: commands.models_list(Cluster.existing(args.home)),
+    ("models", "rm"): lambda args: commands.models_rm(Cluster.existing(args.home), args.name),
+    ("snapshots", "list"): lambda args: commands.snapshots_list(Cluster.existing(args.home)),
+    ("snapshots", "rm"): lambda args: commands.snapshots_rm(
+        Cluster.existing(args.home), args.model
+    ),
+}
+
+
+def _doctor() -> int:
+    bad = 0
+    for finding in doctor.examine(Tools.find()):
+        mark = "ok  " if not finding.mend else "FAIL"
+        print(f"{mark} {finding.name:14} {finding.said}")
+        if finding.mend:
+            print(f"     → {finding.mend}")
+            bad += finding.needed
+    return 1 if bad else 0
+
+
+def _chat(cluster: Cluster, model: str, question: str) -> int:
+    """One question, or a conversation until the input ends."""
+    messages: list[dict[str, str]] = []
+    while line := question or _input():
+        messages.append({"role": "user", "content": line})
+        answer = ""
+        for piece in chat.ask(cluster.base_url, model, messages):
+            print(piece, end="", flush=True)
+            answer += piece
+        print()
+        if question:
+            break
+        messages.append({"role": "assistant", "content": answer})
+    return 0
+
+
+def _input() -> str:
+    try:
+        return input("you: ").strip()
+    except EOFError:
+        return ""
+
+
+if __name__ == "__main__":
+    main()

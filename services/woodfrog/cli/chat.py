@@ -1,0 +1,37 @@
+"""`woodfrog chat`: one question, or a conversation, over the gateway's own HTTP."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+from woodfrog.errors import InvalidArgument, Unavailable
+
+_TIMEOUT_S = 600
+
+
+def ask(base_url: str, model: str, messages: list[dict[str, str]]) -> Iterator[str]:
+    """Pieces of the answer. Raises InvalidArgument with the gateway's words, Unavailable when it cannot be reached."""
+    body = {"model": model, "messages": messages, "stream": True}
+    request = urllib.request.Request(
+        f"{base_url}/chat/completions",
+        json.dumps(body).encode(),
+        {"content-type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
+            for line in response:
+                if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
+                    continue
+                event = json.loads(line[6:])
+                if "error" in event:
+                    raise Unavailable("ANSWER_BROKEN", event["error"]["message"])
+                for choice in event["choices"]:
+                    yield choice["delta"].get("content") or ""
+    except urllib.error.HTTPError as error:
+        raise InvalidArgument("REFUSED", json.load(error)["error"]["message"]) from None
+    except OSError as error:
+        raise Unavailable(
+            "GATEWAY_AWAY",
+            f"the gateway at {base_url} cannot be reached ({error}); run: woodfrog up",
+        ) from None

@@ -1,0 +1,99 @@
+"""What `woodfrog ps`, `models` and `snapshots` print and do."""
+
+import time
+from pathlib import Path
+
+from woodfrog import rpc
+from woodfrog.api.scheduler.v1 import placements_pb2, placements_pb2_grpc
+from woodfrog.cli import models
+from woodfrog.cli.cluster import Cluster
+from woodfrog.cli.show import size, table
+from woodfrog.errors import NotFound
+from woodfrog.model.spec import ModelSpec
+
+_TIMEOUT_S = 5.0
+
+
+async def describe(cluster: Cluster) -> placements_pb2.DescribeResponse:
+    async with rpc.open_channel(cluster.address("scheduler")) as channel:
+        stub = placements_pb2_grpc.PlacementsStub(channel)  # type: ignore[no-untyped-call]
+        response: placements_pb2.DescribeResponse = await rpc.call(
+            stub.Describe, placements_pb2.DescribeRequest(), timeout_s=_TIMEOUT_S
+        )
+        return response
+
+
+async def ps(cluster: Cluster) -> None:
+    view = await describe(cluster)
+    rows = [
+        (
+            m.model,
+            m.rung,
+            ", ".join(f"{r.replica_id} {r.state} ({r.active} active)" for r in m.replicas) or "-",
+            f"{m.idle_s:.0f} s" if m.idle_s >= 0 else "-",
+            f"{m.predicted_ms:.0f} ms",
+        )
+        for m in view.models
+    ]
+    print(table(("MODEL", "RUNG", "REPLICAS", "IDLE", "NEXT WAKE (PREDICTED)"), rows))
+    for node in view.nodes:
+        print(
+            f"node {node.node}: {size(node.memory_promised_bytes)} of {size(node.memory_bytes)} promised"
+        )
+
+
+async def models_add(cluster: Cluster, spec: ModelSpec, path: Path) -> None:
+    async with models.connect(cluster) as cell:
+        added = await models.add(cell, spec, path, lambda line: print(f"  {line}"))
+    print(f"added {added.name}: {size(added.weights_bytes)}, {added.weights}")
+
+
+async def models_list(cluster: Cluster) -> None:
+    async with models.connect(cluster) as cell:
+        specs = await cell.catalog.list_models()
+    rows = [
+        (
+            s.name,
+            size(s.weights_bytes),
+            s.engine,
+            f"{s.park_after_s:g} s",
+            f"{s.freeze_after_s:g} s",
+        )
+        for s in specs
+    ]
+    print(table(("MODEL", "WEIGHTS", "ENGINE", "PARKS AFTER", "FREEZES AFTER"), rows))
+
+
+async def models_rm(cluster: Cluster, name: str) -> None:
+    async with models.connect(cluster) as cell:
+        await models.remove(cell, name)
+    print(f"removed {name}")
+
+
+async def snapshots_list(cluster: Cluster) -> None:
+    async with models.connect(cluster) as cell:
+        pointers = await cell.catalog.list_snapshots()
+    rows = [
+        (
+            p.model,
+            size(p.size_bytes),
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(p.create_time)),
+            p.manifest[:19],
+            p.fingerprint.digest[:19],
+        )
+        for p in pointers
+    ]
+    print(table(("MODEL", "SIZE", "MADE", "MANIFEST", "FINGERPRINT"), rows))
+
+
+async def snapshots_rm(cluster: Cluster, model: str) -> None:
+    async with models.connect(cluster) as cell:
+        pointers = await cell.catalog.list_snapshots(model)
+        if not pointers:
+            raise NotFound(
+                "SNAPSHOT_NOT_FOUND",
+                f"model {model!r} has no snapshot; see: woodfrog snapshots list",
+            )
+        for pointer in pointers:
+            await models.drop_snapshot(cell, pointer)
+    print(f"removed {len(pointers)} snapshot(s) of {model}")

@@ -1,0 +1,179 @@
+"""`woodfrog models`: adding checks the files first, then ingests them, and tells the cell last, so a failure leaves nothing."""
+
+import json
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from woodfrog.catalog import Catalog
+from woodfrog.cli.cluster import Cluster
+from woodfrog.cli.import_model import import_gguf
+from woodfrog.clients.ingest import build_manifest, ingest
+from woodfrog.clients.store import ChunkClient, StoreClient
+from woodfrog.clock import SystemClock
+from woodfrog.coordination import Session
+from woodfrog.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    WoodfrogError,
+)
+from woodfrog.model.manifest import Kind
+from woodfrog.model.snapshot import SnapshotPointer
+from woodfrog.model.spec import ModelSpec
+
+_KEPT = frozenset((".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken"))
+_PICKLES = frozenset((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"))
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What `models` and `snapshots` change."""
+
+    catalog: Catalog
+    store: StoreClient
+    chunks: ChunkClient
+
+
+@asynccontextmanager
+async def connect(cluster: Cluster) -> AsyncIterator[Cell]:
+    async with (
+        Session([cluster.address("etcd")], SystemClock()) as session,
+        StoreClient(cluster.address("snapshot_store")) as store,
+        ChunkClient() as chunks,
+    ):
+        yield Cell(Catalog(session), store, chunks)
+
+
+def check_folder(folder: Path) -> list[str]:
+    """The files of a Hugging Face folder that make up the model. Raises InvalidArgument or NotFound, one sentence each."""
+    if not folder.exists():
+        raise NotFound(
+            "PATH_NOT_FOUND", f"{folder} does not exist; give a model's folder or a GGUF file"
+        )
+    if not folder.is_dir():
+        raise InvalidArgument(
+            "NOT_A_FOLDER", f"{folder} is not a folder; give a model's folder or a GGUF file"
+        )
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    weights = [path for path in files if path.suffix == ".safetensors"]
+    if not weights:
+        pickles = [path.name for path in files if path.suffix in _PICKLES]
+        if pickles:
+            raise InvalidArgument(
+                "PICKLE_REFUSED",
+                f"{folder} has its weights only as a pickle ({pickles[0]}), which can run code; convert them to safetensors",
+            )
+        raise InvalidArgument(
+            "NO_WEIGHTS", f"{folder} has no .safetensors file; give the folder with the weights"
+        )
+    for path in weights:
+        _check_safetensors(path)
+    _check_config(folder / "config.json")
+    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+        raise InvalidArgument(
+            "NO_TOKENIZER", f"{folder} has no tokenizer.json; add the model's tokenizer"
+        )
+    return [path.name for path in files if path.suffix in _KEPT]
+
+
+async def add(cell: Cell, spec: ModelSpec, path: Path, progress: Progress) -> ModelSpec:
+    """Adds a folder or a GGUF file under `spec.name`; the spec with its weights. Raises woodfrog.errors classes."""
+    try:
+        spec.checked()
+    except ValueError as error:
+        raise InvalidArgument("BAD_SPEC", str(error)) from None
+    if any(known.name == spec.name for known in await cell.catalog.list_models()):
+        raise _exists(spec.name)
+    if path.suffix == ".gguf" and path.is_file():
+        with tempfile.TemporaryDirectory(prefix="woodfrog-import-") as temporary:
+            progress("converting the GGUF file to safetensors")
+            import_gguf(path, Path(temporary) / "model")
+            return await _ingest(cell, spec, Path(temporary) / "model", progress)
+    return await _ingest(cell, spec, path, progress)
+
+
+async def remove(cell: Cell, name: str) -> None:
+    """Removes a model with its snapshots and its weights. Raises NotFound MODEL_NOT_FOUND."""
+    spec = await cell.catalog.get_model(name)
+    pointers = await cell.catalog.remove_model(name)
+    for pointer in pointers:
+        await _drop(cell, pointer.manifest, pointer.holder)
+    await _drop(cell, spec.weights, f"model/{name}")
+
+
+async def drop_snapshot(cell: Cell, pointer: SnapshotPointer) -> None:
+    await cell.catalog.remove_snapshot(pointer)
+    await _drop(cell, pointer.manifest, pointer.holder)
+
+
+async def _ingest(cell: Cell, spec: ModelSpec, folder: Path, progress: Progress) -> ModelSpec:
+    names = check_folder(folder)
+    progress("reading the weights and taking their digests")
+    manifest = build_manifest(Kind.WEIGHTS, folder, {"model": spec.name}, names)
+    progress(f"bringing {manifest.size_bytes / 1e6:.0f} MB into the store")
+    weights = await ingest(cell.store, cell.chunks, manifest, folder)
+    holder = f"model/{spec.name}"
+    await cell.store.hold(weights, holder)
+    added = replace(spec, weights=weights, weights_bytes=manifest.size_bytes)
+    try:
+        await cell.catalog.add_model(added)
+    except AlreadyExists:
+        raise _exists(
+            spec.name
+        ) from None  # somebody was quicker; the weights are theirs too, or held by no one
+    except WoodfrogError:
+        await _drop(cell, weights, holder)
+        raise
+    return added
+
+
+async def _drop(cell: Cell, manifest: str, holder: str) -> None:
+    """Lets a manifest go, and deletes it unless somebody else holds it."""
+    try:
+        await cell.store.unhold(manifest, holder)
+        await cell.store.delete(manifest)
+    except (FailedPrecondition, NotFound):
+        return
+
+
+def _exists(name: str) -> AlreadyExists:
+    return AlreadyExists(
+        "MODEL_EXISTS",
+        f"a model {name!r} is there already; choose another name or run: woodfrog models rm {name}",
+        model=name,
+    )
+
+
+def _check_safetensors(path: Path) -> None:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            if not list(file.keys()):
+                raise InvalidArgument(
+                    "NO_WEIGHTS", f"{path} holds no tensor; give the file with the weights"
+                )
+    except (SafetensorError, OSError) as error:
+        raise InvalidArgument(
+            "WEIGHTS_DAMAGED", f"{path} is not a whole safetensors file ({error}); fetch it again"
+        ) from None
+
+
+def _check_config(path: Path) -> None:
+    try:
+        config = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InvalidArgument(
+            "NO_CONFIG", f"{path.parent} has no config.json; give a Hugging Face model folder"
+        ) from None
+    except ValueError:
+        raise InvalidArgument("BAD_CONFIG", f"{path} is not JSON; fetch it again") from None
+    if not isinstance(config, dict) or "architectures" not in config:
+        raise InvalidArgument(
+            "BAD_CONFIG", f"{path} names no architecture; it must be a Transformers config"
+        )

@@ -1,0 +1,208 @@
+"""Runs etcd and the five services of one local cluster as its children, and restarts what dies.
+
+Run as `python -m woodfrog.cli.supervisor HOME`. It holds a lock on HOME for as long as it lives; SIGTERM and SIGINT end
+everything. Children get SIGKILL when the supervisor itself is killed, and a sandbox ends with its node agent, so
+nothing outlives it but a dead mount, which the next `up` or `down` removes.
+"""
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TextIO
+
+from woodfrog import telemetry
+from woodfrog.cli import trace_file
+from woodfrog.cli.cluster import SERVICES, Cluster, Tools
+from woodfrog.errors import FailedPrecondition, Unavailable
+from woodfrog.host.cgroup import Cgroups
+from woodfrog.host.folders import remove_tree
+
+log = logging.getLogger(__name__)
+READY_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 10.0
+_RESTART_S = (0.1, 0.2, 0.5, 1.0, 2.0)
+_CALM_S = 10.0  # a child that lived so long starts again at the shortest pause
+_LOG_BYTES_MAX = 32 << 20
+
+
+class Lock:
+    """HOME's lock; its file holds the supervisor's id."""
+
+    def __init__(self, home: Path) -> None:
+        self._path = home / "supervisor.lock"
+        self._file: TextIO | None = None
+
+    def take(self) -> None:
+        """Raises FailedPrecondition ALREADY_UP."""
+        file = self._path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise FailedPrecondition(
+                "ALREADY_UP", f"the cluster in {self._path.parent} is up"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        self._file = file
+
+    def holder(self) -> int | None:
+        """Id of the supervisor that is up; None when none is."""
+        try:
+            with self._path.open() as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return int(file.read() or 0) or None
+        except FileNotFoundError:
+            pass
+        return None
+
+
+class Supervisor:
+    def __init__(self, cluster: Cluster, tools: Tools) -> None:
+        self._cluster = cluster
+        self._tools = tools
+        self._children: dict[str, asyncio.subprocess.Process] = {}
+
+    async def run(self, stop: asyncio.Event) -> None:
+        traces = await trace_file.serve(self._cluster.traces_file, self._cluster.address("traces"))
+        keepers: list[asyncio.Task[None]] = []
+        try:
+            for name in ("etcd", *SERVICES):
+                keepers.append(asyncio.create_task(self._keep(name), name=name))
+            stopping = asyncio.create_task(stop.wait(), name="stop")
+            done, _ = await asyncio.wait([*keepers, stopping], return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            for task in done & set(keepers):
+                task.result()
+        finally:
+            for keeper in keepers:
+                keeper.cancel()
+            await asyncio.gather(*keepers, return_exceptions=True)
+            for name in reversed(("etcd", *SERVICES)):
+                await self._stop(name)
+            await traces.stop(1.0)
+            clean(self._cluster)
+
+    async def _keep(self, name: str) -> None:
+        failures = 0
+        while True:
+            began = time.monotonic()
+            process = await self._start(name)
+            status = await process.wait()
+            failures = 0 if time.monotonic() - began > _CALM_S else failures + 1
+            pause = _RESTART_S[min(failures, len(_RESTART_S) - 1)]
+            log.warning(
+                "child ended", extra={"child": name, "status": status, "restart_in_s": pause}
+            )
+            await asyncio.sleep(pause)
+
+    async def _start(self, name: str) -> asyncio.subprocess.Process:
+        if name == "etcd":
+            argv, env = self._cluster.etcd_argv(self._tools), {"PATH": os.environ["PATH"]}
+        else:
+            argv = self._cluster.argv(name)
+            env = self._cluster.environment(name, self._tools)
+        with open_log(self._cluster, name) as file:
+            process = await asyncio.create_subprocess_exec(
+                "setpriv", "--pdeathsig", "KILL", *argv,
+                env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+                start_new_session=True,
+            )  # fmt: skip
+        self._children[name] = process
+        log.info("child started", extra={"child": name, "child_pid": process.pid})
+        (self._cluster.home / "pids").mkdir(exist_ok=True)
+        (self._cluster.home / "pids" / name).write_text(str(process.pid))
+        return process
+
+    async def _stop(self, name: str) -> None:
+        process = self._children.get(name)
+        if process is None or process.returncode is not None:
+            return
+        process.terminate()
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await process.wait()
+        except TimeoutError:
+            log.warning("child did not stop", extra={"child": name})
+            process.kill()
+            await process.wait()
+
+
+def open_log(cluster: Cluster, name: str) -> TextIO:
+    path = cluster.home / "logs" / f"{name}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and path.stat().st_size > _LOG_BYTES_MAX:
+        path.replace(path.with_suffix(".log.1"))
+    return path.open("a")
+
+
+def clean(cluster: Cluster) -> None:
+    """Removes what killed processes left: sandboxes, their folders, the mount."""
+    cgroups = Cgroups(cluster.node)
+    for cgroup in cgroups.leftovers():
+        cgroup.kill()
+        cgroup.remove()
+    cgroups.remove_node()
+    for folder in cluster.run_dir.iterdir() if cluster.run_dir.exists() else ():
+        remove_tree(folder)
+    remove_tree(cluster.run_dir)
+    for _ in range(8):
+        if str(cluster.mount_dir) not in Path("/proc/self/mounts").read_text():
+            return
+        subprocess.run(["umount", "-l", str(cluster.mount_dir)], check=False, capture_output=True)
+
+
+def start_detached(home: Path) -> None:
+    """Starts a supervisor that outlives its starter."""
+    log_path = home / "logs" / "supervisor.log"
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    with log_path.open("a") as file:
+        subprocess.Popen(
+            [sys.executable, "-m", "woodfrog.cli.supervisor", str(home)],
+            stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
+        )  # fmt: skip
+
+
+def stop(home: Path) -> bool:
+    """Ends the cluster of `home` and cleans up; whether one was up. Raises Unavailable when it does not end."""
+    cluster = Cluster.existing(home)
+    lock = Lock(cluster.home)
+    pid = lock.holder()
+    if pid is not None:
+        os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_TIMEOUT_S * (len(SERVICES) + 1)
+        while lock.holder() is not None:
+            if time.monotonic() > deadline:
+                raise Unavailable("NOT_DOWN", f"the supervisor {pid} does not end; see {home}/logs")
+            time.sleep(0.05)
+    clean(cluster)
+    return pid is not None
+
+
+async def _main(home: Path) -> None:
+    stopping = asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, stopping.set)
+    cluster = Cluster.open(home)
+    lock = Lock(cluster.home)
+    lock.take()
+    clean(cluster)
+    await Supervisor(cluster, Tools.find()).run(stopping)
+
+
+if __name__ == "__main__":
+    telemetry.init("supervisor")
+    try:
+        asyncio.run(_main(Path(sys.argv[1])))
+    except FailedPrecondition as error:
+        log.error("cannot run", extra={"error": error.message})
+        sys.exit(1)

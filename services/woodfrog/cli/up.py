@@ -1,0 +1,111 @@
+"""`woodfrog up` and `woodfrog down`."""
+
+import asyncio
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from woodfrog.cli import doctor, supervisor
+from woodfrog.cli.cluster import SERVICES, Cluster, Tools
+from woodfrog.errors import FailedPrecondition, Unavailable
+
+READY_TIMEOUT_S = 60.0
+
+
+def up(home: Path, port: int | None, foreground: bool) -> int:
+    check_machine()
+    cluster = Cluster.open(home, port)
+    lock = supervisor.Lock(cluster.home)
+    was_up = lock.holder() is not None
+    if port and port != cluster.http_port:
+        raise FailedPrecondition(
+            "PORT_KEPT",
+            f"the cluster in {cluster.home} has port {cluster.http_port}; remove cluster.json to choose again",
+        )
+    if foreground and not was_up:
+        return subprocess.call([sys.executable, "-m", "woodfrog.cli.supervisor", str(cluster.home)])
+    start(cluster)
+    print(f"the cluster in {cluster.home} {'was up already' if was_up else 'is up'}")
+    print(f"  gateway  {cluster.base_url}")
+    print(f"  logs     {cluster.home}/logs")
+    print("  stop     woodfrog down")
+    return 0
+
+
+def start(cluster: Cluster) -> None:
+    """Starts it when it is not up, and waits until it serves. Raises Unavailable; then nothing is left running."""
+    lock = supervisor.Lock(cluster.home)
+    started = lock.holder() is None
+    if started:
+        supervisor.start_detached(cluster.home)
+    try:
+        asyncio.run(wait_ready(cluster))
+    except BaseException:
+        if started:
+            supervisor.stop(cluster.home)
+        raise
+
+
+def down(home: Path) -> int:
+    was_up = supervisor.stop(home)
+    print("stopped; models and snapshots stay" if was_up else "nothing was running")
+    return 0
+
+
+def check_machine() -> None:
+    """Raises FailedPrecondition with what to type for the first need that is not met."""
+    for finding in doctor.examine(Tools.find()):
+        if finding.needed and finding.mend:
+            raise FailedPrecondition(
+                "MACHINE_UNFIT",
+                f"{finding.name}: {finding.said}; {finding.mend}",
+                name=finding.name,
+            )
+
+
+async def wait_ready(cluster: Cluster) -> None:
+    """Until every service answers SERVING and the gateway is ready."""
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    for service in SERVICES:
+        while not await _serving(cluster.address(service)):
+            if time.monotonic() > deadline:
+                raise _not_ready(cluster, service)
+            await asyncio.sleep(0.05)
+    while not await asyncio.to_thread(_gateway_ready, cluster.http_port):
+        if time.monotonic() > deadline:
+            raise _not_ready(cluster, "router")
+        await asyncio.sleep(0.05)
+
+
+async def _serving(address: str) -> bool:
+    async with grpc.aio.insecure_channel(address) as channel:
+        try:
+            reply = await health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=1.0
+            )
+        except grpc.aio.AioRpcError:
+            return False
+    return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def _gateway_ready(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=1.0) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _not_ready(cluster: Cluster, service: str) -> Unavailable:
+    log = cluster.home / "logs" / f"{service}.log"
+    last = log.read_text().strip().splitlines()[-1:] if log.exists() else []
+    said = last[0][:400] if last else "it wrote no log"
+    return Unavailable(
+        "NOT_READY", f"{service} is not ready after {READY_TIMEOUT_S:.0f} s: {said}; see {log}"
+    )

@@ -1,0 +1,63 @@
+"""`python -m woodfrog.engine`: settings, control socket, model, HTTP."""
+
+import asyncio
+import gc
+import logging
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+from woodfrog.clock import SystemClock
+from woodfrog.engine.engine import TextEngine
+from woodfrog.engine.settings import Settings, load
+from woodfrog.errors import InvalidArgument
+from woodfrog.replica.control import ControlServer
+from woodfrog.replica.logs import LogRing
+from woodfrog.replica.replica import Replica
+
+
+def main() -> int:
+    gc.disable()  # until everything is loaded: nothing of it is garbage
+    # Before the first import that reads them.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads would idle in each clone
+    # Threads that spin for each other starve each other once replicas share CPUs: ten times slower was seen.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    ring = LogRing()
+    logging.basicConfig(level=logging.INFO, handlers=[ring, logging.StreamHandler()])
+    try:
+        asyncio.run(serve(load(os.environ), ring))
+    except InvalidArgument as error:
+        sys.stderr.write(error.message + "\n")
+        return 2
+    return 0
+
+
+async def serve(settings: Settings, ring: LogRing) -> None:
+    engine = TextEngine(settings)
+    replica = Replica(engine, ring)
+    async with ControlServer(replica, settings.control):
+        # Not asyncio.to_thread, whose thread would idle in every clone.
+        with ThreadPoolExecutor(1) as pool:
+            await asyncio.get_running_loop().run_in_executor(pool, engine.load)
+        try:
+            await engine.warm()
+            from woodfrog.engine.app import App
+            from woodfrog.engine.server import HttpServer
+
+            def listening() -> None:
+                gc.freeze()  # collections in a clone must not touch, and so copy, what it shares
+                gc.enable()
+                replica.loaded()
+
+            app = App(engine, replica, SystemClock())
+            server = HttpServer(app, settings.socket, listening)
+            engine.close_connections = server.close_connections
+            await server.serve()
+        finally:
+            engine.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

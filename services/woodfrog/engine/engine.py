@@ -1,0 +1,144 @@
+"""The text engine behind the replica contract: what it loads, how it drains, and what its canary says."""
+
+import hashlib
+import logging
+import platform
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from woodfrog.engine.admission import Admission
+from woodfrog.engine.parse import Limits
+from woodfrog.engine.request import GREEDY, Sampling
+from woodfrog.engine.settings import Settings
+from woodfrog.replica import entropy
+
+if TYPE_CHECKING:  # imported by load(), which the control socket does not wait for
+    from woodfrog.engine.batching import Batcher
+    from woodfrog.engine.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+WAITING_MAX = 64
+# Any model goes on with the alphabet, so surely that company in its batch cannot change its mind.
+CANARY_TEXT = "a b c d e f g"
+CANARY_TOKENS = 1
+
+
+class TextEngine:
+    """Its parts exist once `load` has returned. `close_connections` belongs to the HTTP server."""
+
+    batcher: "Batcher"
+    tokenizer: "Tokenizer"
+    limits: Limits
+    close_connections: Callable[[], Awaitable[None]]
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.admission = Admission(settings.arguments.slots, WAITING_MAX)
+        self._stages: dict[str, float] = {}
+        self._versions = {"python": platform.python_version()}
+        self._loaded = False
+        self._canary_prompt: list[int] = []
+
+    @property
+    def fingerprint(self) -> str:
+        """OpenAI's system_fingerprint: the same wherever the same answers may be expected."""
+        parts = [self.settings.model_name, *sorted(self._versions.items())]
+        return "fp_" + hashlib.sha256(repr(parts).encode()).hexdigest()[:10]
+
+    def load(self) -> None:
+        """Blocks for seconds; runs in a thread of its own."""
+        began = perf_counter()
+        from woodfrog.engine import loading
+        from woodfrog.engine.batching import Batcher
+        from woodfrog.engine.tokenizer import Tokenizer
+
+        arguments = self.settings.arguments
+        loading.prepare(arguments.threads)
+        self._versions |= loading.versions()
+        seed_process(arguments.seed)
+        imported = perf_counter()
+        model = loading.load_model(self.settings.model)
+        self.tokenizer = Tokenizer(self.settings.model)
+        eos = loading.eos_tokens(self.settings.model, model)
+        self.batcher = Batcher(model, eos, arguments)
+        self.limits = Limits(
+            arguments.context_tokens, self.tokenizer.vocabulary_size, arguments.slots
+        )
+        self._canary_prompt = self.tokenizer.encode(CANARY_TEXT)
+        self._stages = {
+            "import_s": round(imported - began, 3),
+            "weights_s": round(perf_counter() - imported, 3),
+        }
+
+    async def warm(self) -> None:
+        """Run what the first request will need: prefill, decode, sampling, each generator."""
+        began = perf_counter()
+        self.batcher.start()
+        self._loaded = True
+        await self.canary()
+        warm = Sampling(temperature=0.7, top_p=0.9, top_k=50, presence_penalty=0.1, logprobs=1)
+        await self._generate(self._canary_prompt, warm, token_count=2)  # the second is a decode
+        entropy.draw()  # a generator that was never used hides that clones share it
+        self._stages["warm_s"] = round(perf_counter() - began, 3)
+        log.info("engine loaded", extra=self._stages)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "model": self.settings.model_name,
+            "active": self.admission.active,
+            "waiting": self.admission.waiting,
+            "slots": self.admission.slots,
+            "kv_bytes": self.batcher.kv_bytes if self._loaded else 0,
+            "load_stages": self._stages,
+            "versions": self._versions,
+        }
+
+    def failure(self) -> str | None:
+        return self.batcher.failure() if self._loaded else None
+
+    async def drain(self) -> None:
+        await self.admission.empty()
+        await self.close_connections()
+
+    def clear(self) -> None:
+        self.batcher.clear()
+
+    def release(self) -> None:
+        self.batcher.release()
+
+    def regain(self) -> None:
+        self.batcher.regain()
+
+    async def canary(self) -> list[int]:
+        return await self._generate(self._canary_prompt, GREEDY, CANARY_TOKENS)
+
+    def stop(self) -> None:
+        if self._loaded:
+            self.batcher.stop()
+
+    async def _generate(self, prompt: list[int], sampling: Sampling, token_count: int) -> list[int]:
+        from woodfrog.engine.sampling import Sampler
+
+        sampler = Sampler(sampling, prompt)
+        generation = self.batcher.submit(prompt, sampler, token_count, ignore_eos=True)
+        tokens: list[int] = []
+        try:
+            async with aclosing(generation.tokens()) as batches:
+                async for new in batches:
+                    tokens += new
+        finally:
+            generation.cancel()
+        return tokens
+
+
+def seed_process(seed: int | None) -> None:
+    entropy.reseed(b"")
+    if seed is not None:
+        import torch
+
+        random.seed(seed)
+        torch.manual_seed(seed)

@@ -1,0 +1,249 @@
+"""From an OpenAI request body to a checked GenerationRequest. Unknown fields are ignored, as OpenAI's servers do."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from woodfrog.engine.request import GenerationRequest, Sampling
+from woodfrog.errors import InvalidArgument
+
+Body = Mapping[str, Any]
+
+_ROLES = {"system", "developer", "user", "assistant", "tool", "function"}
+_COMPLETION_TOKENS = 16  # OpenAI's default for text completions
+_LOGPROBS_MAX = 20
+_STOPS_MAX = 4
+_COLDEST = 1e-4  # below this, dividing by the temperature overflows
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    context_tokens: int
+    vocabulary_size: int
+    sequences: int
+    """Most answers to one request, over all its prompts."""
+
+
+def chat_request(
+    body: Body, limits: Limits, encode: Callable[[list[dict[str, Any]]], list[int]]
+) -> GenerationRequest:
+    """`encode` turns checked messages into tokens. Raises InvalidArgument with `param`."""
+    prompt = encode(_messages(body.get("messages")))
+    _refuse_unsupported(body)
+    wanted = _integer(body, "max_completion_tokens", 1, None)
+    if wanted is None:
+        wanted = _integer(body, "max_tokens", 1, None)
+    logprobs = None
+    if _boolean(body, "logprobs"):
+        logprobs = _integer(body, "top_logprobs", 0, _LOGPROBS_MAX) or 0
+    elif body.get("top_logprobs") is not None:
+        _bad("top_logprobs", "needs logprobs: true")
+    return _request(body, limits, [prompt], wanted, logprobs)
+
+
+def completion_request(
+    body: Body, limits: Limits, encode: Callable[[str], list[int]]
+) -> GenerationRequest:
+    prompts = _prompts(body.get("prompt"), limits, encode)
+    if _boolean(body, "echo"):
+        _bad("echo", "is not supported")
+    if body.get("suffix") is not None:
+        _bad("suffix", "is not supported")
+    if _integer(body, "best_of", 1, None) not in (None, _integer(body, "n", 1, None) or 1):
+        _bad("best_of", "is not supported beyond n")
+    wanted = _integer(body, "max_tokens", 1, None) or _COMPLETION_TOKENS
+    logprobs = _integer(body, "logprobs", 0, _LOGPROBS_MAX)
+    return _request(body, limits, prompts, wanted, logprobs, chat=False)
+
+
+def _request(
+    body: Body,
+    limits: Limits,
+    prompts: list[list[int]],
+    wanted: int | None,
+    logprobs: int | None,
+    *,
+    chat: bool = True,
+) -> GenerationRequest:
+    longest = max(len(prompt) for prompt in prompts)
+    room = limits.context_tokens - longest
+    if room < (wanted or 1):
+        raise InvalidArgument(
+            "CONTEXT_LENGTH_EXCEEDED",
+            f"this model's maximum context length is {limits.context_tokens} tokens, but {longest} in the prompt"
+            f" and {wanted or 1} in the completion were asked for; shorten one of them",
+            param="messages" if chat else "prompt",
+        )
+    n = _integer(body, "n", 1, limits.sequences) or 1
+    if n * len(prompts) > limits.sequences:
+        _bad("n", f"times the prompts is more than {limits.sequences} answers")
+    stream = _boolean(body, "stream")
+    options = body.get("stream_options")
+    if options is not None and not (stream and isinstance(options, dict)):
+        _bad("stream_options", "is an object and needs stream: true")
+    return GenerationRequest(
+        chat=chat,
+        prompts=prompts,
+        n=n,
+        max_tokens=wanted or room,
+        sampling=_sampling(body, limits, logprobs),
+        stops=_stops(body.get("stop")),
+        stream=stream,
+        include_usage=_boolean(options or {}, "include_usage"),
+        ignore_eos=_boolean(body, "ignore_eos"),
+    )
+
+
+def _sampling(body: Body, limits: Limits, logprobs: int | None) -> Sampling:
+    top_p = _number(body, "top_p", 0.0, 1.0, 1.0)
+    if top_p == 0.0:
+        _bad("top_p", "is more than 0")
+    repetition_penalty = _number(body, "repetition_penalty", 0.0, 10.0, 1.0)
+    if repetition_penalty == 0.0:
+        _bad("repetition_penalty", "is more than 0")
+    temperature = _number(body, "temperature", 0.0, 2.0, 1.0)
+    return Sampling(
+        temperature=temperature if temperature >= _COLDEST else 0.0,
+        top_p=top_p,
+        top_k=max(0, _integer(body, "top_k", -1, None) or 0),
+        frequency_penalty=_number(body, "frequency_penalty", -2.0, 2.0, 0.0),
+        presence_penalty=_number(body, "presence_penalty", -2.0, 2.0, 0.0),
+        repetition_penalty=repetition_penalty,
+        logit_bias=_logit_bias(body.get("logit_bias"), limits),
+        seed=_integer(body, "seed", -(1 << 63), (1 << 63) - 1),
+        logprobs=logprobs,
+    )
+
+
+def _messages(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not value:
+        _bad("messages", "is a list of at least one message")
+    messages = []
+    for index, message in enumerate(value):
+        place = f"messages[{index}]"
+        if not isinstance(message, dict):
+            _bad(place, "is an object")
+        role = message.get("role")
+        if role not in _ROLES:
+            _bad(f"{place}.role", f"is one of {', '.join(sorted(_ROLES))}")
+        content = _content(message.get("content"), role, f"{place}.content")
+        messages.append({"role": "system" if role == "developer" else role, "content": content})
+    return messages
+
+
+def _content(value: Any, role: str, place: str) -> str:
+    if isinstance(value, str):
+        return value
+    if value is None and role == "assistant":
+        return ""
+    if not isinstance(value, list):
+        _bad(place, "is a text or a list of parts")
+    texts = []
+    for index, part in enumerate(value):
+        if not isinstance(part, dict) or part.get("type") != "text":
+            _bad(
+                f"{place}[{index}].type", 'is not supported; this model takes parts of type "text"'
+            )
+        if not isinstance(part.get("text"), str):
+            _bad(f"{place}[{index}].text", "is a text")
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def _refuse_unsupported(body: Body) -> None:
+    """What would change the meaning of the answer if it were ignored."""
+    match body.get("response_format"):
+        case None | {"type": "text"}:
+            pass
+        case _:
+            _bad("response_format", 'is not supported beyond {"type": "text"}')
+    if body.get("tool_choice") not in (None, "none", "auto"):
+        _bad("tool_choice", "is not supported: this model calls no tools")
+
+
+def _prompts(value: Any, limits: Limits, encode: Callable[[str], list[int]]) -> list[list[int]]:
+    if isinstance(value, str) or _tokens(value):
+        value = [value]
+    if not isinstance(value, list) or not value:
+        _bad("prompt", "is a text, a list of tokens, or a list of at least one of these")
+    if len(value) > limits.sequences:
+        _bad("prompt", f"has more than {limits.sequences} entries")
+    prompts = []
+    for entry in value:
+        if isinstance(entry, str):
+            entry = encode(entry)
+        elif not _tokens(entry):
+            _bad("prompt", "mixes texts and tokens, or holds something else")
+        elif not all(0 <= token < limits.vocabulary_size for token in entry):
+            _bad("prompt", f"has tokens outside 0 to {limits.vocabulary_size - 1}")
+        if not entry:
+            _bad("prompt", "is empty")
+        prompts.append(list(entry))
+    return prompts
+
+
+def _tokens(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(token, int) and not isinstance(token, bool) for token in value)
+    )
+
+
+def _stops(value: Any) -> list[str]:
+    stops = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(stops, list) or len(stops) > _STOPS_MAX:
+        _bad("stop", f"is a text or a list of at most {_STOPS_MAX}")
+    if not all(isinstance(stop, str) for stop in stops):
+        _bad("stop", "holds texts only")
+    return [stop for stop in stops if stop]
+
+
+def _logit_bias(value: Any, limits: Limits) -> dict[int, float]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        _bad("logit_bias", "is an object from token to bias")
+    bias = {}
+    for key, amount in value.items():
+        if not (key.isascii() and key.isdigit() and int(key) < limits.vocabulary_size):
+            _bad("logit_bias", f"has the key {key!r}, which is not a token of this model")
+        if isinstance(amount, bool) or not isinstance(amount, int | float):
+            _bad("logit_bias", "holds numbers only")
+        if not -100 <= amount <= 100:
+            _bad("logit_bias", "is from -100 to 100")
+        bias[int(key)] = float(amount)
+    return bias
+
+
+def _boolean(body: Body, name: str) -> bool:
+    value = body.get(name)
+    if value is not None and not isinstance(value, bool):
+        _bad(name, "is true or false")
+    return bool(value)
+
+
+def _integer(body: Body, name: str, low: int, high: int | None) -> int | None:
+    value = body.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        _bad(name, "is a whole number")
+    if value < low or (high is not None and value > high):
+        _bad(name, f"is at least {low}" if high is None else f"is from {low} to {high}")
+    return int(value)
+
+
+def _number(body: Body, name: str, low: float, high: float, default: float) -> float:
+    value = body.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        _bad(name, "is a number")
+    if not low <= value <= high:
+        _bad(name, f"is from {low:g} to {high:g}")
+    return float(value)
+
+
+def _bad(param: str, what: str) -> NoReturn:
+    raise InvalidArgument("INVALID_VALUE", f"'{param}' {what}", param=param)

@@ -1,0 +1,94 @@
+"""What the engine is told through its environment.
+
+Read here and not through `woodfrog.settings`: every module that a replica imports is memory that each restore maps.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from woodfrog.errors import InvalidArgument
+
+
+@dataclass(frozen=True, slots=True)
+class EngineArguments:
+    """WOODFROG_ENGINE_ARGS, a JSON object."""
+
+    context_tokens: int = 2048
+    """Most tokens of prompt and answer together."""
+    slots: int = 16
+    """Most sequences generated at a time; KV memory is reserved for all of them at full length."""
+    threads: int = 0
+    """Threads of one computation; 0 means one for each CPU that the process may use."""
+    seed: int | None = None
+    """Seeds the process until its first thaw; without it the kernel does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    socket: Path
+    """WOODFROG_SOCKET: unix socket for HTTP."""
+    control: Path
+    """WOODFROG_CONTROL: unix socket of the control protocol."""
+    model: Path
+    """WOODFROG_MODEL: Hugging Face folder, read-only."""
+    model_name: str
+    """WOODFROG_MODEL_NAME: what answers call the model."""
+    arguments: EngineArguments
+
+
+_BOUNDS = {
+    "context_tokens": (16, 1 << 20),
+    "slots": (1, 256),
+    "threads": (0, 1024),
+    "seed": (0, (1 << 63) - 1),
+}
+
+
+def load(environ: Mapping[str, str]) -> Settings:
+    """Raises InvalidArgument naming the variable."""
+    model = Path(_variable(environ, "WOODFROG_MODEL"))
+    if not (model / "config.json").is_file():
+        raise InvalidArgument(
+            "BAD_SETTING", f"WOODFROG_MODEL: {model} has no config.json; name a model's folder"
+        )
+    return Settings(
+        socket=Path(_variable(environ, "WOODFROG_SOCKET")),
+        control=Path(_variable(environ, "WOODFROG_CONTROL")),
+        model=model,
+        model_name=environ.get("WOODFROG_MODEL_NAME") or model.name,
+        arguments=parse_arguments(environ.get("WOODFROG_ENGINE_ARGS") or "{}"),
+    )
+
+
+def parse_arguments(text: str) -> EngineArguments:
+    known = [field.name for field in fields(EngineArguments)]
+    try:
+        given = json.loads(text)
+    except ValueError:
+        given = None
+    if not isinstance(given, dict):
+        raise InvalidArgument("BAD_SETTING", "WOODFROG_ENGINE_ARGS is not a JSON object")
+    for name, value in given.items():
+        if name not in known:
+            raise InvalidArgument(
+                "UNKNOWN_SETTING",
+                f"WOODFROG_ENGINE_ARGS: {name!r} is unknown; known are {', '.join(known)}",
+            )
+        low, high = _BOUNDS[name]
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise InvalidArgument(
+                "BAD_SETTING",
+                f"WOODFROG_ENGINE_ARGS: {name} is a whole number from {low} to {high}",
+            )
+    given["threads"] = given.get("threads") or len(os.sched_getaffinity(0))
+    return EngineArguments(**given)
+
+
+def _variable(environ: Mapping[str, str], name: str) -> str:
+    value = environ.get(name)
+    if not value:
+        raise InvalidArgument("MISSING_SETTING", f"environment variable {name} is not set")
+    return value

@@ -1,0 +1,114 @@
+"""Tokens, text and the chat template, straight from the model's folder without Transformers' tokenizer classes."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer as FastTokenizer
+
+from woodfrog.errors import InvalidArgument
+
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+class Tokenizer:
+    def __init__(self, folder: Path) -> None:
+        self._fast = FastTokenizer.from_file(str(folder / "tokenizer.json"))
+        config = _json(folder / "tokenizer_config.json")
+        self._template_variables = {name: _content(config.get(name)) for name in _SPECIAL_TOKENS}
+        source = _template_source(folder, config)
+        self._template = _environment().from_string(source) if source else None
+
+    @property
+    def vocabulary_size(self) -> int:
+        return int(self._fast.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """`special` adds what the model wants around a text. Raises InvalidArgument on half a surrogate pair."""
+        try:
+            return list(self._fast.encode(text, add_special_tokens=special).ids)
+        except UnicodeEncodeError:
+            raise InvalidArgument("INVALID_TEXT", "the text is not valid Unicode") from None
+
+    def encode_chat(self, messages: list[dict[str, Any]]) -> list[int]:
+        """Raises InvalidArgument when the model's template does not take the messages."""
+        if self._template is None:
+            raise InvalidArgument(
+                "NO_CHAT_TEMPLATE", "this model has no chat template; use /v1/completions"
+            )
+        try:
+            text = self._template.render(
+                messages=messages, add_generation_prompt=True, **self._template_variables
+            )
+        except (TemplateError, TypeError) as error:
+            raise InvalidArgument(
+                "MESSAGES_REFUSED",
+                f"the model's chat template refuses the messages: {error}",
+                param="messages",
+            ) from None
+        return self.encode(text, special=False)
+
+    def decode(self, tokens: list[int]) -> str:
+        """Special tokens leave no text."""
+        return str(self._fast.decode(tokens, skip_special_tokens=True))
+
+    def bytes_of(self, token: int) -> bytes:
+        """The token's own bytes, which need not be whole characters."""
+        piece = self._fast.id_to_token(token) or ""
+        if self._byte_level and all(char in self._byte_of for char in piece):
+            return bytes(self._byte_of[char] for char in piece)
+        return str(self._fast.decode([token], skip_special_tokens=False)).encode()
+
+    @cached_property
+    def _byte_level(self) -> bool:
+        return type(self._fast.decoder).__name__ == "ByteLevel"
+
+    @cached_property
+    def _byte_of(self) -> dict[str, int]:
+        """Byte-level BPE writes printable bytes as themselves and the others from U+0100 on."""
+        printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+        others = [byte for byte in range(256) if byte not in printable]
+        shown = {byte: byte for byte in printable} | {b: 256 + n for n, b in enumerate(others)}
+        return {chr(code): byte for byte, code in shown.items()}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return {}
+
+
+def _template_source(folder: Path, config: dict[str, Any]) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text()
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        template = next((t["template"] for t in template if t.get("name") == "default"), None)
+    return template
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """What Transformers gives templates; they come with the model, so they run in the sandbox."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+    )
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(
+        value, ensure_ascii=False, indent=indent
+    )
+    environment.globals["raise_exception"] = _refuse
+    return environment
+
+
+def _refuse(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _content(token: Any) -> str:
+    """Configs hold special tokens as text or as an object."""
+    return str(token.get("content", "")) if isinstance(token, dict) else token or ""

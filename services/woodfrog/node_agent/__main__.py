@@ -1,0 +1,81 @@
+"""Wires the node agent: settings → adapters → state → loop → server."""
+
+import asyncio
+import os
+
+from woodfrog import rpc
+from woodfrog.api.node_agent.v1 import replicas_pb2, replicas_pb2_grpc
+from woodfrog.catalog import Catalog, NodeRecord
+from woodfrog.clients.store import ChunkClient, StoreClient
+from woodfrog.clients.weight_fs import WeightFsClient
+from woodfrog.clock import SystemClock
+from woodfrog.coordination import Session
+from woodfrog.host.cgroup import Cgroups
+from woodfrog.node_agent import fingerprint
+from woodfrog.node_agent.checkpoint import Checkpointer
+from woodfrog.node_agent.climb import Climber
+from woodfrog.node_agent.criu import Criu
+from woodfrog.node_agent.loop import NodeLoop, Parts
+from woodfrog.node_agent.recovery import recover
+from woodfrog.node_agent.sandbox import SandboxConfig, SandboxPool
+from woodfrog.node_agent.service import ReplicasServicer
+from woodfrog.node_agent.settings import Settings
+from woodfrog.node_agent.state import NodeState
+from woodfrog.settings import load
+
+SERVICE = replicas_pb2.DESCRIPTOR.services_by_name["Replicas"].full_name
+
+
+async def main(stop: asyncio.Event) -> None:
+    settings = load(Settings)
+    clock = SystemClock()
+    cgroups = Cgroups(settings.node)
+    staging = settings.state_dir / "staging"
+    recover(cgroups, settings.run_dir, staging)
+    criu = Criu(settings.criu)
+    kdat = settings.state_dir / "criu.kdat"
+    criu_version = await criu.probe(kdat)
+    config = SandboxConfig(kdat, (settings.mount_dir,), settings.run_dir)
+    pool = SandboxPool(cgroups, config, settings.pool_size)
+    memory = settings.memory_bytes or _machine_memory() * 4 // 5
+    async with (
+        Session(settings.etcd.split(","), clock) as session,
+        StoreClient(settings.store) as store,
+        ChunkClient() as chunks,
+        WeightFsClient(settings.weight_fs) as weight_fs,
+        rpc.Server(settings.listen) as server,
+    ):
+        catalog = Catalog(session)
+        climber = Climber(weight_fs, pool, criu, settings.cold_timeout_s)
+        checkpointer = Checkpointer(
+            climber, criu, weight_fs, store, chunks, catalog, clock, staging
+        )
+        loop = NodeLoop(
+            settings.node,
+            NodeState(memory, settings.replica_count_max),
+            Parts(climber, checkpointer, weight_fs, pool),
+            fingerprint.of_node(criu_version),
+        )
+        add = replicas_pb2_grpc.add_ReplicasServicer_to_server
+        add(ReplicasServicer(loop), server.grpc)  # type: ignore[no-untyped-call]
+        running = asyncio.create_task(loop.run(), name="loop")
+        try:
+            await server.start(SERVICE)
+            host = settings.listen.rpartition(":")[0]
+            record = NodeRecord(settings.node, f"{host}:{server.port}")
+            async with catalog.register_node(record, settings.lease_ttl_s):
+                stopping = asyncio.create_task(stop.wait(), name="stop")
+                await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
+                stopping.cancel()
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            cgroups.remove_node()
+
+
+def _machine_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+if __name__ == "__main__":
+    rpc.run("node_agent", main)

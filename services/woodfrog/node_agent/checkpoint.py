@@ -1,0 +1,233 @@
+"""How a cold-started replica becomes a snapshot: dump, rewrite to a mapped image, prove by a restore, digest, ingest.
+
+Only the dump holds the replica up, and it goes on serving afterwards. Nothing is visible before the last step: the
+pointer in etcd is written when the store has committed the manifest.
+"""
+
+import asyncio
+import json
+import logging
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import aiohttp
+
+from woodfrog.catalog import Catalog
+from woodfrog.clients.ingest import build_manifest, ingest
+from woodfrog.clients.store import ChunkClient, StoreClient
+from woodfrog.clients.weight_fs import WeightFsClient
+from woodfrog.clock import Clock
+from woodfrog.errors import Unavailable, WoodfrogError
+from woodfrog.model.manifest import Kind, Manifest
+from woodfrog.model.snapshot import Fingerprint, SnapshotPointer
+from woodfrog.model.spec import ModelSpec
+from woodfrog.node_agent.climb import PAGES, TOUCHED, Climber, check_canary
+from woodfrog.node_agent.criu import IMAGES, Criu
+from woodfrog.node_agent.image import Rewritten, rewrite, touched
+from woodfrog.node_agent.live import Live, Populate
+from woodfrog.node_agent.sandbox import DUMP, SNAPSHOT, WEIGHTS
+from woodfrog.node_agent.stages import Stages
+
+log = logging.getLogger(__name__)
+_PROBE_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Dumped:
+    """CRIU's image of a replica, not yet a snapshot."""
+
+    folder: Path  # staging of this checkpoint; removed at its end
+    spec: ModelSpec
+    canary: str
+
+
+class Checkpointer:
+    def __init__(  # noqa: PLR0913  one adapter each
+        self,
+        climber: Climber,
+        criu: Criu,
+        weight_fs: WeightFsClient,
+        store: StoreClient,
+        chunks: ChunkClient,
+        catalog: Catalog,
+        clock: Clock,
+        staging: Path,
+    ) -> None:
+        self._climber = climber
+        self._criu = criu
+        self._weight_fs = weight_fs
+        self._store = store
+        self._chunks = chunks
+        self._catalog = catalog
+        self._clock = clock
+        self._staging = staging
+
+    async def dump(self, live: Live, stages: Stages) -> Dumped:
+        """Takes the image of a replica that has not answered anybody yet; it serves afterwards.
+
+        Raises woodfrog.errors classes; the replica is thawed all the same.
+        """
+        folder = self._staging / live.replica_id
+        (folder / "dump").mkdir(parents=True)
+        try:
+            with stages.stage("checkpoint.quiesce"):
+                canary = await live.canary()
+                await live.quiesce()
+            try:
+                with stages.stage("checkpoint.dump"):
+                    await live.sandbox.place(folder / "dump", DUMP)
+                    await self._criu.dump(live.sandbox, live.pid)
+            finally:
+                with stages.stage("checkpoint.resume"):
+                    await live.thaw()
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return Dumped(folder, live.spec, canary)
+
+    async def finish(self, dumped: Dumped, fingerprint: Fingerprint) -> SnapshotPointer:
+        """Makes the snapshot of a dump and points to it. Raises woodfrog.errors classes; leaves no staging behind."""
+        stages = Stages()
+        tree = dumped.folder / "tree"
+        try:
+            with stages.stage("checkpoint.rewrite"):
+                image = await asyncio.to_thread(_rewrite, dumped.folder / "dump", tree)
+            with stages.stage("checkpoint.prove"):
+                populate, first_pages = await self._prove(dumped, tree, image)
+                (tree / TOUCHED).write_text(json.dumps({"populate": populate}))
+            with stages.stage("checkpoint.digest"):
+                attributes = {
+                    "model": dumped.spec.name,
+                    "weights": dumped.spec.weights,
+                    "fingerprint": asdict(fingerprint),
+                    "canary": dumped.canary,
+                    "first_pages": first_pages,
+                    "image_bytes": image.image_bytes,
+                    "pages_bytes": image.pages_data_bytes,
+                    "weights_bytes": image.weights_bytes_in_image,
+                }
+                manifest = await asyncio.to_thread(build_manifest, Kind.SNAPSHOT, tree, attributes)
+            with stages.stage("checkpoint.ingest"):
+                await ingest(self._store, self._chunks, manifest, tree)
+                await self._weight_fs.adopt(manifest, tree)
+            return await self._point(manifest, dumped.spec, fingerprint)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, dumped.folder, True)
+            log.info(
+                "checkpoint",
+                extra={"model": dumped.spec.name, "stages": [asdict(s) for s in stages.done]},
+            )
+
+    async def discard(self, pointer: SnapshotPointer) -> None:
+        """Forgets a snapshot that proved damaged: first its pointer, then its bytes."""
+        await self._catalog.remove_snapshot(pointer)
+        await self._drop(pointer)
+
+    async def _drop(self, pointer: SnapshotPointer) -> None:
+        """Removes the bytes of a snapshot that nothing points to. What fails is left to the store's and cache's limits."""
+        self._climber.forget_tree(pointer.manifest)
+        for step in (
+            self._weight_fs.evict(pointer.manifest),
+            self._store.unhold(pointer.manifest, pointer.holder),
+            self._store.delete(pointer.manifest),
+        ):
+            try:
+                await step
+            except WoodfrogError as error:
+                log.warning(
+                    "bytes of a snapshot left behind",
+                    extra={"manifest": pointer.manifest, "error": error.message},
+                )
+
+    async def _point(
+        self, manifest: Manifest, spec: ModelSpec, fingerprint: Fingerprint
+    ) -> SnapshotPointer:
+        stored = sum(
+            file.chunk_bytes(index)
+            for file in manifest.files
+            for index, chunk in enumerate(file.chunks)
+            if chunk
+        )
+        pointer = SnapshotPointer(
+            spec.name, manifest.digest, fingerprint, stored, self._clock.wall()
+        )
+        await self._store.hold(pointer.manifest, pointer.holder)
+        try:
+            replaced = await self._catalog.put_snapshot(pointer)
+        except WoodfrogError:
+            await self._drop(pointer)
+            raise
+        if replaced and replaced.manifest != pointer.manifest:
+            await self._drop(replaced)
+        return pointer
+
+    async def _prove(
+        self, dumped: Dumped, tree: Path, image: Rewritten
+    ) -> tuple[list[Populate], list[tuple[int, int]]]:
+        """Restores the image once, before anybody relies on it.
+
+        What that and a first request touch: memory to populate, and extents (offset, length) of the pages file.
+        """
+        weights = await self._climber.tree(dumped.spec.weights)
+        live = await self._climber.restore_tree(
+            f"{dumped.folder.name}-proof",
+            dumped.spec,
+            Stages(),
+            snapshot=tree,
+            weights=weights.cache_path or weights.mount_path,
+        )
+        try:
+            await check_canary(live, dumped.canary)
+            await _ask(live)
+            pid = live.sandbox.host_pid(live.pid)
+            extents = await asyncio.to_thread(touched.touched, image.areas, pid)
+            populate: list[Populate] = [(e.address, e.length, e.kind) for e in extents]
+            return populate + _mapped_weights(pid), touched.in_file(extents, image.areas)
+        finally:
+            await live.sandbox.close()
+
+
+def _rewrite(source: Path, tree: Path) -> Rewritten:
+    tree.mkdir()
+    done = rewrite(source, tree / IMAGES, tree / PAGES, str(SNAPSHOT / PAGES))
+    shutil.rmtree(source)
+    return done
+
+
+async def _ask(live: Live) -> None:
+    """One short chat through the front door, so that the path of a request is among what was touched."""
+    body = {
+        "model": live.spec.name,
+        "messages": [
+            {"role": "user", "content": "Say in one short sentence what a frog does in winter."}
+        ],
+        "max_tokens": 2,
+        "temperature": 0,
+        "stream": True,
+    }
+    connector = aiohttp.UnixConnector(path=str(live.socket_path))
+    timeout = aiohttp.ClientTimeout(total=_PROBE_TIMEOUT_S)
+    try:
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+            async with session.post("http://replica/v1/chat/completions", json=body) as response:
+                text = await response.text()
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise Unavailable(
+            "PROOF_FAILED", f"the restored replica did not answer: {error!r}"
+        ) from None
+    if response.status != 200:
+        raise Unavailable(
+            "PROOF_FAILED", f"the restored replica answered {response.status}: {text[:200]}"
+        )
+
+
+def _mapped_weights(pid: int) -> list[Populate]:
+    """Where the replica maps its weights: a first token reads all of them."""
+    found: list[Populate] = []
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        fields = line.split(maxsplit=5)
+        if len(fields) == 6 and fields[5].startswith(f"{WEIGHTS}/"):
+            start, _, end = fields[0].partition("-")
+            found.append((int(start, 16), int(end, 16) - int(start, 16), "read"))
+    return found

@@ -1,0 +1,27 @@
+"""The engines that this node can start, and how."""
+
+import json
+import sys
+
+from woodfrog.model.spec import ModelSpec
+from woodfrog.node_agent.sandbox import FIRST_PID, REPLICA, WEIGHTS, Sandbox
+
+ENGINES = {"transformers": "woodfrog.engine"}  # the module that is run
+STDERR = REPLICA / "stderr"
+
+
+async def start_engine(sandbox: Sandbox, spec: ModelSpec) -> int:
+    """Starts the engine's process; its id inside."""
+    env = {
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "HOME": "/tmp",
+        "OMP_WAIT_POLICY": "passive",  # threads that spin at barriers starve each other on a busy node
+        "LANG": "C.UTF-8",
+        "WOODFROG_SOCKET": str(REPLICA / "engine.sock"),
+        "WOODFROG_CONTROL": str(REPLICA / "control.sock"),
+        "WOODFROG_MODEL": str(WEIGHTS),
+        "WOODFROG_MODEL_NAME": spec.name,
+        "WOODFROG_ENGINE_ARGS": json.dumps({"slots": spec.slots, **spec.engine_args}),
+    }
+    argv = [sys.executable, "-m", ENGINES[spec.engine]]
+    return await sandbox.spawn(argv, env, stderr=STDERR, last_pid=FIRST_PID - 1)

@@ -1,0 +1,56 @@
+"""What this node and its engines are, for snapshots to match."""
+
+import hashlib
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import woodfrog.replica
+from woodfrog.model import digest
+from woodfrog.model.snapshot import Fingerprint
+from woodfrog.model.spec import ModelSpec
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "uvicorn")
+
+
+def of_node(criu_version: str) -> dict[str, str]:
+    cpu: dict[str, str] = {}
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        cpu.setdefault(key.strip(), value.strip())
+    flags = " ".join(sorted(cpu.get("flags", "").split()))
+    return {
+        "kernel": platform.release(),
+        "cpu_model": cpu.get("model name", "unknown"),
+        "cpu_flags": digest.of_bytes(flags.encode())[:23],
+        "criu": criu_version,
+        "gpu": "none",
+    }
+
+
+def of_engine(spec: ModelSpec) -> dict[str, str]:
+    """Raises FileNotFoundError when the engine is not installed."""
+    versions = {name: metadata.version(name) for name in _PACKAGES}
+    return {
+        "engine": spec.engine,
+        "args": str(sorted(spec.engine_args.items())),
+        "slots": str(spec.slots),
+        "python": sys.version.split()[0],
+        "executable": sys.executable,
+        "code": _code_digest(),
+        **versions,
+    }
+
+
+def of_snapshot(node: dict[str, str], spec: ModelSpec) -> Fingerprint:
+    return Fingerprint(node=node, engine=of_engine(spec), weights=spec.weights)
+
+
+def _code_digest() -> str:
+    """Of the source that a replica runs: a snapshot holds old code, so a change of code ends it."""
+    folders = [Path(__file__).parent.parent / "engine", *map(Path, woodfrog.replica.__path__)]
+    sha = hashlib.sha256()
+    for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
+        sha.update(path.name.encode() + b"\0" + path.read_bytes())
+    return sha.hexdigest()[:16]

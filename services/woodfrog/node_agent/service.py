@@ -1,0 +1,48 @@
+"""Check, ask, answer. Errors are raised as woodfrog.errors classes; one interceptor translates them."""
+
+from collections.abc import AsyncIterator
+
+from woodfrog.api.node_agent.v1 import replicas_pb2, replicas_pb2_grpc
+from woodfrog.clients import node_agent as convert
+from woodfrog.errors import InvalidArgument
+from woodfrog.model.rung import Rung
+from woodfrog.model.snapshot import SnapshotPointer
+from woodfrog.model.spec import ModelSpec
+from woodfrog.node_agent.engines import ENGINES
+from woodfrog.node_agent.loop import NodeLoop
+
+
+class ReplicasServicer(replicas_pb2_grpc.ReplicasServicer):
+    def __init__(self, loop: NodeLoop) -> None:
+        self._loop = loop
+
+    async def Climb(
+        self, request: replicas_pb2.ClimbRequest, context: object
+    ) -> replicas_pb2.ClimbResponse:
+        try:
+            spec = ModelSpec.decode(request.spec)
+            pointer = SnapshotPointer.decode(request.snapshot) if request.snapshot else None
+        except ValueError as error:
+            raise InvalidArgument("BAD_CLIMB", f"the climb cannot be read: {error}") from None
+        if spec.engine not in ENGINES:
+            raise InvalidArgument("ENGINE_UNKNOWN", f"this node has no engine {spec.engine!r}")
+        climbed = await self._loop.climb(
+            request.request_id, spec, pointer, request.replica_id or None
+        )
+        return convert.climbed_to_pb(climbed)
+
+    async def Descend(
+        self, request: replicas_pb2.DescendRequest, context: object
+    ) -> replicas_pb2.DescendResponse:
+        if request.rung not in (Rung.PARKED.value, Rung.FROZEN.value):
+            raise InvalidArgument(
+                "BAD_RUNG", f"a replica descends to parked or frozen, not {request.rung!r}"
+            )
+        rung = await self._loop.descend(request.replica_id, Rung(request.rung))
+        return replicas_pb2.DescendResponse(rung=rung.value)
+
+    async def Watch(
+        self, request: replicas_pb2.WatchRequest, context: object
+    ) -> AsyncIterator[replicas_pb2.WatchResponse]:
+        async for update in self._loop.watch():
+            yield convert.update_to_pb(update)

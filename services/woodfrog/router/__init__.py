@@ -1,0 +1,1 @@
+"""The router: OpenAI's API in, ready replicas out."""

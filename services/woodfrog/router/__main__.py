@@ -1,0 +1,27 @@
+"""Wires the router: settings → etcd and scheduler → servers."""
+
+import asyncio
+
+from woodfrog import rpc
+from woodfrog.catalog import Catalog
+from woodfrog.clients.scheduler import SchedulerClient
+from woodfrog.clock import SystemClock
+from woodfrog.coordination import Session
+from woodfrog.router.router import running
+from woodfrog.router.settings import Settings
+from woodfrog.settings import load
+
+
+async def main(stop: asyncio.Event) -> None:
+    settings = load(Settings)
+    clock = SystemClock()
+    async with (
+        Session(settings.etcd.split(","), clock) as session,
+        SchedulerClient(settings.scheduler, settings.name) as scheduler,
+        running(settings, Catalog(session), scheduler, clock) as router,
+    ):
+        await router.until(stop)
+
+
+if __name__ == "__main__":
+    rpc.run("router", main)

@@ -1,0 +1,288 @@
+"""The one path of a request, whatever face it came by: take a slot, forward, pass the answer on as events."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from enum import Enum
+
+from opentelemetry import trace
+from opentelemetry.trace import Span, Status, StatusCode
+
+from woodfrog import errors, telemetry
+from woodfrog.clock import Clock
+from woodfrog.router.metrics import Metrics
+from woodfrog.router.replica_client import Exchange, Head, ReplicaClient, ReplicaLost
+from woodfrog.router.slots import Slot, Slots
+from woodfrog.rpc import propagation
+from woodfrog.telemetry import names
+
+_RETRIES_MAX = 2
+_QUIESCED_PAUSE_S = 0.02  # the scheduler hears of a descent by its own stream
+_RETRY_AFTER_S = 1.0
+_REFUSAL_BYTES_MAX = 64 << 10
+
+
+class Route(Enum):
+    CHAT = ("/v1/chat/completions", "chat")
+    COMPLETION = ("/v1/completions", "text_completion")
+
+    def __init__(self, path: str, operation: str) -> None:
+        self.path = path
+        self.operation = operation  # gen_ai.operation.name
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    route: Route
+    model: str
+    body: bytes  # goes to the engine as it is
+    stream: bool
+    wait_s: float  # for a replica, at most
+    arrived: float  # on the clock
+    request_id: str  # printable ASCII
+    span: Span  # opened and ended by the face
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """How the model woke for a request."""
+
+    rung: str
+    climb_ms: float
+    replica_id: str
+    fallback_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The answer has not begun; comes at each interval."""
+
+    woken: bool  # a replica has the request
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The head of the engine's response; its body follows."""
+
+    head: Head
+    wake: Wake
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The engine's error response, whole; nothing follows."""
+
+    head: Head
+    wake: Wake
+    body: bytes
+
+
+Event = Waiting | Begun | Refused | bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    requests_max: int
+    waiting_interval_s: float
+
+
+class _Quiesced(Exception):
+    """The replica is going to sleep and did not take the request."""
+
+
+@dataclass(slots=True)
+class _Progress:
+    woken: bool = False
+    waited_s: float = 0.0
+    excluded: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Answer:
+    slot: Slot
+    span: Span
+    exchange: Exchange
+    first: bytes
+    closed: bool = False
+
+    async def next(self) -> bytes:
+        try:
+            return await self.exchange.chunk()
+        except ReplicaLost as error:
+            self.close(failed=str(error))
+            raise errors.Unavailable(
+                "REPLICA_LOST", "the replica went away in the middle of its answer; ask again"
+            ) from None
+
+    def close(self, *, failed: str = "") -> None:
+        """Cancels what is unfinished. May be called again."""
+        if self.closed:
+            return
+        self.closed = True
+        if failed:
+            self.span.set_status(Status(StatusCode.ERROR, failed))
+        elif self.exchange.open:
+            self.span.set_attribute(names.ERROR_TYPE, "cancelled")
+        self.exchange.abort()
+        self.span.end()
+        self.slot.end(failed=bool(failed))
+
+
+class Gateway:
+    def __init__(
+        self, slots: Slots, client: ReplicaClient, metrics: Metrics, clock: Clock, limits: Limits
+    ) -> None:
+        self._slots = slots
+        self._client = client
+        self._metrics = metrics
+        self._clock = clock
+        self._limits = limits
+        self._active = 0
+
+    async def answer(self, call: Call) -> AsyncGenerator[Event, None]:
+        """Closing it early cancels the engine's work. Raises woodfrog.errors classes, in the middle of a body too."""
+        if self._active >= self._limits.requests_max:
+            raise errors.ResourceExhausted(
+                "ROUTER_FULL",
+                f"the router serves {self._active} requests, its limit; ask again soon",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        self._active += 1
+        self._metrics.active.inc()
+        progress = _Progress()
+        with trace.use_span(call.span, record_exception=False, set_status_on_exception=False):
+            beginning = asyncio.create_task(self._begin(call, progress))
+        try:
+            while not beginning.done():
+                await asyncio.wait((beginning,), timeout=self._limits.waiting_interval_s)
+                if not beginning.done():
+                    yield Waiting(progress.woken)
+            answer = beginning.result()
+            head, wake = answer.exchange.head, _wake(call, answer.slot)
+            if head.status >= 400:
+                yield Refused(head, wake, answer.first)
+                return
+            yield Begun(head, wake)
+            data = answer.first
+            while data:
+                yield data
+                data = await answer.next()
+        finally:
+            self._active -= 1
+            self._metrics.active.dec()
+            _finish(beginning)
+
+    async def _begin(self, call: Call, progress: _Progress) -> _Answer:
+        """Up to the first byte of the body; so far nothing went to the client and another replica may be asked."""
+        deadline = call.arrived + call.wait_s
+        for retry in range(_RETRIES_MAX + 1):
+            slot = await self._slots.take(call.model, progress.excluded, deadline)
+            progress.woken = True
+            progress.waited_s += slot.waited_s
+            replica_id = slot.replica.replica_id
+            try:
+                return await self._forward(call, slot, progress, retry)
+            except _Quiesced:
+                cause = "quiesced"
+                if slot.acquired.placement_id:  # else only our table was late, and its thaw is welcome
+                    progress.excluded.add(replica_id)
+                await asyncio.sleep(_QUIESCED_PAUSE_S)
+            except ReplicaLost:
+                cause = "lost"
+                progress.excluded.add(replica_id)
+            progress.woken = False
+            self._metrics.retries.labels(cause).inc()
+        raise errors.Unavailable(
+            "REPLICA_LOST",
+            f"{_RETRIES_MAX + 1} replicas of model {call.model!r} went away before they answered; ask again",
+            retry_after_s=_RETRY_AFTER_S,
+            model=call.model,
+        )
+
+    async def _forward(self, call: Call, slot: Slot, progress: _Progress, retry: int) -> _Answer:
+        """Raises _Quiesced and ReplicaLost. Whatever it raises, the slot is ended."""
+        replica = slot.replica
+        attributes = {names.REPLICA: replica.replica_id, names.NODE: replica.node}
+        if retry:
+            attributes[names.RETRIES] = str(retry)
+        span = telemetry.tracer().start_span(names.ROUTER_FORWARD, attributes=attributes)
+        first_span = telemetry.tracer().start_span(
+            names.ROUTER_FIRST_TOKEN, trace.set_span_in_context(span)
+        )
+        exchange: Exchange | None = None
+        failure = ""
+        try:
+            if not retry:
+                self._metrics.added.observe(self._clock.now() - call.arrived - progress.waited_s)
+            exchange = await self._client.ask(replica.socket_path, _render(call, span))
+            _check_serving(exchange.head)
+            refused = exchange.head.status >= 400
+            first = await (exchange.rest(_REFUSAL_BYTES_MAX) if refused else exchange.chunk())
+        except BaseException as error:
+            failure = str(error) or type(error).__name__
+            if exchange is not None:
+                exchange.abort()
+            if isinstance(error, _Quiesced | ReplicaLost):
+                slot.suspect()
+            slot.end(failed=isinstance(error, ReplicaLost))
+            raise
+        finally:
+            first_span.end()
+            if failure:
+                span.set_status(Status(StatusCode.ERROR, failure))
+                span.end()
+        slot.trust()
+        self._metrics.began(
+            slot.acquired.rung.value, slot.waited_s, self._clock.now() - call.arrived
+        )
+        return _Answer(slot, span, exchange, first)
+
+
+def _finish(beginning: asyncio.Task[_Answer]) -> None:
+    """Ends what a request holds, however far it came."""
+    if beginning.done():
+        _close(beginning)
+    else:
+        beginning.cancel()
+        beginning.add_done_callback(_close)
+
+
+def _close(beginning: asyncio.Task[_Answer]) -> None:
+    if not beginning.cancelled() and beginning.exception() is None:
+        beginning.result().close()
+
+
+def _check_serving(head: Head) -> None:
+    """Raises _Quiesced or ReplicaLost when the replica refused because of its own state: it took nothing."""
+    state = head.get(b"x-woodfrog-state") if head.status == 503 else None
+    if state == b"failed":
+        raise ReplicaLost("the replica says that it failed")
+    if state is not None:
+        raise _Quiesced
+
+
+def _wake(call: Call, slot: Slot) -> Wake:
+    acquired = slot.acquired
+    call.span.set_attributes({names.RUNG: acquired.rung.value, names.CLIMB_MS: acquired.climb_ms})
+    return Wake(
+        acquired.rung.value,
+        acquired.climb_ms,
+        acquired.replica.replica_id,
+        acquired.fallback_reason,
+    )
+
+
+def _render(call: Call, span: Span) -> bytes:
+    """No header of the client goes along: its key must never be in a process that is checkpointed."""
+    with trace.use_span(span):
+        trace_headers = propagation.inject()
+    head = [
+        f"POST {call.route.path} HTTP/1.1",
+        "host: replica",
+        "content-type: application/json",
+        f"content-length: {len(call.body)}",
+        f"x-request-id: {call.request_id}",
+        *(f"{name}: {value}" for name, value in trace_headers.items()),
+        "\r\n",
+    ]
+    return "\r\n".join(head).encode() + call.body

@@ -1,0 +1,274 @@
+"""OpenAI's HTTP API over the gateway, as a bare ASGI application."""
+
+import json
+import logging
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from opentelemetry.trace import Span, SpanKind, StatusCode
+
+from woodfrog import errors, telemetry
+from woodfrog.clock import Clock
+from woodfrog.model.spec import ModelSpec
+from woodfrog.router import openai_errors
+from woodfrog.router.gateway import Begun, Call, Event, Gateway, Refused, Route, Waiting, Wake
+from woodfrog.router.http_request import (
+    Arrival,
+    Disconnected,
+    Receive,
+    Scope,
+    Send,
+    WhileConnected,
+    parse_body,
+    read_body,
+)
+from woodfrog.router.metrics import Metrics
+from woodfrog.router.model_list import ModelList
+from woodfrog.router.openai_errors import Headers, Refusal
+from woodfrog.telemetry import names
+
+log = logging.getLogger(__name__)
+_ROUTES = {route.path: route for route in Route}
+_MODELS = "/v1/models"
+_JSON = (b"content-type", b"application/json")
+_SSE: Headers = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+_OURS = frozenset(  # headers of the engine's response that do not go on: this hop's, and those that the router sets
+    b"connection keep-alive proxy-connection transfer-encoding te trailer upgrade date server x-request-id".split()
+)
+_CLIENT_CLOSED = 499
+_FALLBACK_CHARS_MAX = 200
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    body_bytes_max: int
+    body_wait_s: float
+    wake_wait_s: float
+
+
+class Reply:
+    """One response, in the order that HTTP asks for."""
+
+    def __init__(self, send: Send, headers: Headers) -> None:
+        """`headers` go with whatever is answered."""
+        self._send = send
+        self._headers = headers
+        self.status = 0  #: 0 until it has begun
+        self._last = b""
+
+    async def begin(self, status: int, headers: Headers) -> None:
+        self.status = status
+        await self._send(
+            {"type": "http.response.start", "status": status, "headers": headers + self._headers}
+        )
+
+    async def write(self, data: bytes) -> None:
+        self._last = data
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self) -> None:
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def whole(self, status: int, body: bytes, headers: Headers) -> None:
+        await self.begin(status, [*headers, (b"content-length", b"%d" % len(body))])
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def refuse(self, refusal: Refusal) -> None:
+        await self.whole(refusal.status, refusal.body, [_JSON, *refusal.headers])
+
+    async def event_error(self, body: bytes) -> None:
+        """Ends a stream with OpenAI's error event and without [DONE]. After a torn event only the connection can end."""
+        if self._last.endswith((b"\n\n", b"\r\n\r\n")):
+            await self.write(b"data: " + body + b"\n\n")
+            await self.end()
+
+
+class HttpApp:
+    def __init__(
+        self,
+        gateway: Gateway,
+        models: ModelList,
+        metrics: Metrics,
+        clock: Clock,
+        readiness: Callable[[], Mapping[str, bool]],
+        limits: HttpLimits,
+    ) -> None:
+        """`readiness` names what must have come before the router is ready."""
+        self._gateway = gateway
+        self._models = models
+        self._metrics = metrics
+        self._clock = clock
+        self._readiness = readiness
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http", scope["type"]
+        arrival = Arrival.of(scope)
+        route = _ROUTES.get(arrival.path)
+        if route is not None and arrival.method == "POST":
+            await self._complete(route, arrival, receive, send)
+            return
+        reply = Reply(send, [(b"x-request-id", arrival.request_id.encode())])
+        try:
+            await self._look(route, arrival, reply)
+        except errors.WoodfrogError as error:
+            await reply.refuse(openai_errors.refusal(error))
+        except Refusal as refusal:
+            await reply.refuse(refusal)
+
+    async def _look(self, route: Route | None, arrival: Arrival, reply: Reply) -> None:
+        """Answers what needs no replica."""
+        path = arrival.path
+        known = path in ("/health", "/ready", "/metrics", _MODELS) or path.startswith(_MODELS + "/")
+        if route is None and not known:
+            raise Refusal(404, f"there is no route {path[:200]}", "route_not_found")
+        allowed = ("POST",) if route is not None else ("GET", "HEAD")
+        if arrival.method not in allowed:
+            text = f"{path[:200]} does not take {arrival.method}, it takes {' and '.join(allowed)}"
+            header = (b"allow", ", ".join(allowed).encode())
+            raise Refusal(405, text, "method_not_allowed", headers=[header])
+        match path:
+            case "/health":
+                await reply.whole(200, b'{"status":"ok"}', [_JSON])
+            case "/ready":
+                parts = self._readiness()
+                body = json.dumps({"ready": all(parts.values()), **parts}).encode()
+                await reply.whole(200 if all(parts.values()) else 503, body, [_JSON])
+            case "/metrics":
+                accept = arrival.headers.get(b"accept", b"").decode("latin-1")
+                body, content_type = self._metrics.render(accept)
+                await reply.whole(200, body, [(b"content-type", content_type.encode())])
+            case str() if path == _MODELS:
+                data = [_model(spec) for spec in self._models.all()]
+                body = json.dumps({"object": "list", "data": data}).encode()
+                await reply.whole(200, body, [_JSON])
+            case _:
+                spec = self._models.get(path.removeprefix(_MODELS + "/"))
+                await reply.whole(200, json.dumps(_model(spec)).encode(), [_JSON])
+
+    async def _complete(self, route: Route, arrival: Arrival, receive: Receive, send: Send) -> None:
+        arrived = self._clock.now()
+        request_id = arrival.request_id
+        span = telemetry.tracer().start_span(
+            f"POST {route.path}",
+            arrival.parent,
+            kind=SpanKind.SERVER,
+            attributes={
+                names.HTTP_METHOD: "POST",
+                names.HTTP_ROUTE: route.path,
+                names.GENAI_OPERATION: route.operation,
+                names.REQUEST_ID: request_id,
+            },
+        )
+        trace_id = f"{span.get_span_context().trace_id:032x}"
+        reply = Reply(
+            send,
+            [(b"x-request-id", request_id.encode()), (b"x-woodfrog-trace-id", trace_id.encode())],
+        )
+        model = ""
+        try:
+            body = await read_body(
+                arrival,
+                receive,
+                bytes_max=self._limits.body_bytes_max,
+                wait_s=self._limits.body_wait_s,
+            )
+            model, stream = parse_body(body)
+            span.set_attribute(names.GENAI_MODEL, model[:200])
+            self._models.check(model)
+            wait_s = arrival.wait_s(self._limits.wake_wait_s, stream=stream)
+            call = Call(route, model, body, stream, wait_s, arrived, request_id, span)
+            async with WhileConnected(receive), aclosing(self._gateway.answer(call)) as events:
+                await _pass_on(call, events, reply)
+        except Disconnected:
+            reply.status = _CLIENT_CLOSED
+        except Refusal as refusal:
+            await reply.refuse(refusal)
+        except errors.WoodfrogError as error:
+            await self._fail(error, reply, span)
+        except Exception as error:  # the outermost frame of a request
+            log.error("request failed", extra={"trace_id": trace_id}, exc_info=error)
+            text = f"internal error; the log has it under trace {trace_id}"
+            await self._fail(errors.Internal("INTERNAL", text), reply, span)
+        finally:
+            span.set_attribute(names.HTTP_STATUS, reply.status)
+            span.end()
+            self._metrics.ended(route.path, self._models.label(model), reply.status)
+
+    async def _fail(self, error: errors.WoodfrogError, reply: Reply, span: Span) -> None:
+        """As a response, or inside the stream that has begun; a body of known length is cut off instead."""
+        refusal = openai_errors.refusal(error)
+        span.set_attribute(names.ERROR_TYPE, error.reason)
+        if refusal.status >= 500:
+            span.set_status(StatusCode.ERROR, error.message)
+        if not reply.status:
+            await reply.refuse(refusal)
+        else:
+            reply.status = refusal.status
+            await reply.event_error(refusal.body)
+
+
+async def _pass_on(call: Call, events: AsyncGenerator[Event, None], reply: Reply) -> None:
+    async for event in events:
+        if isinstance(event, bytes):
+            await reply.write(event)
+        elif isinstance(event, Begun):
+            if reply.status:
+                await reply.write(_comment(event.wake))
+            else:
+                await reply.begin(
+                    event.head.status, _engine_headers(event.head.headers, event.wake)
+                )
+        elif isinstance(event, Refused):
+            if reply.status:
+                reply.status = event.head.status
+                await reply.event_error(event.body.strip())
+                return
+            headers = _engine_headers(event.head.headers, event.wake)
+            headers = [header for header in headers if header[0] != b"content-length"]
+            await reply.whole(event.head.status, event.body, headers)
+            return
+        elif call.stream:
+            assert isinstance(event, Waiting)
+            if not reply.status:
+                await reply.begin(200, list(_SSE))
+            await reply.write(
+                b": waiting for the first token\n\n" if event.woken else b": waking\n\n"
+            )
+    await reply.end()
+
+
+def _engine_headers(headers: Any, wake: Wake) -> Headers:
+    passed = [header for header in headers if header[0] not in _OURS]
+    passed += [
+        (b"x-woodfrog-rung", wake.rung.encode()),
+        (b"x-woodfrog-climb-ms", b"%d" % round(wake.climb_ms)),
+        (b"x-woodfrog-replica", wake.replica_id.encode()),
+    ]
+    if wake.fallback_reason:
+        passed.append((b"x-woodfrog-fallback", _plain(wake.fallback_reason)))
+    return passed
+
+
+def _comment(wake: Wake) -> bytes:
+    """What the headers would have said, had they not gone out before it was known."""
+    reason = b" fallback=" + _plain(wake.fallback_reason) if wake.fallback_reason else b""
+    fields = (wake.rung.encode(), round(wake.climb_ms), wake.replica_id.encode(), reason)
+    return b": woken rung=%b climb-ms=%d replica=%b%b\n\n" % fields
+
+
+def _plain(text: str) -> bytes:
+    """Printable ASCII, safe in a header."""
+    text = text[:_FALLBACK_CHARS_MAX]
+    return "".join(c if " " <= c <= "~" else "?" for c in text).encode()
+
+
+def _model(spec: ModelSpec) -> dict[str, Any]:
+    created = int(spec.create_time)
+    return {"id": spec.name, "object": "model", "created": created, "owned_by": "woodfrog"}

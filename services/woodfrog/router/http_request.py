@@ -1,0 +1,145 @@
+"""What the router reads of an HTTP request: a few headers, and of the body the model and whether to stream."""
+
+import asyncio
+import json
+import re
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from opentelemetry.context import Context
+
+from woodfrog.router.openai_errors import Refusal
+from woodfrog.rpc import propagation
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_REQUEST_ID = re.compile(rb"[!-~]{1,128}")
+_CLIENT_SHARE = 0.95  # of a client's time-out, so that it hears why before it gives up
+_CLOSE = [(b"connection", b"close")]
+
+
+class Disconnected(Exception):
+    """The client went away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    method: str
+    path: str
+    headers: dict[bytes, bytes]  # of equal names the last
+
+    @staticmethod
+    def of(scope: Scope) -> "Arrival":
+        return Arrival(scope["method"], scope["path"], dict(scope["headers"]))
+
+    @property
+    def parent(self) -> Context:
+        """The client's span, when it sent one."""
+        if b"traceparent" not in self.headers:
+            return Context()
+        names = (b"traceparent", b"tracestate")
+        carrier = {
+            n.decode(): self.headers[n].decode("latin-1") for n in names if n in self.headers
+        }
+        return propagation.extract(carrier)
+
+    @property
+    def request_id(self) -> str:
+        """The client's own, or a new one."""
+        sent = self.headers.get(b"x-request-id", b"")
+        return sent.decode() if _REQUEST_ID.fullmatch(sent) else f"req_{uuid.uuid4().hex}"
+
+    def wait_s(self, cap_s: float, *, stream: bool) -> float:
+        """How long the client will wait for a replica. A stream's time-out runs anew at each comment, so it is no bound."""
+        try:
+            read_timeout_s = float(self.headers.get(b"x-stainless-read-timeout", b""))
+        except ValueError:
+            return cap_s
+        if stream or not read_timeout_s > 0:
+            return cap_s
+        return min(cap_s, read_timeout_s * _CLIENT_SHARE)
+
+
+async def read_body(arrival: Arrival, receive: Receive, *, bytes_max: int, wait_s: float) -> bytes:
+    """Raises Refusal when it is too long or too slow, Disconnected when it ends early."""
+    declared = arrival.headers.get(b"content-length", b"0")
+    if declared.isdigit() and int(declared) > bytes_max:
+        raise _too_long(bytes_max)
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(wait_s):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Disconnected
+                parts.append(message["body"])
+                size += len(parts[-1])
+                if size > bytes_max:
+                    raise _too_long(bytes_max)
+                if not message.get("more_body"):
+                    return b"".join(parts)
+    except TimeoutError:
+        text = f"the request's body did not arrive within {wait_s:.0f} s"
+        raise Refusal(408, text, "request_timeout", headers=_CLOSE) from None
+
+
+def _too_long(bytes_max: int) -> Refusal:
+    text = f"the request's body is longer than {bytes_max} bytes, the limit"
+    return Refusal(413, text, "request_too_large")
+
+
+def parse_body(body: bytes) -> tuple[str, bool]:
+    """The model's name and whether to stream. The rest is the engine's affair. Raises Refusal."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        text = f"the request's body is not JSON: {str(error)[:200]}"
+        raise Refusal(400, text, "invalid_json") from None
+    if not isinstance(value, dict):
+        raise Refusal(400, "the request's body is not a JSON object", "invalid_json")
+    model = value.get("model")
+    if not isinstance(model, str) or not model:
+        text = 'the request names no model: set "model" to the id of one of GET /v1/models'
+        raise Refusal(400, text, "missing_model", param="model")
+    return model, value.get("stream") is True
+
+
+class WhileConnected:
+    """Cancels its body when the client goes away, and then raises Disconnected in place of CancelledError."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._gone = False
+
+    async def __aenter__(self) -> None:
+        self._task = asyncio.current_task()
+        self._watch = asyncio.ensure_future(self._until_gone())
+        self._watch.add_done_callback(self._cancel)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._watch.remove_done_callback(self._cancel)
+        self._watch.cancel()
+        if self._gone and self._task is not None:
+            self._task.uncancel()
+            if kind is not None and issubclass(kind, asyncio.CancelledError):
+                raise Disconnected from error
+
+    async def _until_gone(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    def _cancel(self, _: asyncio.Future[None]) -> None:
+        if self._task is not None:
+            self._gone = True
+            self._task.cancel()

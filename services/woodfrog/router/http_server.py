@@ -1,0 +1,175 @@
+"""uvicorn inside our own loop: its signals are ours, and its connections have limits that it lacks."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from woodfrog import errors
+from woodfrog.router.openai_errors import Refusal
+
+log = logging.getLogger(__name__)
+_BACKLOG = 2048
+_KEEP_ALIVE_S = 75
+_DISCARDED_BYTES_MAX = 64 << 20  # of a refused body: read on, so that the client sees why
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    head_bytes_max: int
+    message_s: float  # from the first byte of a request to its last
+    unread_s: float  # that a client may leave its answer unread
+    connections_max: int
+    drain_s: int
+
+
+class HttpServer:
+    """Serves an ASGI application on one address.
+
+    async with HttpServer(app, "127.0.0.1:8000", limits) as server:
+        await server.wait()
+    """
+
+    def __init__(self, app: Any, listen: str, limits: ConnectionLimits) -> None:
+        config = uvicorn.Config(
+            app,
+            http=type("Protocol", (_Protocol,), {"limits": limits}),
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            backlog=_BACKLOG,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=limits.drain_s,
+        )
+        # What it says of a broken client is noise; what fails in us is logged by the application.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        self._listen = listen
+        self._server = _Server(config)
+        self.port = 0
+
+    async def __aenter__(self) -> "HttpServer":
+        """Binds and serves. Raises FailedPrecondition when the address is taken."""
+        host, _, port = self._listen.rpartition(":")
+        try:
+            bound = socket.create_server((host, int(port)), backlog=_BACKLOG)
+        except OSError as error:
+            raise errors.FailedPrecondition(
+                "ADDRESS_TAKEN",
+                f"cannot listen on {self._listen}: {error.strerror}; stop what uses it or choose another",
+                address=self._listen,
+            ) from None
+        self.port = bound.getsockname()[1]
+        self._serving = asyncio.create_task(self._server.serve([bound]))
+        await self._server.serves.wait()
+        log.info("serving", extra={"address": self._listen, "port": self.port})
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        await self._serving
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.serves = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.serves.set()
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's protocol with limits for a request's head, its seconds, and the number of connections."""
+
+    limits: ConnectionLimits  # set by a subclass, since uvicorn makes the instances
+    _in_head = True
+    _head_bytes = 0
+    _discarded_bytes = 0
+    _slow: asyncio.TimerHandle | None = None
+    _stuck: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._begin_timing()
+        if len(self.connections) > self.limits.connections_max:
+            transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end_timing()
+        if self._stuck is not None:
+            self._stuck.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._in_head and not self.transport.is_closing():
+            self._head_bytes += len(data)
+            if self._head_bytes > self.limits.head_bytes_max:
+                self.send_400_response("")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = True
+        self._head_bytes = self._discarded_bytes = 0
+        self._begin_timing()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._head_bytes = len(self.url) + sum(len(n) + len(v) for n, v in self.headers)
+        if self._head_bytes > self.limits.head_bytes_max:
+            raise ValueError("the head is too long")  # the parser stops, and asks for a 400
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if self.cycle.response_complete:
+            self._discarded_bytes += len(body)
+            if self._discarded_bytes > _DISCARDED_BYTES_MAX:
+                self.transport.close()
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._end_timing()
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        refusal = Refusal(400, "the request is not HTTP/1.1 as it should be", "invalid_http")
+        if self._head_bytes > self.limits.head_bytes_max:
+            text = (
+                f"the request's head is longer than {self.limits.head_bytes_max} bytes, the limit"
+            )
+            refusal = Refusal(431, text, "head_too_large")
+        body = refusal.body
+        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+        self.transport.write(STATUS_LINE[refusal.status] + head % len(body) + body)
+        self.transport.close()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stuck = self.loop.call_later(self.limits.unread_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
+        super().resume_writing()
+
+    def _begin_timing(self) -> None:
+        self._end_timing()
+        self._slow = self.loop.call_later(self.limits.message_s, self.transport.close)
+
+    def _end_timing(self) -> None:
+        if self._slow is not None:
+            self._slow.cancel()
+            self._slow = None

@@ -1,0 +1,66 @@
+"""The router's metrics, on a registry of its own so that two routers in one process do not collide."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
+
+_ADDED_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25)
+_WAIT_S = (0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+
+class Metrics:
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "woodfrog_router_requests",
+            "Requests that ended, by route, model and HTTP status (for gRPC: the like of it).",
+            ("route", "model", "status"),
+            registry=self.registry,
+        )
+        self._requests_of: dict[tuple[str, str, int], Counter] = {}
+        self.active = Gauge(
+            "woodfrog_router_active_requests", "Requests being served.", registry=self.registry
+        )
+        self.added = Histogram(
+            "woodfrog_router_added_seconds",
+            "From a request's arrival to its way to the replica, less the wait for one.",
+            buckets=_ADDED_S,
+            registry=self.registry,
+        )
+        self._wait = Histogram(
+            "woodfrog_router_wait_seconds",
+            "Wait for a replica, by the rung that the model was on.",
+            ("rung",),
+            buckets=_WAIT_S,
+            registry=self.registry,
+        )
+        self._first_byte = Histogram(
+            "woodfrog_router_first_byte_seconds",
+            "From a request's arrival to the first byte of its answer, by the rung that the model was on.",
+            ("rung",),
+            buckets=_WAIT_S,
+            registry=self.registry,
+        )
+        self.retries = Counter(
+            "woodfrog_router_retries",
+            "Requests sent again to another replica, by cause: lost or quiesced.",
+            ("cause",),
+            registry=self.registry,
+        )
+
+    def ended(self, route: str, model: str, status: int) -> None:
+        """`model` is one that exists, or empty: clients must not be able to grow the metric."""
+        key = (route, model, status)
+        counter = self._requests_of.get(key)
+        if counter is None:
+            counter = self._requests_of[key] = self._requests.labels(route, model, str(status))
+        counter.inc()
+
+    def began(self, rung: str, waited_s: float, first_byte_s: float) -> None:
+        if waited_s:
+            self._wait.labels(rung).observe(waited_s)
+        self._first_byte.labels(rung).observe(first_byte_s)
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """The exposition and its content type, OpenMetrics when the scraper takes it."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type

@@ -1,0 +1,109 @@
+"""The table between woodfrog.errors and OpenAI's error objects over HTTP, both ways."""
+
+import json
+import math
+from typing import Any
+
+from woodfrog import errors
+
+_INVALID = "invalid_request_error"
+_SERVER = "server_error"
+_TABLE: dict[type[errors.WoodfrogError], tuple[int, str]] = {
+    errors.InvalidArgument: (400, _INVALID),
+    errors.NotFound: (404, _INVALID),
+    errors.AlreadyExists: (409, _INVALID),
+    errors.FailedPrecondition: (400, _INVALID),
+    errors.Aborted: (409, _SERVER),
+    errors.ResourceExhausted: (429, "rate_limit_error"),
+    errors.Unavailable: (503, _SERVER),
+    errors.DeadlineExceeded: (504, _SERVER),
+    errors.DataLoss: (500, _SERVER),
+    errors.Internal: (500, _SERVER),
+}
+_CLASSES: dict[int, type[errors.WoodfrogError]] = {
+    400: errors.InvalidArgument,
+    404: errors.NotFound,
+    408: errors.DeadlineExceeded,
+    409: errors.Aborted,
+    429: errors.ResourceExhausted,
+    503: errors.Unavailable,
+    504: errors.DeadlineExceeded,
+}
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class Refusal(Exception):
+    """An error response, ready to be sent."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None,
+        *,
+        type_: str = _INVALID,
+        param: str | None = None,
+        headers: Headers | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers or []
+        self.error = {"message": message, "type": type_, "param": param, "code": code}
+
+    @property
+    def body(self) -> bytes:
+        return json.dumps({"error": self.error}).encode()
+
+
+def status_of(error: errors.WoodfrogError) -> int:
+    return _TABLE[type(error)][0]
+
+
+def refusal(error: errors.WoodfrogError) -> Refusal:
+    """`param` comes from the error's metadata; when to come back goes in both forms that OpenAI's clients obey."""
+    status, type_ = _TABLE[type(error)]
+    headers: Headers = []
+    if error.retry_after_s is not None:
+        headers = [
+            (b"retry-after-ms", b"%d" % math.ceil(error.retry_after_s * 1e3)),
+            (b"retry-after", b"%d" % math.ceil(error.retry_after_s)),
+        ]
+    param, code = error.metadata.get("param"), error.reason.lower()
+    return Refusal(status, error.message, code, type_=type_, param=param, headers=headers)
+
+
+def from_engine(status: int, body: bytes, retry_after_ms: bytes | None) -> errors.WoodfrogError:
+    """The class for an engine's error response, with the engine's message."""
+    return _from_object(status, object_in(body), retry_after_ms)
+
+
+def from_event(value: dict[str, Any]) -> errors.WoodfrogError:
+    """The class for the error object of an SSE event, which has no status of its own."""
+    status = next((code for code, kind in _TABLE.values() if kind == value.get("type")), 500)
+    return _from_object(status, value, None)
+
+
+def object_in(body: bytes) -> dict[str, Any]:
+    """The error object in a response body or an SSE event; empty when there is none."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    error = value.get("error") if isinstance(value, dict) else None
+    return error if isinstance(error, dict) else {}
+
+
+def _from_object(
+    status: int, value: dict[str, Any], retry_after_ms: bytes | None
+) -> errors.WoodfrogError:
+    default = errors.InvalidArgument if 400 <= status < 500 else errors.Internal
+    cls = _CLASSES.get(status, default)
+    code = value.get("code")
+    reason = code.upper() if isinstance(code, str) and code else "ENGINE_ERROR"
+    message = str(value.get("message") or f"the engine answered with status {status}")
+    metadata = {"param": value["param"]} if value.get("param") else {}
+    retry_after_s = None
+    if retry_after_ms is not None and retry_after_ms.isdigit():
+        retry_after_s = int(retry_after_ms) / 1e3
+    return cls(reason, message, retry_after_s=retry_after_s, **metadata)

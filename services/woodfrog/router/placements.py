@@ -1,0 +1,19 @@
+"""What the router asks of the scheduler; `woodfrog.clients.scheduler.SchedulerClient` is one."""
+
+from collections.abc import AsyncIterator, Collection, Sequence
+from typing import Protocol
+
+from woodfrog.model.placement import Acquired, ReplicaUsage, TrackUpdate
+
+
+class Placements(Protocol):
+    async def acquire(
+        self, model: str, excluded: Collection[str] = (), *, timeout_s: float
+    ) -> Acquired:
+        """Raises woodfrog.errors classes; cancelling it gives the wait up."""
+
+    async def release(self, placement_id: str, *, replica_failed: bool = False) -> None:
+        """Idempotent."""
+
+    def track(self, reports: AsyncIterator[Sequence[ReplicaUsage]]) -> AsyncIterator[TrackUpdate]:
+        """Raises Unavailable when the stream breaks; it never just ends."""

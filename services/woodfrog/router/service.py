@@ -1,0 +1,198 @@
+"""The gRPC face: typed messages in and out, the same path in between. Errors are raised; the interceptor translates."""
+
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, TypeVar
+
+import grpc
+
+from woodfrog import errors, telemetry
+from woodfrog.api.router.v1 import (
+    chats_pb2,
+    chats_pb2_grpc,
+    completions_pb2,
+    completions_pb2_grpc,
+    models_pb2,
+    models_pb2_grpc,
+)
+from woodfrog.clock import Clock
+from woodfrog.model.spec import ModelSpec
+from woodfrog.router import openai_errors, typed_json
+from woodfrog.router.gateway import Begun, Call, Event, Gateway, Refused, Route, Wake
+from woodfrog.router.metrics import Metrics
+from woodfrog.router.model_list import ModelList
+from woodfrog.router.sse import SseReader
+from woodfrog.rpc import propagation
+from woodfrog.telemetry import names
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Piece = TypeVar("Piece", chats_pb2.StreamResponse, completions_pb2.StreamCompleteResponse)
+_ANSWER_BYTES_MAX = 64 << 20
+
+
+class Asking:
+    """What both services share: one call through the gateway, read to its end or event by event."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        models: ModelList,
+        metrics: Metrics,
+        clock: Clock,
+        *,
+        wake_wait_s: float,
+        body_bytes_max: int,
+    ) -> None:
+        self._gateway = gateway
+        self._models = models
+        self._metrics = metrics
+        self._clock = clock
+        self._wake_wait_s = wake_wait_s
+        self._body_bytes_max = body_bytes_max
+
+    async def whole(
+        self, route: Route, model: str, body: bytes, context: Context
+    ) -> tuple[bytes, Wake]:
+        """The engine's answer. Raises the class of the engine's error."""
+        answer = bytearray()
+        wake: Wake | None = None
+        async with self._events(route, model, body, context, stream=False) as events:
+            async for event in events:
+                if isinstance(event, bytes):
+                    answer += event
+                    if len(answer) > _ANSWER_BYTES_MAX:
+                        raise errors.Internal(
+                            "ANSWER_TOO_LONG",
+                            f"the answer is longer than {_ANSWER_BYTES_MAX} bytes; use the stream",
+                        )
+                elif isinstance(event, Begun):
+                    wake = event.wake
+                elif isinstance(event, Refused):
+                    raise _engine_error(event)
+        assert wake is not None
+        return bytes(answer), wake
+
+    async def pieces(
+        self, cls: type[Piece], route: Route, model: str, body: bytes, context: Context
+    ) -> AsyncGenerator[Piece, None]:
+        """The engine's stream as messages. Raises the class of the engine's error, in the middle too."""
+        reader = SseReader()
+        pieces: typed_json.Pieces[Piece] | None = None
+        async with self._events(route, model, body, context, stream=True) as events:
+            async for event in events:
+                if isinstance(event, Begun):
+                    pieces = typed_json.Pieces(cls, event.wake)
+                elif isinstance(event, bytes):
+                    assert pieces is not None
+                    for payload in reader.feed(event):
+                        for piece in pieces.of(payload) if payload != b"[DONE]" else ():
+                            yield piece
+                elif isinstance(event, Refused):
+                    raise _engine_error(event)
+
+    @asynccontextmanager
+    async def _events(
+        self, route: Route, model: str, body: bytes, context: Context, *, stream: bool
+    ) -> AsyncIterator[AsyncIterator[Event]]:
+        arrived = self._clock.now()
+        status = 499  # cancelled, unless another end comes
+        span = telemetry.tracer().start_span(
+            f"{route.operation} {model[:200]}",
+            propagation.extract_metadata(context.invocation_metadata()) if stream else None,
+            attributes={names.GENAI_OPERATION: route.operation, names.GENAI_MODEL: model[:200]},
+        )
+        try:
+            self._check(model, body)
+            left = context.time_remaining()
+            wait_s = self._wake_wait_s if left is None else min(self._wake_wait_s, left)
+            request_id = f"req_{uuid.uuid4().hex}"
+            call = Call(route, model, body, stream, wait_s, arrived, request_id, span)
+            async with aclosing(self._gateway.answer(call)) as events:
+                yield events
+            status = 200
+        except errors.WoodfrogError as error:
+            status = openai_errors.refusal(error).status
+            span.set_attribute(names.ERROR_TYPE, error.reason)
+            raise
+        finally:
+            span.end()
+            label = self._models.label(model)
+            self._metrics.ended(f"grpc {route.operation}", label, status)
+
+    def _check(self, model: str, body: bytes) -> None:
+        if not model:
+            raise errors.InvalidArgument(
+                "MISSING_MODEL", "the request names no model; ListModels has them", param="model"
+            )
+        if len(body) > self._body_bytes_max:
+            raise errors.InvalidArgument(
+                "REQUEST_TOO_LARGE",
+                f"the request is {len(body)} bytes as JSON, the limit is {self._body_bytes_max}",
+            )
+        self._models.check(model)
+
+
+class ChatsServicer(chats_pb2_grpc.ChatsServicer):
+    def __init__(self, asking: Asking) -> None:
+        self._asking = asking
+
+    async def Create(
+        self, request: chats_pb2.CreateRequest, context: Context
+    ) -> chats_pb2.CreateResponse:
+        body = typed_json.chat_body(request.chat, stream=False)
+        answer = await self._asking.whole(Route.CHAT, request.chat.model, body, context)
+        return typed_json.chat_answer(*answer)
+
+    def Stream(
+        self, request: chats_pb2.StreamRequest, context: Context
+    ) -> AsyncIterator[chats_pb2.StreamResponse]:
+        body = typed_json.chat_body(request.chat, stream=True)
+        model = request.chat.model
+        return self._asking.pieces(chats_pb2.StreamResponse, Route.CHAT, model, body, context)
+
+
+class CompletionsServicer(completions_pb2_grpc.CompletionsServicer):
+    def __init__(self, asking: Asking) -> None:
+        self._asking = asking
+
+    async def Complete(
+        self, request: completions_pb2.CompleteRequest, context: Context
+    ) -> completions_pb2.CompleteResponse:
+        body = typed_json.completion_body(request.completion, stream=False)
+        model = request.completion.model
+        answer = await self._asking.whole(Route.COMPLETION, model, body, context)
+        return typed_json.completion_answer(*answer)
+
+    def StreamComplete(
+        self, request: completions_pb2.StreamCompleteRequest, context: Context
+    ) -> AsyncIterator[completions_pb2.StreamCompleteResponse]:
+        body = typed_json.completion_body(request.completion, stream=True)
+        cls, model = completions_pb2.StreamCompleteResponse, request.completion.model
+        return self._asking.pieces(cls, Route.COMPLETION, model, body, context)
+
+
+class ModelsServicer(models_pb2_grpc.ModelsServicer):
+    def __init__(self, models: ModelList) -> None:
+        self._models = models
+
+    async def ListModels(
+        self, request: models_pb2.ListModelsRequest, context: Context
+    ) -> models_pb2.ListModelsResponse:
+        return models_pb2.ListModelsResponse(models=map(_model, self._models.all()))
+
+    async def GetModel(
+        self, request: models_pb2.GetModelRequest, context: Context
+    ) -> models_pb2.GetModelResponse:
+        return models_pb2.GetModelResponse(model=_model(self._models.get(request.model)))
+
+
+def _engine_error(event: Refused) -> errors.WoodfrogError:
+    retry_after_ms = event.head.get(b"retry-after-ms")
+    return openai_errors.from_engine(event.head.status, event.body, retry_after_ms)
+
+
+def _model(spec: ModelSpec) -> models_pb2.Model:
+    return models_pb2.Model(
+        id=spec.name, create_time=int(spec.create_time), weights_bytes=spec.weights_bytes
+    )

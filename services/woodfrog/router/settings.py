@@ -1,0 +1,49 @@
+"""What a router can be told; each variable is WOODFROG_ROUTER_ and the field's name."""
+
+import os
+import socket
+import uuid
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from woodfrog.settings import ServiceSettings
+
+
+def _name() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+class Settings(ServiceSettings):
+    model_config = SettingsConfigDict(env_prefix="WOODFROG_ROUTER_")
+
+    listen: str = "127.0.0.1:8000"
+    """Address for HTTP; port 0 takes a free one."""
+    grpc_listen: str = "127.0.0.1:7000"
+    """Address for gRPC."""
+    scheduler: str = "127.0.0.1:7001"
+    """Address of the scheduler."""
+    etcd: str = "127.0.0.1:2379"
+    """Addresses of etcd, with commas between."""
+    name: str = Field(default_factory=_name)
+    """Names this instance to the scheduler: unique to the process, since its placements end with it."""
+    wake_wait_s: float = Field(default=120.0, gt=0)
+    """A request waits so long for a replica at most: longer than a cold start of a large model."""
+    answer_wait_s: float = Field(default=600.0, gt=0)
+    """A replica may be silent so long at most: what OpenAI's own clients wait."""
+    sse_comment_s: float = Field(default=1.0, gt=0)
+    """A streaming client gets its first comment after this wait, and then one each time. Shorter wakes keep their headers."""
+    body_bytes_max: int = Field(default=8 << 20, gt=0)
+    """A long chat with a few images fits."""
+    body_wait_s: float = Field(default=30.0, gt=0)
+    """A request's head and body must arrive within it."""
+    unread_wait_s: float = Field(default=60.0, gt=0)
+    """A client that reads nothing of its answer for so long is cut off: it holds a slot."""
+    head_bytes_max: int = Field(default=64 << 10, gt=0)
+    """Request line and headers together."""
+    requests_max: int = Field(default=2048, gt=0)
+    """Requests at once; above it clients get 429."""
+    connections_max: int = Field(default=8192, gt=0)
+    """Client connections at once; above it they are closed."""
+    drain_s: int = Field(default=5, ge=0)
+    """On SIGTERM, answers under way may go on so long."""

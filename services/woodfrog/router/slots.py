@@ -1,0 +1,138 @@
+"""A slot on a ready replica for each request: from the local table at once, else from the scheduler."""
+
+import asyncio
+import logging
+from collections.abc import Collection
+
+from opentelemetry import trace
+
+from woodfrog import errors, telemetry
+from woodfrog.clock import Clock
+from woodfrog.model.placement import Acquired, ReadyReplica
+from woodfrog.model.rung import Rung
+from woodfrog.router.placements import Placements
+from woodfrog.router.replicas import ReplicaTable
+from woodfrog.router.tracking import Releases, Tracking
+from woodfrog.rpc import propagation
+from woodfrog.telemetry import names
+
+log = logging.getLogger(__name__)
+_BACKOFF_FIRST_S, _BACKOFF_MAX_S = 0.05, 1.0
+_RETRY_AFTER_S = 1.0  # where nobody predicted the time
+
+
+class Slot:
+    """End it once, in whatever way the request ended."""
+
+    def __init__(self, slots: "Slots", acquired: Acquired, waited_s: float) -> None:
+        self._slots = slots
+        self._span = trace.get_current_span()
+        self.acquired = acquired
+        self.replica = acquired.replica
+        self.waited_s = waited_s
+
+    def trust(self) -> None:
+        """The replica answered."""
+        self._slots.table.trust(self.replica.replica_id)
+
+    def suspect(self) -> None:
+        """The replica did not take the request: it is asked again only when the scheduler offers it."""
+        self._slots.table.suspect(self.replica.replica_id)
+
+    def end(self, *, failed: bool = False) -> None:
+        self._slots.end(self.acquired, self._span, failed=failed)
+
+
+class Slots:
+    def __init__(
+        self,
+        table: ReplicaTable,
+        tracking: Tracking,
+        placements: Placements,
+        releases: Releases,
+        clock: Clock,
+    ) -> None:
+        self.table = table
+        self._tracking = tracking
+        self._placements = placements
+        self._releases = releases
+        self._clock = clock
+
+    async def take(self, model: str, excluded: Collection[str], deadline: float) -> Slot:
+        """Waits for a climb until `deadline` (on the clock). Raises woodfrog.errors classes."""
+        replica = self.table.pick(model, excluded)
+        if replica is not None:
+            return self._start(_serving(replica), 0.0)
+        began = self._clock.now()
+        attributes = {names.MODEL: model}
+        with telemetry.tracer().start_as_current_span(
+            names.ROUTER_ACQUIRE, attributes=attributes
+        ) as span:
+            acquired = await self._acquire(model, excluded, deadline)
+            span.set_attributes(
+                {
+                    names.REPLICA: acquired.replica.replica_id,
+                    names.NODE: acquired.replica.node,
+                    names.RUNG: acquired.rung.value,
+                    names.CLIMB_MS: acquired.climb_ms,
+                    names.FALLBACK: acquired.fallback_reason,
+                }
+            )
+            _link(span, acquired.climb_traceparent)
+            return self._start(acquired, self._clock.now() - began)
+
+    def end(self, acquired: Acquired, span: trace.Span, *, failed: bool) -> None:
+        self.table.end(acquired.replica.replica_id)
+        self._tracking.touch()
+        if acquired.placement_id:
+            self._releases.put(acquired.placement_id, span, replica_failed=failed)
+
+    def _start(self, acquired: Acquired, waited_s: float) -> Slot:
+        self.table.start(acquired.replica.replica_id)
+        self._tracking.touch()
+        return Slot(self, acquired, waited_s)
+
+    async def _acquire(self, model: str, excluded: Collection[str], deadline: float) -> Acquired:
+        """Asks again while the scheduler cannot be reached; a replica that gets ready meanwhile will do."""
+        began = self._clock.now()
+        backoff = _BACKOFF_FIRST_S
+        while True:
+            left = deadline - self._clock.now()
+            try:
+                return await self._placements.acquire(model, excluded, timeout_s=max(left, 0.001))
+            except errors.DeadlineExceeded as error:
+                raise errors.Unavailable(
+                    "MODEL_WAKING",
+                    f"model {model!r} is still waking after {self._clock.now() - began:.0f} s; ask again soon",
+                    retry_after_s=error.retry_after_s or _RETRY_AFTER_S,
+                    model=model,
+                ) from None
+            except errors.ResourceExhausted as error:
+                error.retry_after_s = error.retry_after_s or _RETRY_AFTER_S
+                raise
+            except errors.Unavailable as error:
+                if error.reason == "CLIMB_FAILED":
+                    raise
+                if left <= backoff:
+                    raise errors.Unavailable(
+                        "SCHEDULER_LOST",
+                        f"no replica of model {model!r} is ready and the scheduler cannot be reached: {error.message}",
+                        retry_after_s=_RETRY_AFTER_S,
+                        model=model,
+                    ) from None
+            await asyncio.sleep(backoff)
+            backoff = min(2 * backoff, _BACKOFF_MAX_S)
+            replica = self.table.pick(model, excluded)
+            if replica is not None:
+                return _serving(replica)
+
+
+def _serving(replica: ReadyReplica) -> Acquired:
+    return Acquired("", replica, Rung.SERVING)
+
+
+def _link(span: trace.Span, traceparent: str) -> None:
+    """To the climb's span, when the climb belongs to another request's trace."""
+    for link in propagation.link(traceparent):
+        if link.context.trace_id != span.get_span_context().trace_id:
+            span.add_link(link.context)

@@ -1,0 +1,169 @@
+"""The typed gRPC messages as OpenAI's JSON, and OpenAI's answers as typed messages. What has no typed field is left out."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.struct_pb2 import Struct
+
+from woodfrog.api.router.v1 import chats_pb2, completions_pb2
+from woodfrog.errors import Internal
+from woodfrog.router import openai_errors
+from woodfrog.router.gateway import Wake
+
+Piece = TypeVar("Piece", chats_pb2.StreamResponse, completions_pb2.StreamCompleteResponse)
+
+
+def chat_body(chat: chats_pb2.ChatRequest, *, stream: bool) -> bytes:
+    value = _begun(chat.extra, stream=stream)
+    value["model"] = chat.model
+    if chat.messages:
+        value["messages"] = [{"role": m.role, "content": m.content} for m in chat.messages]
+    if chat.stop:
+        value["stop"] = list(chat.stop)
+    for name in ("max_tokens", "temperature", "top_p", "seed"):
+        if chat.HasField(name):
+            value[name] = getattr(chat, name)
+    return json.dumps(value).encode()
+
+
+def completion_body(completion: completions_pb2.CompletionRequest, *, stream: bool) -> bytes:
+    value = _begun(completion.extra, stream=stream)
+    value["model"] = completion.model
+    if completion.prompt:
+        value["prompt"] = completion.prompt
+    for name in ("max_tokens", "temperature"):
+        if completion.HasField(name):
+            value[name] = getattr(completion, name)
+    return json.dumps(value).encode()
+
+
+def chat_answer(body: bytes, wake: Wake) -> chats_pb2.CreateResponse:
+    """Raises Internal when the engine's answer is not what OpenAI's is."""
+    with _understood():
+        value = json.loads(body)
+        choices = [
+            chats_pb2.ChatChoice(
+                index=choice["index"],
+                message=chats_pb2.ChatMessage(
+                    role=choice["message"]["role"], content=choice["message"].get("content") or ""
+                ),
+                finish_reason=choice.get("finish_reason") or "",
+            )
+            for choice in value["choices"]
+        ]
+        return chats_pb2.CreateResponse(
+            id=value["id"],
+            model=value["model"],
+            choices=choices,
+            usage=_usage(value.get("usage")),
+            wake=wake_message(wake),
+        )
+
+
+def completion_answer(body: bytes, wake: Wake) -> completions_pb2.CompleteResponse:
+    """Raises Internal when the engine's answer is not what OpenAI's is."""
+    with _understood():
+        value = json.loads(body)
+        choices = [
+            completions_pb2.CompletionChoice(
+                index=choice["index"],
+                text=choice.get("text") or "",
+                finish_reason=choice.get("finish_reason") or "",
+            )
+            for choice in value["choices"]
+        ]
+        return completions_pb2.CompleteResponse(
+            id=value["id"],
+            model=value["model"],
+            choices=choices,
+            usage=_usage(value.get("usage")),
+            wake=wake_message(wake),
+        )
+
+
+class Pieces(Generic[Piece]):
+    """Turns the events of one stream into messages, the first with the wake."""
+
+    def __init__(self, cls: type[Piece], wake: Wake) -> None:
+        self._cls: type[Piece] = cls
+        self._wake: Wake | None = wake
+
+    def of(self, event: bytes) -> list[Piece]:
+        """Raises the class of the engine's own error event, and Internal when the event is not what OpenAI's is."""
+        with _understood():
+            value = json.loads(event)
+            if "error" in value:
+                raise openai_errors.from_event(value["error"])
+            pieces = []
+            for choice in value["choices"]:
+                text, reason = self._text(choice), choice.get("finish_reason") or ""
+                if text[1] or reason or self._wake:
+                    piece = self._piece(value)
+                    piece.index = choice["index"]
+                    piece.finish_reason = reason
+                    setattr(piece, *text)
+                    pieces.append(piece)
+            if usage := _usage(value.get("usage")):
+                last = self._piece(value)
+                last.usage.CopyFrom(usage)
+                pieces.append(last)
+            return pieces
+
+    def _piece(self, value: dict[str, Any]) -> Piece:
+        wake, self._wake = self._wake, None
+        piece: Piece = self._cls(id=value["id"], wake=wake_message(wake) if wake else None)
+        return piece
+
+    def _text(self, choice: dict[str, Any]) -> tuple[str, str]:
+        """The field and what it gets."""
+        if self._cls is chats_pb2.StreamResponse:
+            return "content", choice["delta"].get("content") or ""
+        return "text", choice.get("text") or ""
+
+
+def wake_message(wake: Wake) -> chats_pb2.Wake:
+    return chats_pb2.Wake(
+        rung=wake.rung, climb_ms=wake.climb_ms, fallback_reason=wake.fallback_reason
+    )
+
+
+def _begun(extra: Struct, *, stream: bool) -> dict[str, Any]:
+    """Typed fields are set over it, so they win."""
+    value: dict[str, Any] = {}
+    if stream:
+        value["stream_options"] = {"include_usage": True}
+    value.update(_integers(MessageToDict(extra)))
+    value["stream"] = stream
+    return value
+
+
+def _integers(value: Any) -> Any:
+    """A Struct knows floating numbers only; engines refuse `"n": 2.0`."""
+    if isinstance(value, dict):
+        return {key: _integers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_integers(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _usage(value: dict[str, Any] | None) -> chats_pb2.Usage | None:
+    if not value:
+        return None
+    return chats_pb2.Usage(
+        prompt_tokens=value.get("prompt_tokens", 0),
+        completion_tokens=value.get("completion_tokens", 0),
+        total_tokens=value.get("total_tokens", 0),
+    )
+
+
+@contextmanager
+def _understood() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise Internal(
+            "ENGINE_ANSWER_MALFORMED", f"the engine's answer is not what OpenAI's is: {error!r}"
+        ) from None

@@ -1,0 +1,44 @@
+"""Wires the scheduler: settings → adapters → state → loop → server."""
+
+import asyncio
+import secrets
+
+from woodfrog import rpc
+from woodfrog.api.scheduler.v1 import placements_pb2, placements_pb2_grpc
+from woodfrog.catalog import Catalog
+from woodfrog.clock import SystemClock
+from woodfrog.coordination import Session
+from woodfrog.scheduler.board import Limits
+from woodfrog.scheduler.loop import SchedulerLoop, Waits
+from woodfrog.scheduler.service import PlacementsServicer
+from woodfrog.scheduler.settings import Settings
+from woodfrog.scheduler.state import SchedulerState
+from woodfrog.settings import load
+
+SERVICE = placements_pb2.DESCRIPTOR.services_by_name["Placements"].full_name
+
+
+async def main(stop: asyncio.Event) -> None:
+    settings = load(Settings)
+    clock = SystemClock()
+    limits = Limits(
+        waiting_max=settings.waiting_max,
+        node_patience_s=settings.node_patience_s,
+        node_return_s=settings.node_return_s,
+    )
+    state = SchedulerState(secrets.token_hex(4), limits)
+    waits = Waits(settings.climb_timeout_s, settings.wait_s_max, settings.node_patience_s)
+    async with Session(settings.etcd.split(","), clock) as session, asyncio.TaskGroup() as group:
+        loop = SchedulerLoop(state, clock, waits, group)
+        async with rpc.Server(settings.listen) as server:
+            servicer = PlacementsServicer(loop)
+            placements_pb2_grpc.add_PlacementsServicer_to_server(servicer, server.grpc)  # type: ignore[no-untyped-call]
+            group.create_task(loop.follow(Catalog(session)), name="catalog")
+            await server.start(SERVICE)
+            await stop.wait()
+            loop.close()
+        loop.end()
+
+
+if __name__ == "__main__":
+    rpc.run("scheduler", main)

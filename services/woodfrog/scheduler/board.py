@@ -1,0 +1,214 @@
+"""What the parts of the state share: the view, who waits, and the commands of the event at hand. Pure."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from woodfrog.model.node import NodeFacts
+from woodfrog.model.placement import Acquired, ReadyReplica
+from woodfrog.model.rung import Rung
+from woodfrog.scheduler.events import Announce, Command, Descend, Grant, Refusal, Refuse
+from woodfrog.scheduler.rates import Rates
+from woodfrog.scheduler.timers import Timers
+from woodfrog.scheduler.usage import Usage
+from woodfrog.scheduler.view import ClusterView, ReplicaRecord, fingerprint_key
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    waiting_max: int = 1024  # tickets of one model that wait for a slot
+    node_patience_s: float = 3.0  # a registered node has so long to connect
+    node_return_s: float = 10.0  # a lost node has so long to come back before requests fail for it
+    suspect_s: float = (
+        2.0  # a replica that failed a router is ended unless its node names it by then
+    )
+    promise_s: float = 30.0  # a grant that no router reports counts so long
+    refusal_s: float = 2.0  # a node that refused with room is asked again after this
+    descend_retry_s: float = 1.0  # a replica that was not lowered counts as used for so long
+    retry_after_s: float = 1.0  # what a caller without capacity is told
+    attempts_max: int = 8  # of one climb, refusals counted
+
+
+@dataclass(slots=True)
+class Ticket:
+    """One Acquire that is not answered yet."""
+
+    number: int
+    model: str
+    router: str
+    excluded: frozenset[str]
+    came: float
+    deadline: float
+    climb: str | None = None  #: that it waits for; None while it waits for a slot or for room
+
+
+@dataclass(frozen=True, slots=True)
+class Waited:
+    """The climb that a ticket waited for."""
+
+    climb: str
+    rung: Rung
+    climb_ms: float
+    fallback_reason: str
+
+
+class Board:
+    def __init__(self, epoch: str, limits: Limits, rates: Rates) -> None:
+        self.epoch = epoch
+        self.limits = limits
+        self.rates = rates
+        self.now = float("-inf")
+        self.view = ClusterView()
+        self.usage = Usage()
+        self.timers = Timers()
+        self.tickets: dict[int, Ticket] = {}
+        self.waiting: dict[str, dict[int, Ticket]] = {}  #: by model; never empty
+        self.listed = False  #: the catalog came once
+        self.starting: set[str] = (
+            set()
+        )  #: nodes of the first listing that still have time to connect
+        self.awaited: set[str] = set()  #: nodes that may bring capacity soon; "" is any node
+        self.touched: dict[str, None] = {}  #: replicas to look at before the event ends
+        self.stirred: dict[str, None] = {}  #: models whose waiting tickets may have a chance now
+        self._commands: list[Command] = []
+        self._ready: list[ReadyReplica] = []
+        self._gone: list[str] = []
+        self._placements = 0
+
+    def order(self, command: Command) -> None:
+        self._commands.append(command)
+
+    def take_commands(self) -> list[Command]:
+        if self._ready or self._gone:
+            self.order(Announce(tuple(self._ready), tuple(self._gone)))
+        commands, self._commands, self._ready, self._gone = self._commands, [], [], []
+        return commands
+
+    def touch(self, replica_id: str) -> None:
+        self.touched[replica_id] = None
+
+    def stir_all(self) -> None:
+        """Room or hope changed somewhere."""
+        self.stirred.update(dict.fromkeys(self.waiting))
+
+    # --- tickets ---
+
+    def wait(self, ticket: Ticket) -> None:
+        ticket.climb = None
+        self.waiting.setdefault(ticket.model, {})[ticket.number] = ticket
+        self.stirred[ticket.model] = None
+
+    def stop_waiting(self, ticket: Ticket) -> None:
+        waiting = self.waiting.get(ticket.model, {})
+        waiting.pop(ticket.number, None)
+        if not waiting:
+            self.waiting.pop(ticket.model, None)
+
+    def close(self, ticket: Ticket) -> None:
+        """It is answered, or nobody wants the answer."""
+        self.stop_waiting(ticket)
+        del self.tickets[ticket.number]
+        self.timers.drop(("ticket", str(ticket.number)))
+
+    def refuse(
+        self,
+        ticket: Ticket,
+        refusal: Refusal,
+        reason: str,
+        message: str,
+        retry_after_s: float | None = None,
+    ) -> None:
+        self.close(ticket)
+        self.order(Refuse(ticket.number, refusal, reason, message, retry_after_s))
+
+    def has_slot(self, record: ReplicaRecord, ticket: Ticket) -> bool:
+        replica = record.replica
+        return (
+            self.view.offered(record)
+            and replica.replica_id not in ticket.excluded
+            and self.usage.active(replica.replica_id) < replica.slots
+        )
+
+    def grant(self, ticket: Ticket, record: ReplicaRecord, waited: Waited | None = None) -> None:
+        replica_id = record.replica.replica_id
+        assert self.has_slot(record, ticket), f"{replica_id} has no slot"
+        self._placements += 1
+        placement_id = f"{self.epoch}-{self._placements}@{replica_id}"
+        self.close(ticket)
+        self.usage.promise(placement_id, replica_id, ticket.router)
+        self.timers.set(("placement", placement_id), self.now + self.limits.promise_s)
+        record.busy = True
+        record.quiet = False
+        self.touch(replica_id)
+        if waited is None:
+            acquired = Acquired(placement_id, record.ready, Rung.SERVING)
+        else:
+            acquired = Acquired(
+                placement_id,
+                record.ready,
+                waited.rung,
+                waited.climb_ms,
+                waited.fallback_reason,
+            )
+        self.order(Grant(ticket.number, acquired, waited.climb if waited else None))
+
+    # --- replicas ---
+
+    def announce(self, record: ReplicaRecord, offered: bool) -> None:
+        record.announced = offered
+        if offered:
+            self._ready.append(record.ready)
+        else:
+            self._gone.append(record.replica.replica_id)
+
+    def descend(self, record: ReplicaRecord, rung: Rung) -> None:
+        replica = record.replica
+        assert record.quiet, f"{replica.replica_id} is in use"
+        record.descending = rung
+        record.quiet = False
+        self.touch(replica.replica_id)
+        self.order(Descend(replica.replica_id, replica.node, rung))
+
+    def put_facts(self, node: str, facts: NodeFacts) -> None:
+        record = self.view.nodes[node]
+        if facts != record.facts:
+            record.facts = facts
+            record.print_key = fingerprint_key(facts.fingerprint)
+            record.refused_bytes = None
+            self.stir_all()
+
+    def drop(self, replica_id: str) -> ReplicaRecord | None:
+        """It ended, with all that ran on it."""
+        record = self.view.drop_replica(replica_id)
+        if record is not None:
+            self.end_promises(self.usage.forget(replica_id))
+            self.timers.drop(("replica", replica_id))
+            if record.announced:
+                self._gone.append(replica_id)
+            self.stir_all()
+        return record
+
+    def end_promises(self, placements: Iterable[str]) -> None:
+        for placement_id in placements:
+            self.timers.drop(("placement", placement_id))
+
+    def check(self) -> None:
+        self.view.check()
+        self.usage.check()
+        for model, waiting in self.waiting.items():
+            assert waiting, "a model that nobody waits for is kept"
+            for number, ticket in waiting.items():
+                assert self.tickets[number] is ticket
+                assert (ticket.model, ticket.climb) == (model, None)
+        for number, ticket in self.tickets.items():
+            assert ("ticket", str(number)) in self.timers, "a ticket without a deadline"
+            waits = number in self.waiting.get(ticket.model, {})
+            assert waits != (ticket.climb is not None), "a ticket waits for one thing exactly"
+        for placement_id in self.usage.promised():
+            assert ("placement", placement_id) in self.timers, "a promise without an end"
+        for replica_id, record in self.view.replicas.items():
+            assert record.announced == self.view.offered(record), "routers know otherwise"
+            assert record.busy == (self.usage.active(replica_id) > 0)
+            if record.live and not record.busy and not record.quiet:
+                assert ("replica", replica_id) in self.timers, "an idle replica is forgotten"
+        assert not self.touched
+        assert not self.stirred

@@ -1,0 +1,475 @@
+"""Climbs under way: who waits for which, what is tried next when one fails. Pure.
+
+A climb is one effort to get one more serving replica of a model. It may take several attempts, on several nodes; those
+who wait for it stay with it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+from woodfrog.model.node import Replica, ReplicaState
+from woodfrog.model.rung import Rung
+from woodfrog.model.spec import ModelSpec
+from woodfrog.scheduler.board import Board, Ticket, Waited
+from woodfrog.scheduler.events import (
+    CancelClimb,
+    ClimbFailed,
+    ClimbFinished,
+    ClimbRefused,
+    Refusal,
+    StartClimb,
+)
+from woodfrog.scheduler.policy import (
+    Eviction,
+    NoCapacity,
+    Placement,
+    PlaceRequest,
+    make_room,
+    place,
+)
+from woodfrog.scheduler.view import ReplicaRecord
+
+
+_AWAY = ("NODE_LOST", "RPC_UNAVAILABLE")  # the node did not answer; it may be back soon
+
+
+class Phase(Enum):
+    ROOM = "room"  # waits until its victims are frozen
+    RUNNING = "running"  # a node works on it
+
+
+class Effort(Enum):
+    FIRST = "first"  # where it is fastest
+    ELSEWHERE = "elsewhere"  # on a node that did not fail
+    COLD = "cold"  # anywhere, without the snapshot
+
+
+#: What is tried, in this order, after an attempt of each kind failed.
+RETRIES: dict[Effort, tuple[Effort, ...]] = {
+    Effort.FIRST: (Effort.ELSEWHERE, Effort.COLD),
+    Effort.ELSEWHERE: (Effort.COLD,),
+    Effort.COLD: (),
+}
+
+
+@dataclass(slots=True)
+class Climb:
+    name: str
+    spec: ModelSpec
+    ticket: int  # that caused it
+    began: float
+    waiters: dict[int, Ticket] = field(default_factory=dict)
+    effort: Effort = Effort.FIRST
+    attempts: int = 0
+    phase: Phase = Phase.ROOM
+    placement: Placement | None = None  #: of the attempt at hand
+    victims: set[str] = field(default_factory=set)  #: in ROOM: replicas that still hold its memory
+    replica_id: str | None = None  #: that it lifts, once it has a name
+    reserved: bool = False  #: its node's reservation counts it
+    failed_nodes: frozenset[str] = frozenset()
+    restored: bool = False  #: a snapshot was used
+    failure: ClimbFailed | None = None  #: the last
+
+    @property
+    def attempt(self) -> str:
+        return f"{self.name}.{self.attempts}"
+
+    @property
+    def thaws(self) -> bool:
+        return self.placement is not None and self.placement.replica_id is not None
+
+    @property
+    def node(self) -> str:
+        assert self.placement is not None
+        return self.placement.node
+
+
+class Climbs:
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._climbs: dict[str, Climb] = {}
+        self._of_model: dict[str, dict[str, Climb]] = {}
+        self._victims: dict[str, Climb] = {}  # by replica
+        self._count = 0
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._climbs
+
+    def of_model(self, model: str) -> Iterable[Climb]:
+        return self._of_model.get(model, {}).values()
+
+    def get(self, name: str) -> Climb:
+        return self._climbs[name]
+
+    # --- from a ticket to a climb ---
+
+    def lift(self, ticket: Ticket, spec: ModelSpec) -> bool:
+        """Joins a climb or starts one. False: the ticket must wait, for a slot, or for nodes that may come."""
+        board = self._board
+        pointers = board.view.pointers(spec)
+        request = PlaceRequest(spec, pointers, excluded_replicas=ticket.excluded)
+        thaw = place(replace(request, new=False), board.view, board.rates)
+        climb = self._open(ticket, spec, thaw_only=isinstance(thaw, Placement))
+        if climb is not None:
+            self._join(climb, ticket)
+            return True
+        if isinstance(thaw, Placement):
+            self._start(ticket, spec, thaw)
+            return True
+        if self._replica_count(spec) >= spec.replicas_max:
+            return False
+        found = self._find(request)
+        if not isinstance(found, NoCapacity):
+            self._start(ticket, spec, found)
+            return True
+        if board.awaited:
+            return False
+        self._refuse_no_capacity(ticket, spec, found)
+        return True
+
+    def leave(self, ticket: Ticket) -> None:
+        """The climb goes on: its result is kept for the next."""
+        if ticket.climb is not None:
+            del self._climbs[ticket.climb].waiters[ticket.number]
+
+    def _open(self, ticket: Ticket, spec: ModelSpec, *, thaw_only: bool) -> Climb | None:
+        """One that will have a slot for the ticket; of several the fullest, then the oldest."""
+        fitting = [
+            climb
+            for climb in self.of_model(spec.name)
+            if climb.spec.weights == spec.weights
+            and len(climb.waiters) < climb.spec.slots
+            and climb.replica_id not in ticket.excluded
+            and (climb.thaws or not thaw_only)
+        ]
+        return max(fitting, key=lambda climb: len(climb.waiters), default=None)
+
+    def _start(self, ticket: Ticket, spec: ModelSpec, found: Placement | Eviction) -> None:
+        self._count += 1
+        name = f"{self._board.epoch}-c{self._count}"
+        climb = Climb(name, spec, ticket.number, self._board.now)
+        self._climbs[name] = climb
+        self._of_model.setdefault(spec.name, {})[name] = climb
+        self._join(climb, ticket)
+        self._begin(climb, found)
+
+    def _join(self, climb: Climb, ticket: Ticket) -> None:
+        self._board.stop_waiting(ticket)
+        climb.waiters[ticket.number] = ticket
+        ticket.climb = climb.name
+
+    def _find(self, request: PlaceRequest) -> Placement | Eviction | NoCapacity:
+        board = self._board
+        found = place(request, board.view, board.rates)
+        return (
+            found if isinstance(found, Placement) else make_room(request, board.view, board.rates)
+        )
+
+    def _replica_count(self, spec: ModelSpec) -> int:
+        """Replicas that answer or will answer for the model, and climbs to new ones."""
+        view = self._board.view
+        named = sum(
+            record.suspect_since is None and view.usable(record)
+            for record in view.replicas_of(spec.name)
+        )
+        return named + sum(climb.replica_id is None for climb in self.of_model(spec.name))
+
+    # --- attempts ---
+
+    def _begin(self, climb: Climb, found: Placement | Eviction) -> None:
+        if isinstance(found, Placement):
+            climb.placement = found
+            self._run(climb)
+            return
+        climb.placement = found.placement
+        climb.phase = Phase.ROOM
+        self._reserve(climb)
+        for replica_id in found.victims:
+            climb.victims.add(replica_id)
+            self._victims[replica_id] = climb
+            self._board.descend(self._board.view.replicas[replica_id], Rung.FROZEN)
+
+    def _run(self, climb: Climb) -> None:
+        placement = climb.placement
+        assert placement is not None
+        climb.phase = Phase.RUNNING
+        climb.attempts += 1
+        climb.restored = climb.restored or placement.snapshot is not None
+        if placement.replica_id is None:
+            self._reserve(climb)
+        else:
+            self._own(climb, self._board.view.replicas[placement.replica_id])
+        self._board.order(
+            StartClimb(
+                climb.name,
+                climb.attempt,
+                placement.node,
+                climb.spec,
+                placement.snapshot,
+                placement.replica_id,
+                placement.rung,
+                placement.predicted_s,
+                climb.ticket,
+            )
+        )
+
+    def _reserve(self, climb: Climb) -> None:
+        if not climb.reserved:
+            node = self._board.view.nodes[climb.node]
+            node.reserved_bytes += climb.spec.memory_bytes
+            node.reserved_count += 1
+            climb.reserved = True
+
+    def _unreserve(self, climb: Climb) -> None:
+        if climb.reserved:
+            node = self._board.view.nodes[climb.node]
+            node.reserved_bytes -= climb.spec.memory_bytes
+            node.reserved_count -= 1
+            self._board.stir_all()
+        climb.reserved = False
+
+    def _own(self, climb: Climb, record: ReplicaRecord) -> None:
+        climb.replica_id = record.replica.replica_id
+        record.climb = climb.name
+        record.quiet = False
+        self._board.touch(climb.replica_id)
+
+    def _let_go(self, climb: Climb) -> ReplicaRecord | None:
+        """Ends the attempt at hand. Returns the replica that it was lifting, if that has a name and exists."""
+        self._unreserve(climb)
+        for replica_id in climb.victims:
+            del self._victims[replica_id]
+        climb.victims.clear()
+        record = self._board.view.replicas.get(climb.replica_id or "")
+        climb.replica_id = None
+        if record is not None:
+            record.climb = None
+            record.used = self._board.now
+            self._board.touch(record.replica.replica_id)
+        return record
+
+    def _end(self, climb: Climb) -> list[Ticket]:
+        """Returns who waited; they wait for nothing then."""
+        self._let_go(climb)
+        del self._climbs[climb.name]
+        of_model = self._of_model[climb.spec.name]
+        del of_model[climb.name]
+        if not of_model:
+            del self._of_model[climb.spec.name]
+        for ticket in climb.waiters.values():
+            ticket.climb = None
+        return list(climb.waiters.values())
+
+    # --- what nodes answer ---
+
+    def finished(self, event: ClimbFinished) -> None:
+        climb = self._current(event.attempt)
+        if climb is None:
+            return
+        board, climbed = self._board, event.climbed
+        waiters = self._end(climb)
+        record = self.put_replica(climb.node, climbed.replica)
+        record.suspect_since = None
+        climb_ms = (board.now - climb.began) * 1000
+        waited = Waited(climb.name, climbed.from_rung, climb_ms, climbed.fallback_reason)
+        for ticket in waiters:
+            if board.has_slot(record, ticket):
+                board.grant(ticket, record, waited)
+            else:
+                board.wait(ticket)
+
+    def refused(self, event: ClimbRefused) -> None:
+        climb = self._current(event.attempt)
+        if climb is None:
+            return
+        board = self._board
+        board.put_facts(climb.node, event.facts)
+        board.view.nodes[climb.node].refused_bytes = climb.spec.memory_bytes
+        board.timers.set(("refused", climb.node), board.now + board.limits.refusal_s)
+        self._let_go(climb)
+        later = () if climb.effort is Effort.FIRST else RETRIES[climb.effort]
+        self._go_on(climb, (climb.effort, *later))
+
+    def failed(self, event: ClimbFailed) -> None:
+        climb = self._current(event.attempt)
+        if climb is None:
+            return
+        climb.failure = event
+        record = self._let_go(climb)
+        if record is not None and record.replica.state is ReplicaState.SERVING:
+            # Its node named it before the answer was lost.
+            for ticket in self._end(climb):
+                self._board.wait(ticket)
+            return
+        if record is not None:
+            self.end_replica(record)
+        if climb.thaws:
+            # What failed is one process: that says nothing about its node or the snapshot.
+            self._go_on(climb, (climb.effort, *RETRIES[climb.effort]))
+        else:
+            climb.failed_nodes |= {climb.node}
+            self._go_on(climb, RETRIES[climb.effort])
+
+    # --- replicas come and go ---
+
+    def put_replica(self, node: str, replica: Replica) -> ReplicaRecord:
+        """As its node tells it. A new one belongs to a climb that goes on there."""
+        board = self._board
+        known = board.view.replicas.get(replica.replica_id)
+        if known is not None and (known.replica.node, known.replica.model) != (node, replica.model):
+            self.drop_replica(replica.replica_id)
+            known = None
+        record = board.view.put_replica(replace(replica, node=node), board.now)
+        board.touch(replica.replica_id)
+        if known is None and replica.state in (ReplicaState.CLIMBING, ReplicaState.SERVING):
+            for climb in self.of_model(replica.model):
+                if climb.phase is Phase.RUNNING and not climb.replica_id and climb.node == node:
+                    self._unreserve(climb)
+                    self._own(climb, record)
+                    break
+        return record
+
+    def parked(self, record: ReplicaRecord) -> None:
+        """Its node did what it was asked; the stream will say so too."""
+        record.replica = replace(record.replica, state=ReplicaState.PARKED)
+        self._board.touch(record.replica.replica_id)
+
+    def end_replica(self, record: ReplicaRecord) -> None:
+        """It ended, and its node's facts may not say so yet."""
+        replica = record.replica
+        facts = self._board.view.nodes[replica.node].facts
+        promised_bytes = max(0, facts.memory_promised_bytes - replica.memory_bytes)
+        self._board.put_facts(replica.node, replace(facts, memory_promised_bytes=promised_bytes))
+        self.drop_replica(replica.replica_id)
+
+    def drop_replica(self, replica_id: str) -> None:
+        record = self._board.drop(replica_id)
+        if record is None:
+            return
+        if record.climb is not None:
+            self._climbs[record.climb].replica_id = None
+        climb = self._victims.pop(replica_id, None)
+        if climb is None:
+            return
+        climb.victims.discard(replica_id)
+        if not climb.victims:
+            self._room_made(climb)
+
+    def victim_stayed(self, replica_id: str) -> None:
+        """It was not lowered."""
+        climb = self._victims.get(replica_id)
+        if climb is not None:
+            self._room_missed(climb)
+
+    def _room_made(self, climb: Climb) -> None:
+        node = self._board.view.nodes[climb.node]
+        if node.free_bytes >= 0 and node.free_count >= 0:  # its own reservation counted
+            self._run(climb)
+        else:  # somebody else was faster
+            self._room_missed(climb)
+
+    def _room_missed(self, climb: Climb) -> None:
+        climb.attempts += 1
+        self._let_go(climb)
+        self._go_on(climb, (climb.effort,))
+
+    def node_lost(self, node: str) -> None:
+        """Call while the node is still in the view, but silent."""
+        for climb in [climb for climb in self._climbs.values() if climb.node == node]:
+            if climb.phase is Phase.RUNNING:
+                self._board.order(CancelClimb(climb.attempt))
+                self.failed(ClimbFailed(climb.attempt, "NODE_LOST", f"node {node!r} was lost"))
+            else:
+                self._room_missed(climb)
+
+    def stop_model(self, model: str) -> list[Ticket]:
+        """Returns who waited."""
+        waiters = []
+        for climb in list(self.of_model(model)):
+            if climb.phase is Phase.RUNNING:
+                self._board.order(CancelClimb(climb.attempt))
+            waiters += self._end(climb)
+        return waiters
+
+    # --- what comes next ---
+
+    def _current(self, attempt: str) -> Climb | None:
+        """None when the attempt was cancelled."""
+        climb = self._climbs.get(attempt.rpartition(".")[0])
+        return climb if climb is not None and climb.attempt == attempt else None
+
+    def _go_on(self, climb: Climb, efforts: Iterable[Effort]) -> None:
+        """Another attempt, if somebody waits and anything is left to try."""
+        board = self._board
+        spec = climb.spec
+        wanted = climb.waiters and climb.attempts < board.limits.attempts_max
+        for effort in efforts if wanted else ():
+            cold = effort is Effort.COLD
+            if cold and not climb.restored and climb.effort is Effort.ELSEWHERE:
+                continue  # two nodes failed to start it cold
+            request = PlaceRequest(
+                spec,
+                {} if cold else board.view.pointers(spec),
+                frozenset() if cold else climb.failed_nodes,
+                frozenset().union(*(ticket.excluded for ticket in climb.waiters.values())),
+            )
+            found = self._find(request)
+            if not isinstance(found, NoCapacity):
+                climb.effort = effort
+                self._begin(climb, found)
+                return
+        self._give_up(climb)
+
+    def _give_up(self, climb: Climb) -> None:
+        board, failure = self._board, climb.failure
+        exhausted = climb.attempts >= board.limits.attempts_max
+        returning = failure is not None and failure.reason in _AWAY and bool(board.awaited)
+        for ticket in self._end(climb):
+            if failure is not None and not returning:
+                board.refuse(
+                    ticket,
+                    Refusal.UNAVAILABLE,
+                    "CLIMB_FAILED",
+                    f"model {ticket.model!r} could not be lifted in {climb.attempts} attempts, the last "
+                    f"on node {climb.node!r}: {failure.message}; its log says more",
+                )
+            elif exhausted:
+                self._refuse_no_capacity(ticket, climb.spec, NoCapacity({"refusing": 1}))
+            else:  # decided again at once: refused, unless nodes may come
+                board.wait(ticket)
+
+    def _refuse_no_capacity(self, ticket: Ticket, spec: ModelSpec, found: NoCapacity) -> None:
+        retry_s = self._board.limits.retry_after_s
+        self._board.refuse(
+            ticket,
+            Refusal.RESOURCE_EXHAUSTED,
+            "NO_CAPACITY",
+            f"model {spec.name!r} needs {spec.memory_bytes / (1 << 30):.1f} GiB and no node has room "
+            f"({found.sentence}); try again in {retry_s:g} s, or add a node",
+            retry_s,
+        )
+
+    def check(self) -> None:
+        board = self._board
+        reserved: dict[str, int] = {}
+        for name, climb in self._climbs.items():
+            assert self._of_model[climb.spec.name][name] is climb
+            assert len(climb.waiters) <= climb.spec.slots
+            for number, ticket in climb.waiters.items():
+                assert board.tickets[number] is ticket
+                assert ticket.climb == name
+            if climb.reserved:
+                reserved[climb.node] = reserved.get(climb.node, 0) + climb.spec.memory_bytes
+            if climb.replica_id is not None:
+                assert board.view.replicas[climb.replica_id].climb == name
+            assert bool(climb.victims) == (climb.phase is Phase.ROOM)
+            assert all(self._victims[victim] is climb for victim in climb.victims)
+        assert sum(map(len, self._of_model.values())) == len(self._climbs)
+        for name, node in board.view.nodes.items():
+            assert node.reserved_bytes == reserved.get(name, 0), f"{name} is reserved wrongly"
+        for record in board.view.replicas.values():
+            if record.climb is not None:
+                assert self._climbs[record.climb].replica_id == record.replica.replica_id
+        for ticket in board.tickets.values():
+            assert ticket.climb is None or ticket.number in self._climbs[ticket.climb].waiters

@@ -1,0 +1,62 @@
+"""The view for people. Pure."""
+
+from woodfrog.model.node import ReplicaState
+from woodfrog.model.placement import ClusterView, ModelView, NodeView, ReplicaView
+from woodfrog.model.rung import Rung
+from woodfrog.scheduler.policy import Placement, PlaceRequest, place
+from woodfrog.scheduler.state import SchedulerState
+from woodfrog.scheduler.view import ModelRecord
+
+_PREDICTIONS_MAX = (
+    50_000  # models times nodes; beyond it nobody reads them all, and they would hold up requests
+)
+
+
+def describe(state: SchedulerState, now: float) -> ClusterView:
+    view = state.view
+    predict = len(view.models) * len(view.nodes) <= _PREDICTIONS_MAX
+    models = [
+        _model(state, model, now, predict=predict) for _, model in sorted(view.models.items())
+    ]
+    nodes = [
+        NodeView(name, node.facts.memory_bytes, node.facts.memory_promised_bytes)
+        for name, node in sorted(view.nodes.items())
+    ]
+    return ClusterView(tuple(models), tuple(nodes))
+
+
+def _model(state: SchedulerState, model: ModelRecord, now: float, *, predict: bool) -> ModelView:
+    view, spec = state.view, model.spec
+    records = sorted(view.replicas_of(spec.name), key=lambda record: record.replica.replica_id)
+    states = {record.replica.state for record in records if view.usable(record)}
+    pointers = view.pointers(spec)
+    request = PlaceRequest(spec, pointers)
+    found = place(request, view, state.rates) if predict else None
+    predicted_ms = found.predicted_s * 1000 if isinstance(found, Placement) else None
+    if ReplicaState.SERVING in states:
+        rung, predicted_ms = Rung.SERVING, 0.0
+    elif ReplicaState.PARKED in states:
+        rung = Rung.PARKED
+    elif any(
+        (resident := node.residents.get(pointer.manifest)) is not None and resident.complete
+        for node in view.nodes.values()
+        if (pointer := pointers.get(node.print_key)) is not None
+    ):
+        rung = Rung.FROZEN
+    else:
+        rung = Rung.STORED if pointers else Rung.ABSENT
+    replicas = tuple(
+        ReplicaView(
+            record.replica.replica_id,
+            record.replica.node,
+            record.replica.state,
+            state.active(record.replica.replica_id),
+        )
+        for record in records
+    )
+    used = [record.used if not record.busy else now for record in records if record.live]
+    requested = max(
+        [*used, *([model.requested] if model.requested is not None else [])], default=None
+    )
+    idle_s = None if model.requested is None or requested is None else now - requested
+    return ModelView(spec.name, rung, replicas, idle_s, predicted_ms)

@@ -1,0 +1,336 @@
+"""The shell: hears catalog, nodes and routers, carries the state's commands out, keeps the time."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import NoReturn
+
+from opentelemetry import context as contexts
+from opentelemetry import trace
+
+from woodfrog import catalog, errors, telemetry
+from woodfrog.clients import node_agent
+from woodfrog.clock import Clock
+from woodfrog.errors import Unavailable, WoodfrogError
+from woodfrog.model.placement import Acquired, ClusterView, ReplicaUsage, TrackUpdate
+from woodfrog.rpc import propagation
+from woodfrog.scheduler import events as on
+from woodfrog.scheduler.describe import describe
+from woodfrog.scheduler.events import Command, Event, Refusal
+from woodfrog.scheduler.nodes import NodeLinks
+from woodfrog.scheduler.state import SchedulerState
+from woodfrog.scheduler.tracks import Track
+
+log = logging.getLogger(__name__)
+_STORY_MAX = 1000
+_STORY_TOLD = 40
+_TICK_S_MIN = 0.001
+_MARGIN_S = 0.02  # so that our answer comes before the caller's own deadline
+_REFUSALS: dict[Refusal, type[WoodfrogError]] = {
+    Refusal.NOT_FOUND: errors.NotFound,
+    Refusal.RESOURCE_EXHAUSTED: errors.ResourceExhausted,
+    Refusal.UNAVAILABLE: errors.Unavailable,
+    Refusal.DEADLINE_EXCEEDED: errors.DeadlineExceeded,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    climb_timeout_s: float
+    wait_s_max: float  # of a request without a deadline
+    node_patience_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Caller:
+    answer: asyncio.Future[Acquired]
+    context: contexts.Context  # of the call's span
+
+
+class SchedulerLoop:
+    """Lives in `group`: a broken invariant ends the group, and with it the process."""
+
+    def __init__(
+        self, state: SchedulerState, clock: Clock, waits: Waits, group: asyncio.TaskGroup
+    ) -> None:
+        self._state = state
+        self._clock = clock
+        self._waits = waits
+        self._group = group
+        self._links = NodeLinks(self.submit, group, waits.node_patience_s)
+        self._callers: dict[int, _Caller] = {}
+        self._tickets = 0
+        self._climbs: dict[str, asyncio.Task[None]] = {}  # by attempt
+        self._spans: dict[str, trace.Span] = {}  # of the last attempt of each climb
+        self._tracks: dict[str, Track] = {}  # by router
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at: float | None = None
+        self._story: deque[tuple[float, Event, list[Command]]] = deque(maxlen=_STORY_MAX)
+
+    # --- calls ---
+
+    async def acquire(
+        self, model: str, excluded: frozenset[str], router: str, timeout_s: float | None
+    ) -> Acquired:
+        """Cancelling it gives the wait up."""
+        self._tickets += 1
+        ticket = self._tickets
+        wait_s = self._waits.wait_s_max
+        if timeout_s is not None:
+            wait_s = min(wait_s, max(0.0, timeout_s - _MARGIN_S))
+        answer: asyncio.Future[Acquired] = asyncio.get_running_loop().create_future()
+        self._callers[ticket] = _Caller(answer, contexts.get_current())
+        deadline = self._clock.now() + wait_s
+        try:
+            self.submit(on.AcquireRequested(ticket, model, deadline, router, excluded))
+            return await answer
+        except asyncio.CancelledError:
+            if answer.done() and not answer.cancelled() and answer.exception() is None:
+                self.submit(on.Released(answer.result().placement_id))
+            self.submit(on.AcquireCancelled(ticket))
+            raise
+        finally:
+            del self._callers[ticket]
+
+    async def track(
+        self, router: str, reports: AsyncIterator[Sequence[ReplicaUsage]]
+    ) -> AsyncIterator[TrackUpdate]:
+        """Ends when the router stops reporting, or tracks anew."""
+        if router in self._tracks:
+            self._leave(router, self._tracks[router])
+        track = self._tracks[router] = Track(self._state.ready())
+        log.info("router connected", extra={"router": router})
+        reading = asyncio.create_task(self._read(router, track, reports), name="track")
+        try:
+            async for update in track.updates():
+                yield update
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            self._leave(router, track)
+
+    async def _read(
+        self, router: str, track: Track, reports: AsyncIterator[Sequence[ReplicaUsage]]
+    ) -> None:
+        try:
+            async for usage in reports:
+                if self._tracks.get(router) is track and usage:
+                    self.submit(on.UsageReported(router, tuple(usage)))
+        finally:
+            track.close()
+
+    def _leave(self, router: str, track: Track) -> None:
+        track.close()
+        if self._tracks.get(router) is track:
+            del self._tracks[router]
+            log.info("router lost", extra={"router": router})
+            self.submit(on.RouterLost(router))
+
+    def describe(self) -> ClusterView:
+        return describe(self._state, self._clock.now())
+
+    async def follow(self, source: catalog.Catalog) -> NoReturn:
+        """Never returns."""
+        async with aclosing(source.follow()) as changes:
+            async for change in changes:
+                self._catalog_changed(change)
+        raise AssertionError("the catalog never just ends")
+
+    def close(self) -> None:
+        """Lets nobody wait for a scheduler that stops."""
+        for caller in self._callers.values():
+            if not caller.answer.done():
+                error = Unavailable("SCHEDULER_STOPPING", "the scheduler stops; try again")
+                caller.answer.set_exception(error)
+        for track in self._tracks.values():
+            track.close()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # --- events in ---
+
+    def submit(self, event: Event) -> None:
+        began = self._clock.wall()
+        now = self._clock.now()
+        try:
+            commands = self._state.handle(event, now)
+        except AssertionError as error:
+            log.critical("invariant broken", extra={"story": self.story(), "event": repr(event)})
+            self._group.create_task(_fall(error))
+            raise
+        self._story.append((now, event, commands))
+        for command in commands:
+            self._carry_out(command, began)
+        self._arm()
+
+    def story(self) -> list[str]:
+        """The last events and what they led to."""
+        return [
+            f"{when:.3f} {event!r} -> {commands!r}"
+            for when, event, commands in list(self._story)[-_STORY_TOLD:]
+        ]
+
+    def _catalog_changed(self, change: catalog.CatalogEvent) -> None:
+        match change:
+            case catalog.CatalogSnapshot(models, snapshots, nodes):
+                names = tuple(record.name for record in nodes)
+                self.submit(on.CatalogListed(models, snapshots, names))
+                for record in nodes:
+                    self._links.put(record.name, record.address)
+                self._links.keep(set(names))
+            case catalog.ModelPut(spec):
+                self.submit(on.ModelListed(spec))
+            case catalog.ModelRemoved(spec):
+                self.submit(on.ModelRemoved(spec.name))
+            case catalog.SnapshotPut(pointer):
+                self.submit(on.SnapshotListed(pointer))
+            case catalog.SnapshotRemoved(pointer):
+                self.submit(on.SnapshotRemoved(pointer))
+            case catalog.NodePut(record):
+                self.submit(on.NodeListed(record.name))
+                self._links.put(record.name, record.address)
+            case catalog.NodeGone(record):
+                self._links.gone(record.name)
+
+    def _arm(self) -> None:
+        when = self._state.next_time()
+        if when == self._timer_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._timer_at = when
+        if when is not None:
+            delay_s = max(_TICK_S_MIN, when - self._clock.now())
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = self._timer_at = None
+        self.submit(on.Ticked())
+
+    # --- commands out ---
+
+    def _carry_out(self, command: Command, began: float) -> None:
+        match command:
+            case on.StartClimb():
+                self._spans[command.climb] = span = self._place_span(command, began)
+                task = self._group.create_task(self._climb(command, span), name=command.attempt)
+                self._climbs[command.attempt] = task
+            case on.CancelClimb(attempt):
+                task = self._climbs.pop(attempt)
+                task.cancel()
+            case on.Descend():
+                self._group.create_task(self._descend(command), name=command.replica_id)
+            case on.Grant(ticket, acquired, climb):
+                span = self._spans.get(climb) if climb is not None else None
+                if span is not None:
+                    acquired = replace(acquired, climb_traceparent=_traceparent(span))
+                self._callers[ticket].answer.set_result(acquired)
+            case on.Refuse(ticket, refusal, reason, message, retry_after_s):
+                error = _REFUSALS[refusal](reason, message, retry_after_s=retry_after_s)
+                self._callers[ticket].answer.set_exception(error)
+            case on.Announce(ready, gone):
+                for track in self._tracks.values():
+                    track.announce(ready, gone)
+
+    def _place_span(self, order: on.StartClimb, began: float) -> trace.Span:
+        """The decision, in the trace of the request that caused it; the climb is its child."""
+        caller = self._callers.get(order.ticket)
+        before = self._spans.get(order.climb)
+        parent = contexts.Context()
+        if caller is not None:
+            parent = caller.context
+        elif before is not None:
+            parent = trace.set_span_in_context(before, parent)
+        span = telemetry.tracer().start_span(
+            "scheduler.place",
+            parent,
+            start_time=int(began * 1e9),
+            attributes={
+                "model": order.spec.name,
+                "node": order.node,
+                "rung": order.rung.value,
+                "predicted_ms": order.predicted_s * 1000,
+                "attempt": order.attempt,
+            },
+        )
+        span.end()
+        return span
+
+    async def _climb(self, order: on.StartClimb, span: trace.Span) -> None:
+        began = self._clock.now()
+        with trace.use_span(span, end_on_exit=False):
+            event = await self._climbed(order)
+        extra = {
+            "model": order.spec.name,
+            "node": order.node,
+            "attempt": order.attempt,
+            "seconds": round(self._clock.now() - began, 4),
+        }
+        if isinstance(event, on.ClimbFinished):
+            extra["rung"] = event.climbed.from_rung.value
+            extra["replica"] = event.climbed.replica.replica_id
+            log.info("climb finished", extra=extra)
+        else:
+            log.warning("climb failed", extra=extra | {"error": event.message})
+        if self._climbs.pop(order.attempt, None) is not None:
+            self.submit(event)
+        if not self._state.climbing(order.climb):
+            self._spans.pop(order.climb, None)
+
+    async def _climbed(
+        self, order: on.StartClimb
+    ) -> on.ClimbFinished | on.ClimbRefused | on.ClimbFailed:
+        try:
+            client = self._client(order.node)
+            climbed = await client.climb(
+                order.spec,
+                order.snapshot,
+                order.replica_id,
+                request_id=order.attempt,
+                timeout_s=self._waits.climb_timeout_s,
+            )
+        except WoodfrogError as error:
+            node = self._state.view.nodes.get(order.node)
+            facts = node_agent.refused(error, node.facts) if node is not None else None
+            if facts is not None:
+                return on.ClimbRefused(order.attempt, facts, error.message)
+            if error.reason == "RPC_UNAVAILABLE":
+                self._links.doubt(order.node)
+            return on.ClimbFailed(order.attempt, error.reason, error.message)
+        return on.ClimbFinished(order.attempt, climbed)
+
+    async def _descend(self, order: on.Descend) -> None:
+        try:
+            rung = await self._client(order.node).descend(order.replica_id, order.rung)
+        except WoodfrogError as error:
+            if error.reason != "REPLICA_BUSY":
+                log.warning(
+                    "replica not lowered",
+                    extra={"replica": order.replica_id, "error": error.message},
+                )
+            self.submit(on.DescendFailed(order.replica_id, error.reason, error.message))
+            return
+        log.info("replica lowered", extra={"replica": order.replica_id, "rung": rung.value})
+        self.submit(on.DescendFinished(order.replica_id, rung))
+
+    def _client(self, node: str) -> node_agent.NodeAgentClient:
+        client = self._links.client(node)
+        if client is None:
+            raise Unavailable("NODE_LOST", f"node {node!r} is not connected", node=node)
+        return client
+
+
+def _traceparent(span: trace.Span) -> str:
+    token = contexts.attach(trace.set_span_in_context(span, contexts.Context()))
+    try:
+        return propagation.inject().get("traceparent", "")
+    finally:
+        contexts.detach(token)
+
+
+async def _fall(error: AssertionError) -> NoReturn:
+    raise error

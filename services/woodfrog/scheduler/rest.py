@@ -1,0 +1,74 @@
+"""Which replicas are offered, which are idle, and when an idle one is lowered. Pure."""
+
+from woodfrog.model.node import ReplicaState
+from woodfrog.model.rung import Rung
+from woodfrog.scheduler.board import Board
+from woodfrog.scheduler.view import ReplicaRecord
+
+
+class Rest:
+    def __init__(self, board: Board) -> None:
+        self._board = board
+
+    def refresh(self, replica_id: str) -> None:
+        """Re-derives what follows from a replica's state and use."""
+        board = self._board
+        record = board.view.replicas.get(replica_id)
+        if record is None:
+            return
+        busy = board.usage.active(replica_id) > 0
+        if busy or record.busy:
+            record.used = board.now
+        record.busy = busy
+        record.quiet = record.live and not busy and board.now >= record.descend_after
+        offered = board.view.offered(record)
+        if offered != record.announced:
+            board.announce(record, offered)
+        if record.replica.model in board.waiting:
+            board.stirred[record.replica.model] = None
+
+    def plan(self, replica_id: str) -> None:
+        """Lowers the replica if it is time, else notes when to look again."""
+        board = self._board
+        record = board.view.replicas.get(replica_id)
+        if record is None or not record.live or record.busy:
+            return
+        if not record.quiet:
+            board.timers.set(("replica", replica_id), record.descend_after)
+            return
+        due = self._due(record)
+        if due is None:
+            return
+        when, rung = due
+        if when <= board.now:
+            board.descend(record, rung)
+        else:
+            board.timers.set(("replica", replica_id), when)
+
+    def suspect(self, replica_id: str) -> None:
+        """It failed a router: not offered until its node names it again, and ended if that does not happen soon."""
+        record = self._board.view.replicas.get(replica_id)
+        if record is not None and record.live and record.suspect_since is None:
+            record.suspect_since = self._board.now
+            self._board.touch(replica_id)
+
+    def lowered(self, record: ReplicaRecord, busy: bool) -> None:
+        """Its node answered; `busy` when it was not lowered."""
+        record.descending = None
+        if busy:
+            record.used = self._board.now
+            record.descend_after = self._board.now + self._board.limits.descend_retry_s
+        self._board.touch(record.replica.replica_id)
+
+    def _due(self, record: ReplicaRecord) -> tuple[float, Rung] | None:
+        board = self._board
+        if record.suspect_since is not None:
+            return record.suspect_since + board.limits.suspect_s, Rung.FROZEN
+        if not board.view.usable(record):
+            return (board.now, Rung.FROZEN) if board.listed else None
+        spec = board.view.models[record.replica.model].spec
+        freeze = record.used + spec.freeze_after_s
+        parkable = record.replica.state is ReplicaState.SERVING
+        if parkable and spec.park_after_s < spec.freeze_after_s:
+            return record.used + spec.park_after_s, Rung.PARKED
+        return freeze, Rung.FROZEN

@@ -1,0 +1,22 @@
+"""What the scheduler can be told, all by WOODFROG_SCHEDULER_* variables."""
+
+from pydantic import Field
+
+from woodfrog.settings import ServiceSettings
+
+
+class Settings(ServiceSettings, env_prefix="WOODFROG_SCHEDULER_"):
+    listen: str = "127.0.0.1:7001"
+    """gRPC address."""
+    etcd: str = "127.0.0.1:2379"
+    """etcd's endpoints, host:port, comma between."""
+    climb_timeout_s: float = Field(default=300.0, gt=0)
+    """A climb that takes longer has failed: longer than a cold start of a large model."""
+    wait_s_max: float = Field(default=600.0, gt=0)
+    """A request without a deadline waits so long."""
+    waiting_max: int = Field(default=1024, gt=0)
+    """Requests of one model that wait for a slot; more are turned away."""
+    node_patience_s: float = Field(default=3.0, ge=0)
+    """A registered node has so long to connect, and a broken stream so long to come back, before it is lost."""
+    node_return_s: float = Field(default=10.0, ge=0)
+    """Requests wait so long for a lost node to come back when nothing else has room."""

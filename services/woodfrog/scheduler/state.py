@@ -1,0 +1,275 @@
+"""The scheduler's decisions: events in, commands out. Pure; `loop.py` carries the commands out.
+
+`board.py` is what the parts share, `world.py` notes
+what catalog and nodes say, `climbs.py` lifts, `rest.py` lowers. Each event is handled in three steps: write down
+what happened, give waiting tickets what they can have now, lower what is due.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from woodfrog.model.placement import ReadyReplica
+from woodfrog.model.rung import Rung
+from woodfrog.scheduler import events as on
+from woodfrog.scheduler.board import Board, Limits, Ticket
+from woodfrog.scheduler.climbs import Climbs
+from woodfrog.scheduler.events import Command, Event, Refusal
+from woodfrog.scheduler.rates import Rates
+from woodfrog.scheduler.rest import Rest
+from woodfrog.scheduler.view import ClusterView, ReplicaRecord
+from woodfrog.scheduler.world import World
+
+_STANDARD_LIMITS = Limits()
+_PRIORS = Rates()
+
+
+class SchedulerState:
+    """Mutable; one owner, the loop."""
+
+    def __init__(
+        self, epoch: str, limits: Limits = _STANDARD_LIMITS, rates: Rates = _PRIORS
+    ) -> None:
+        """`epoch` differs in each life of the scheduler, so that no name is ever given twice."""
+        self._board = Board(epoch, limits, rates)
+        self._rest = Rest(self._board)
+        self._climbs = Climbs(self._board)
+        world = World(self._board, self._climbs)
+        self._handlers: dict[type[Any], Callable[[Any], None]] = {
+            on.AcquireRequested: self._acquire_requested,
+            on.AcquireCancelled: self._acquire_cancelled,
+            on.Released: self._released,
+            on.UsageReported: self._usage_reported,
+            on.RouterLost: self._router_lost,
+            on.ClimbFinished: self._climbs.finished,
+            on.ClimbRefused: self._climbs.refused,
+            on.ClimbFailed: self._climbs.failed,
+            on.DescendFinished: self._descended,
+            on.DescendFailed: self._descended,
+            on.CatalogListed: world.catalog_listed,
+            on.ModelListed: world.model_listed,
+            on.ModelRemoved: world.model_removed,
+            on.SnapshotListed: world.snapshot_listed,
+            on.SnapshotRemoved: world.snapshot_removed,
+            on.NodeListed: world.node_listed,
+            on.NodeReported: world.node_reported,
+            on.NodeSilent: world.node_silent,
+            on.NodeLost: world.node_lost,
+            on.Ticked: self._ticked,
+        }
+
+    @property
+    def view(self) -> ClusterView:
+        return self._board.view
+
+    @property
+    def rates(self) -> Rates:
+        return self._board.rates
+
+    def next_time(self) -> float | None:
+        """When a Ticked is wanted."""
+        return self._board.timers.next()
+
+    def ready(self) -> tuple[ReadyReplica, ...]:
+        """All that was announced."""
+        replicas = self.view.replicas.values()
+        return tuple(record.ready for record in replicas if record.announced)
+
+    def active(self, replica_id: str) -> int:
+        return self._board.usage.active(replica_id)
+
+    def climbing(self, climb: str) -> bool:
+        return climb in self._climbs
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """Raises AssertionError on an event that cannot be: our own mistake, not the world's."""
+        assert now >= self._board.now, "time went back"
+        self._board.now = now
+        self._handlers[type(event)](event)
+        self._settle()
+        return self._board.take_commands()
+
+    def check(self) -> None:
+        """The invariants; AssertionError when one is broken."""
+        self._board.check()
+        self._climbs.check()
+        for model, waiting in self._board.waiting.items():
+            for ticket in waiting.values():
+                assert not any(
+                    self._board.has_slot(record, ticket) for record in self.view.replicas_of(model)
+                ), f"ticket {ticket.number} waits beside a free slot"
+
+    # --- routers ---
+
+    def _acquire_requested(self, event: on.AcquireRequested) -> None:
+        board = self._board
+        assert event.ticket not in board.tickets
+        if event.model in self.view.models:
+            self.view.models[event.model].requested = board.now
+        for replica_id in sorted(event.excluded):
+            self._rest.suspect(replica_id)
+        ticket = Ticket(
+            event.ticket, event.model, event.router, event.excluded, board.now, event.deadline
+        )
+        board.tickets[ticket.number] = ticket
+        board.wait(ticket)
+        self._serve(event.model)
+        if ticket.number not in board.tickets:
+            return
+        waiting = board.waiting.get(event.model, {})
+        if ticket.number in waiting and len(waiting) > board.limits.waiting_max:
+            board.refuse(
+                ticket,
+                Refusal.RESOURCE_EXHAUSTED,
+                "NO_CAPACITY",
+                f"{board.limits.waiting_max} requests wait for model {event.model!r} already; "
+                f"try again in {board.limits.retry_after_s:g} s",
+                board.limits.retry_after_s,
+            )
+        else:
+            board.timers.set(("ticket", str(ticket.number)), event.deadline)
+
+    def _acquire_cancelled(self, event: on.AcquireCancelled) -> None:
+        ticket = self._board.tickets.get(event.ticket)
+        if ticket is not None:
+            self._climbs.leave(ticket)
+            self._board.close(ticket)
+
+    def _usage_reported(self, event: on.UsageReported) -> None:
+        for usage in event.usage:
+            self._board.end_promises(self._board.usage.report(event.router, usage))
+            self._used(usage.replica_id, usage.started > 0)
+
+    def _router_lost(self, event: on.RouterLost) -> None:
+        replicas, placements = self._board.usage.lose(event.router)
+        self._board.end_promises(placements)
+        self._board.touched.update(dict.fromkeys(sorted(replicas)))
+
+    def _released(self, event: on.Released) -> None:
+        replica_id = event.placement_id.rpartition("@")[2]
+        if self._board.usage.keep(event.placement_id) is not None:
+            self._board.end_promises((event.placement_id,))
+            self._used(replica_id, started=False)
+        if event.replica_failed:
+            self._rest.suspect(replica_id)
+
+    def _used(self, replica_id: str, started: bool) -> None:
+        record = self.view.replicas.get(replica_id)
+        if record is None:
+            return
+        self._board.touch(replica_id)
+        if started and record.replica.model in self.view.models:
+            self.view.models[record.replica.model].requested = self._board.now
+
+    # --- nodes ---
+
+    def _descended(self, event: on.DescendFinished | on.DescendFailed) -> None:
+        record = self.view.replicas.get(event.replica_id)
+        if record is None or record.descending is None:
+            return
+        if isinstance(event, on.DescendFailed):
+            self._rest.lowered(record, busy=True)
+            self._climbs.victim_stayed(event.replica_id)
+            return
+        target = record.descending
+        self._rest.lowered(record, busy=False)
+        if event.rung is Rung.PARKED and target is Rung.PARKED:
+            self._climbs.parked(record)
+        else:
+            self._climbs.end_replica(record)
+
+    # --- time ---
+
+    def _ticked(self, event: on.Ticked) -> None:
+        for kind, name in self._board.timers.due(self._board.now):
+            self._came_up(kind, name)
+
+    def _came_up(self, kind: str, name: str) -> None:
+        board = self._board
+        match kind:
+            case "ticket":
+                self._deadline_passed(board.tickets[int(name)])
+            case "replica":
+                board.touch(name)
+            case "placement":
+                replica_id = board.usage.keep(name)
+                if replica_id is not None:
+                    board.touch(replica_id)
+            case "awaited":
+                board.awaited.discard(name)
+                board.starting.discard(name)
+                board.stir_all()
+            case "refused":
+                if name in self.view.nodes:
+                    self.view.nodes[name].refused_bytes = None
+                    board.stir_all()
+
+    def _deadline_passed(self, ticket: Ticket) -> None:
+        board = self._board
+        waited_s = board.now - ticket.came
+        doing = "all its replicas are full, or no node has room"
+        retry_after_s = board.limits.retry_after_s
+        if ticket.climb is not None:
+            climb = self._climbs.get(ticket.climb)
+            left_s = climb.began + (climb.placement.predicted_s if climb.placement else 0)
+            retry_after_s = max(retry_after_s, left_s - board.now)
+            doing = f"it still climbs on node {climb.node!r}"
+            self._climbs.leave(ticket)
+        board.refuse(
+            ticket,
+            Refusal.DEADLINE_EXCEEDED,
+            "ACQUIRE_DEADLINE",
+            f"model {ticket.model!r} was not ready after {waited_s:.1f} s: {doing}; "
+            f"allow more time, or try again",
+            retry_after_s,
+        )
+
+    # --- what follows ---
+
+    def _settle(self) -> None:
+        board = self._board
+        seen: dict[str, None] = {}
+        while board.touched or board.stirred:
+            touched, board.touched = board.touched, {}
+            seen.update(touched)
+            for replica_id in touched:
+                self._rest.refresh(replica_id)
+            stirred, board.stirred = board.stirred, {}
+            for model in stirred:
+                self._serve(model)
+        for replica_id in seen:
+            self._rest.plan(replica_id)
+        for replica_id in board.touched:
+            self._rest.refresh(replica_id)
+        board.touched = {}
+        board.stirred = {}
+
+    def _serve(self, model: str) -> None:
+        """First come, first served; who excludes replicas does not hold up the others."""
+        for number in sorted(self._board.waiting.get(model, {})):
+            ticket = self._board.tickets[number]
+            if not self._decide(ticket) and not ticket.excluded:
+                return
+
+    def _decide(self, ticket: Ticket) -> bool:
+        """False when the ticket waits on."""
+        board = self._board
+        model = self.view.models.get(ticket.model)
+        if model is None:
+            if board.listed:
+                board.refuse(
+                    ticket,
+                    Refusal.NOT_FOUND,
+                    "MODEL_NOT_FOUND",
+                    f"model {ticket.model!r} is not known; `woodfrog models list` shows those that are",
+                )
+            return board.listed
+        free = [r for r in self.view.replicas_of(ticket.model) if board.has_slot(r, ticket)]
+        if free:
+            board.grant(ticket, min(free, key=self._load))
+            return True
+        if not board.listed or board.starting:
+            return False
+        return self._climbs.lift(ticket, model.spec)
+
+    def _load(self, record: ReplicaRecord) -> tuple[int, str]:
+        return self.active(record.replica.replica_id), record.replica.replica_id

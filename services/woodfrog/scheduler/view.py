@@ -1,0 +1,155 @@
+"""The cluster as the scheduler knows it: models, nodes, replicas, and the indexes over them. Pure.
+
+`state.py` alone writes; `policy.py` reads. What the nodes say wins over what is written here.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from woodfrog.model.node import NodeFacts, Replica, ReplicaState, Resident
+from woodfrog.model.placement import ReadyReplica
+from woodfrog.model.rung import Rung
+from woodfrog.model.snapshot import SnapshotPointer
+from woodfrog.model.spec import ModelSpec
+
+LIVE = (ReplicaState.SERVING, ReplicaState.PARKED)
+
+
+def fingerprint_key(fingerprint: Mapping[str, str]) -> str:
+    """The node part of a fingerprint as one word, quick to look up."""
+    return "\n".join(f"{name}={value}" for name, value in sorted(fingerprint.items()))
+
+
+@dataclass(slots=True)
+class ReplicaRecord:
+    replica: Replica
+    used: float  #: when it was last used, as far as is known
+    climb: str | None = None  #: that lifts it; it is offered to nobody else before that ends
+    descending: Rung | None = None  #: asked to go there, not answered yet
+    suspect_since: float | None = None  #: failed a router; not offered until its node names it
+    descend_after: float = float("-inf")  #: its node did not lower it; counts as used until then
+    busy: bool = False  #: requests run on it
+    quiet: bool = False  #: it may be lowered: live, not busy, and `descend_after` is over
+    announced: bool = False  #: routers were told that it is ready
+
+    @property
+    def live(self) -> bool:
+        return self.replica.state in LIVE and self.climb is None and self.descending is None
+
+    @property
+    def ready(self) -> ReadyReplica:
+        replica = self.replica
+        return ReadyReplica(
+            replica.replica_id, replica.model, replica.node, replica.socket_path, replica.slots
+        )
+
+
+@dataclass(slots=True)
+class NodeRecord:
+    facts: NodeFacts
+    print_key: str
+    replicas: dict[str, ReplicaRecord] = field(default_factory=dict)
+    residents: dict[str, Resident] = field(default_factory=dict)
+    silent: bool = False  #: its stream is down; nothing new goes there
+    reserved_bytes: int = 0  #: of climbs that the node has not named yet
+    reserved_count: int = 0
+    refused_bytes: int | None = None  #: it refused so much although its facts had room
+
+    @property
+    def free_bytes(self) -> int:
+        facts = self.facts
+        return facts.memory_bytes - facts.memory_promised_bytes - self.reserved_bytes
+
+    @property
+    def free_count(self) -> int:
+        return self.facts.replica_count_max - len(self.replicas) - self.reserved_count
+
+
+@dataclass(slots=True)
+class ModelRecord:
+    spec: ModelSpec
+    requested: float | None = None  #: when its last request came
+
+
+class ClusterView:
+    def __init__(self) -> None:
+        self.models: dict[str, ModelRecord] = {}
+        self.nodes: dict[str, NodeRecord] = {}
+        self.replicas: dict[str, ReplicaRecord] = {}
+        self._of_model: dict[str, dict[str, ReplicaRecord]] = {}  # also of models not listed
+        self._pointers: dict[str, dict[str, SnapshotPointer]] = {}  # model, fingerprint digest
+
+    def replicas_of(self, model: str) -> Iterable[ReplicaRecord]:
+        return self._of_model.get(model, {}).values()
+
+    def usable(self, record: ReplicaRecord) -> bool:
+        """It answers for its model as that is listed now."""
+        model = self.models.get(record.replica.model)
+        return model is not None and model.spec.weights == record.replica.weights
+
+    def offered(self, record: ReplicaRecord) -> bool:
+        serving = record.live and record.replica.state is ReplicaState.SERVING
+        return serving and record.suspect_since is None and self.usable(record)
+
+    def put_replica(self, replica: Replica, now: float) -> ReplicaRecord:
+        """Its node must be known, and a replica never changes its node or model."""
+        record = self.replicas.get(replica.replica_id)
+        if record is None:
+            record = ReplicaRecord(replica, used=now)
+            self.replicas[replica.replica_id] = record
+            self.nodes[replica.node].replicas[replica.replica_id] = record
+            self._of_model.setdefault(replica.model, {})[replica.replica_id] = record
+        assert (record.replica.node, record.replica.model) == (replica.node, replica.model)
+        record.replica = replica
+        record.quiet = record.quiet and record.live
+        return record
+
+    def drop_replica(self, replica_id: str) -> ReplicaRecord | None:
+        record = self.replicas.pop(replica_id, None)
+        if record is not None:
+            of_model = self._of_model[record.replica.model]
+            del of_model[replica_id]
+            if not of_model:
+                del self._of_model[record.replica.model]
+            del self.nodes[record.replica.node].replicas[replica_id]
+        return record
+
+    def pointers(self, spec: ModelSpec) -> dict[str, SnapshotPointer]:
+        """By key of the node part; of several the newest. Whether the engine part fits is the agent's to say."""
+        fitting = [
+            pointer
+            for pointer in self._pointers.get(spec.name, {}).values()
+            if pointer.fingerprint.weights == spec.weights
+        ]
+        fitting.sort(key=lambda pointer: (pointer.create_time, pointer.manifest))
+        return {fingerprint_key(pointer.fingerprint.node): pointer for pointer in fitting}
+
+    def put_pointer(self, pointer: SnapshotPointer) -> None:
+        of_model = self._pointers.setdefault(pointer.model, {})
+        of_model[pointer.fingerprint.digest] = pointer
+
+    def drop_pointer(self, pointer: SnapshotPointer) -> None:
+        of_model = self._pointers.get(pointer.model, {})
+        of_model.pop(pointer.fingerprint.digest, None)
+        if not of_model:
+            self._pointers.pop(pointer.model, None)
+
+    def clear_pointers(self) -> None:
+        self._pointers.clear()
+
+    def check(self) -> None:
+        for replica_id, record in self.replicas.items():
+            replica = record.replica
+            assert replica.replica_id == replica_id
+            assert not record.quiet or (record.live and not record.busy)
+            assert self.nodes[replica.node].replicas[replica_id] is record
+            assert self._of_model[replica.model][replica_id] is record
+        count = len(self.replicas)
+        assert sum(len(node.replicas) for node in self.nodes.values()) == count
+        assert sum(map(len, self._of_model.values())) == count
+        assert all(self._of_model.values()), "a model without replicas is kept"
+        assert all(self._pointers.values()), "a model without pointers is kept"
+        for node in self.nodes.values():
+            assert node.print_key == fingerprint_key(node.facts.fingerprint)
+            assert node.reserved_bytes >= 0
+            assert node.reserved_count >= 0

@@ -1,0 +1,44 @@
+"""What this machine can do. `need("criu")` skips a test that cannot run, and fails it where REQUIRE names the capability."""
+
+import functools
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CRIU = Path(os.environ.get("WOODFROG_CRIU", ROOT / ".tools" / "criu.sh"))
+ETCD = Path(os.environ.get("WOODFROG_ETCD_BIN", ROOT / ".tools" / "etcd" / "usr" / "bin" / "etcd"))
+MODEL = Path(os.environ.get("WOODFROG_TEST_MODEL", ROOT / ".woodfrog" / "models" / "smollm2-135m"))
+
+
+def need(*capabilities: str) -> pytest.MarkDecorator:
+    """A mark for a test or a module: `pytestmark = need("root", "criu")`."""
+    missing = {name: why for name in capabilities if (why := _missing(name))}
+    required = set(os.environ.get("REQUIRE", "").split(","))
+    if missing and required & missing.keys():
+        pytest.fail(f"required but missing: {missing}", pytrace=False)
+    return pytest.mark.skipif(bool(missing), reason=f"missing: {missing}")
+
+
+@functools.cache
+def _missing(name: str) -> str | None:
+    """Why the capability is not here; None when it is."""
+    match name:
+        case "root":
+            return None if os.geteuid() == 0 else "not root"
+        case "fuse":
+            return None if os.access("/dev/fuse", os.R_OK | os.W_OK) else "/dev/fuse"
+        case "etcd":
+            return None if ETCD.exists() else f"no etcd at {ETCD}; run make setup"
+        case "model":
+            return (
+                None if (MODEL / "config.json").exists() else f"no model at {MODEL}; run make setup"
+            )
+        case "criu":
+            if not CRIU.exists():
+                return f"no CRIU at {CRIU}; run make setup"
+            check = subprocess.run([CRIU, "check"], capture_output=True, text=True, timeout=30)
+            return None if check.returncode == 0 else f"criu check: {check.stderr[-200:]}"
+    raise AssertionError(f"unknown capability {name!r}")

@@ -1,0 +1,246 @@
+"""A SIMULATED engine: it speaks the engine's HTTP on a unix socket, fast, and answers with made-up words.
+
+A request's own field `simulate` scripts it: `tokens`, `interval_s`, `status` (an error response), `hold` (answer only when
+`let_go()` is called, or after the first token when `hold` is "mid"), `die` (drop the connection after that many tokens; 0 is
+before the first byte). Run as a process it serves until it is killed: `python -m tests.memory.simulated_engine SOCKET`.
+"""
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+import httptools
+import uvloop
+
+FINGERPRINT = "simulated-engine"
+WORDS = ("once", " upon", " a", " pond", " there", " sat", " a", " frog")
+
+
+class Request:
+    def __init__(self) -> None:
+        self.path = ""
+        self.headers: dict[str, str] = {}
+        self.body = b""
+        self.json: dict[str, Any] = {}
+
+
+class SimulatedEngine:
+    """`async with SimulatedEngine(tmp_path / "a.sock") as engine`."""
+
+    def __init__(self, socket_path: str) -> None:
+        self.socket_path = socket_path
+        self.requests: list[Request] = []  # the last thousand
+        self.active = 0
+        self.cancelled = 0  #: answers whose client went away
+        self.state = (
+            "serving"  #: else each request is refused with it, as by a replica going to sleep
+        )
+        self.changed = asyncio.Condition()
+        self._going = asyncio.Event()
+        self._connections: set[_Connection] = set()
+
+    async def __aenter__(self) -> "SimulatedEngine":
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(
+            lambda: _Connection(self), self.socket_path, backlog=1024
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.kill()
+        await self._server.wait_closed()
+
+    def kill(self) -> None:
+        """As kill -9 would: nothing listens, each connection is reset."""
+        self._server.close()
+        for connection in list(self._connections):
+            connection.abort()
+
+    def close_idle(self) -> None:
+        for connection in list(self._connections):
+            connection.abort()
+
+    def let_go(self) -> None:
+        self._going.set()
+
+    async def held(self) -> None:
+        await self._going.wait()
+
+    async def moved(self) -> None:
+        async with self.changed:
+            self.changed.notify_all()
+
+    async def until_active(self, count: int) -> None:
+        async with asyncio.timeout(10), self.changed:
+            await self.changed.wait_for(lambda: self.active == count)
+
+
+class _Connection(asyncio.Protocol):
+    def __init__(self, engine: SimulatedEngine) -> None:
+        self._engine = engine
+        self._parser = httptools.HttpRequestParser(self)
+        self._request = Request()
+        self._answering: asyncio.Task[None] | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport
+        self._engine._connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._engine._connections.discard(self)
+        if self._answering is not None:
+            self._answering.cancel()
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+
+    def on_url(self, url: bytes) -> None:
+        self._request.path = url.decode()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._request.headers[name.decode()] = value.decode()
+
+    def on_body(self, body: bytes) -> None:
+        self._request.body += body
+
+    def on_message_complete(self) -> None:
+        request, self._request = self._request, Request()
+        self._answering = asyncio.create_task(self._answer(request))
+
+    async def _answer(self, request: Request) -> None:
+        engine = self._engine
+        engine.requests = [*engine.requests[-999:], request]
+        if engine.state != "serving":
+            headers = {"x-woodfrog-state": engine.state, "connection": "close"}
+            self._json(503, _error(f"the replica is {engine.state}"), headers)
+            self._transport.close()
+            return
+        request.json = json.loads(request.body)
+        script = request.json.get("simulate") or {}
+        engine.active += 1
+        await engine.moved()
+        try:
+            await self._follow(request, script)
+        except asyncio.CancelledError:
+            engine.cancelled += 1
+            raise
+        finally:
+            engine.active -= 1
+            await engine.moved()
+
+    async def _follow(self, request: Request, script: dict[str, Any]) -> None:
+        if script.get("hold") is True:
+            await self._engine.held()
+        if script.get("die") == 0:
+            self.abort()
+        elif "status" in script:
+            self._json(script["status"], _error("simulated error"), {"retry-after-ms": "1500"})
+        elif request.json.get("stream"):
+            await self._stream(request, script)
+        else:
+            await asyncio.sleep(script.get("interval_s", 0))
+            self._json(200, _whole(request, script.get("tokens", 8)), {})
+
+    async def _stream(self, request: Request, script: dict[str, Any]) -> None:
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+        self._transport.write(head)
+        for index in range(script.get("tokens", 8)):
+            if script.get("die") == index:
+                self.abort()
+                return
+            if script.get("hold") == "mid" and index == 1:
+                await self._engine.held()
+            self._event(json.dumps(_piece(request, index)).encode())
+            await self._writable.wait()
+            await asyncio.sleep(script.get("interval_s", 0))
+        self._event(json.dumps(_piece(request, None)).encode())
+        if (request.json.get("stream_options") or {}).get("include_usage"):
+            usage = {**_base(request), "choices": [], "usage": _usage(script.get("tokens", 8))}
+            self._event(json.dumps(usage).encode())
+        self._event(b"[DONE]")
+        self._transport.write(b"0\r\n\r\n")
+
+    def _event(self, data: bytes) -> None:
+        event = b"data: %b\n\n" % data
+        self._transport.write(b"%x\r\n%b\r\n" % (len(event), event))
+
+    def _json(self, status: int, value: Any, headers: dict[str, str]) -> None:
+        body = json.dumps(value).encode()
+        lines = [f"HTTP/1.1 {status} Simulated", "content-type: application/json"]
+        lines += [f"{name}: {text}" for name, text in headers.items()]
+        lines += [f"content-length: {len(body)}", "server: simulated", "\r\n"]
+        self._transport.write("\r\n".join(lines).encode() + body)
+
+
+def _chat(request: Request) -> bool:
+    return request.path == "/v1/chat/completions"
+
+
+def _base(request: Request) -> dict[str, Any]:
+    kind = "chat.completion" if _chat(request) else "text_completion"
+    if _chat(request) and request.json.get("stream"):
+        kind += ".chunk"
+    name = request.json["model"]
+    return {
+        "id": "sim-1",
+        "object": kind,
+        "created": 1,
+        "model": name,
+        "system_fingerprint": FINGERPRINT,
+    }
+
+
+def _text(index: int) -> str:
+    return WORDS[index % len(WORDS)]
+
+
+def _usage(tokens: int) -> dict[str, int]:
+    return {"prompt_tokens": 5, "completion_tokens": tokens, "total_tokens": 5 + tokens}
+
+
+def _whole(request: Request, tokens: int) -> dict[str, Any]:
+    text = "".join(map(_text, range(tokens)))
+    choice: dict[str, Any] = {"index": 0, "finish_reason": "stop", "logprobs": None}
+    if _chat(request):
+        choice["message"] = {"role": "assistant", "content": text}
+    else:
+        choice["text"] = text
+    return {**_base(request), "choices": [choice], "usage": _usage(tokens)}
+
+
+def _piece(request: Request, index: int | None) -> dict[str, Any]:
+    """One token; None is the last piece."""
+    text = "" if index is None else _text(index)
+    choice: dict[str, Any] = {"index": 0, "finish_reason": None if index is not None else "stop"}
+    if _chat(request):
+        choice["delta"] = {"content": text} if index else {"role": "assistant", "content": text}
+    else:
+        choice["text"] = text
+    return {**_base(request), "choices": [choice]}
+
+
+def _error(message: str) -> dict[str, Any]:
+    return {
+        "error": {"message": message, "type": "server_error", "param": None, "code": "simulated"}
+    }
+
+
+async def main(socket_path: str) -> None:
+    async with SimulatedEngine(socket_path):
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    uvloop.run(main(sys.argv[1]))

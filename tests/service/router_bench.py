@@ -1,0 +1,111 @@
+"""One router in this process between a simulated scheduler and simulated engines."""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import openai
+from tests.memory.simulated_engine import SimulatedEngine
+from tests.memory.simulated_scheduler import SimulatedScheduler
+
+from woodfrog.catalog import CatalogEvent, CatalogSnapshot
+from woodfrog.clients.scheduler import SchedulerClient
+from woodfrog.clock import SystemClock
+from woodfrog.model import digest
+from woodfrog.model.placement import ReadyReplica
+from woodfrog.model.spec import ModelSpec
+from woodfrog.router.router import running
+from woodfrog.router.settings import Settings
+
+WEIGHTS = digest.of_bytes(b"")
+
+
+def spec(name: str) -> ModelSpec:
+    return ModelSpec(name=name, weights=WEIGHTS, weights_bytes=7, create_time=1_700_000_000.5)
+
+
+class MemoryCatalog:
+    def __init__(self, *models: ModelSpec) -> None:
+        self.events: asyncio.Queue[CatalogEvent] = asyncio.Queue()
+        self.events.put_nowait(CatalogSnapshot(models, (), ()))
+
+    async def follow(self) -> AsyncGenerator[CatalogEvent, None]:
+        while True:
+            yield await self.events.get()
+
+
+class Bench:
+    """`m` and `org/m` are the models; engines and replicas are added by the test."""
+
+    def __init__(self, folder: Path, stack: AsyncExitStack) -> None:
+        self._folder = folder
+        self._stack = stack
+        self.catalog = MemoryCatalog(spec("m"), spec("org/m"))
+        self.engines: dict[str, SimulatedEngine] = {}
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, folder: Path, *, scheduler_away: bool = False, **settings: Any
+    ) -> AsyncIterator["Bench"]:
+        defaults = {"listen": "127.0.0.1:0", "grpc_listen": "127.0.0.1:0", "drain_s": 1}
+        given = Settings(**{**defaults, "sse_comment_s": 0.05, **settings})
+        async with AsyncExitStack() as stack, SimulatedScheduler() as scheduler:
+            self = cls(folder, stack)
+            self.scheduler = scheduler
+            address = "127.0.0.1:1" if scheduler_away else scheduler.address
+            async with (
+                openai.AsyncOpenAI(
+                    base_url="http://set-below", api_key="k", max_retries=0
+                ) as client,
+                SchedulerClient(address, "router-1") as placements,
+                running(given, self.catalog, placements, SystemClock()) as router,
+            ):
+                self.replicas = router.replicas
+                self.http = f"127.0.0.1:{router.http_port}"
+                self.grpc = f"127.0.0.1:{router.grpc_port}"
+                self.client = client
+                client.base_url = f"http://{self.http}/v1"
+                await scheduler.until(lambda s: s.routers == (0 if scheduler_away else 1))
+                yield self
+
+    async def replica(self, name: str, model: str = "m", slots: int = 256) -> ReadyReplica:
+        """A running simulated engine; not announced."""
+        path = str(self._folder / f"{name}.sock")
+        self.engines[name] = await self._stack.enter_async_context(SimulatedEngine(path))
+        return ReadyReplica(name, model, "node-1", path, slots)
+
+    async def ready(self, name: str, model: str = "m", slots: int = 256) -> SimulatedEngine:
+        """A running simulated engine that the router uses."""
+        await self.scheduler.announce(await self.replica(name, model, slots))
+        await self.until(lambda: name in self.replicas.ids)
+        return self.engines[name]
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Gives the router's loop, which is this one, its turns until `condition` holds."""
+        async with asyncio.timeout(10):
+            while not condition():
+                await asyncio.sleep(0.002)
+
+    async def ask(self, text: str = "hello", **more: Any) -> Any:
+        message: Any = {"role": "user", "content": text}
+        return await self.client.chat.completions.create(model="m", messages=[message], **more)
+
+    async def raw(self, request: bytes) -> tuple[bytes, bytes]:
+        """Head and body of the answer to bytes on a connection of its own."""
+        host, _, port = self.http.partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        try:
+            writer.write(request)
+            async with asyncio.timeout(10):
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = re.search(rb"content-length: (\d+)", head)
+                body = await reader.readexactly(int(length[1])) if length else await reader.read()
+            return head, body
+        except asyncio.IncompleteReadError as end:  # the answer to HEAD
+            return head, end.partial
+        finally:
+            writer.close()

@@ -1,0 +1,213 @@
+"""The control contract over a real socket, with an engine that only remembers."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from woodfrog.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    ResourceExhausted,
+    Unavailable,
+)
+from woodfrog.replica.client import ControlClient
+from woodfrog.replica.control import ControlServer
+from woodfrog.replica.logs import LogRing
+from woodfrog.replica.replica import Replica
+
+ENTROPY = "00" * 64
+TIMEOUT_S = 10.0
+
+
+class MemoryEngine:
+    """Does nothing but what the contract asks."""
+
+    def __init__(self) -> None:
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self.calls: list[str] = []
+        self.broken: str | None = None
+
+    def describe(self) -> dict[str, Any]:
+        return {"model": "frog", "active": 0 if self.idle.is_set() else 1}
+
+    def failure(self) -> str | None:
+        return self.broken
+
+    async def drain(self) -> None:
+        await self.idle.wait()
+
+    def clear(self) -> None:
+        self.calls.append("clear")
+
+    def release(self) -> None:
+        self.calls.append("release")
+
+    def regain(self) -> None:
+        self.calls.append("regain")
+
+    async def canary(self) -> list[int]:
+        return [1, 2]
+
+
+class Harness:
+    def __init__(self, path: Path) -> None:
+        self.engine = MemoryEngine()
+        self.replica = Replica(self.engine, LogRing())
+        self.path = path
+        self.client = ControlClient(path)
+
+    async def call(self, verb: str, **fields: Any) -> dict[str, Any]:
+        return await self.client.call(verb, TIMEOUT_S, **fields)
+
+    async def state(self) -> str:
+        return str((await self.call("describe"))["state"])
+
+
+@pytest.fixture
+async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
+    harness = Harness(tmp_path / "control.sock")
+    async with ControlServer(harness.replica, harness.path):
+        yield harness
+
+
+@pytest.fixture
+async def serving(harness: Harness) -> Harness:
+    harness.replica.loaded()
+    return harness
+
+
+async def test_a_loading_replica_answers_but_does_not_serve(harness: Harness) -> None:
+    assert await harness.state() == "loading"
+    for verb in ("quiesce", "park", "canary", "open"):
+        with pytest.raises(FailedPrecondition) as refusal:
+            await harness.call(verb)
+        assert refusal.value.reason == "WRONG_STATE"
+
+
+async def test_there_and_back(serving: Harness) -> None:
+    await serving.call("quiesce")
+    assert await serving.state() == "quiesced"
+    await serving.call("park")
+    assert await serving.state() == "parked"
+    await serving.call("thaw", replica_id="r1", entropy=ENTROPY, gate="closed")
+    described = await serving.call("describe")
+    assert (described["state"], described["replica_id"]) == ("serving", "r1")
+    assert described["gate"] == "closed"
+    await serving.call("open")
+    assert serving.replica.gate.is_set()
+    assert serving.engine.calls == ["clear", "release", "regain"]
+
+
+async def test_park_quiesces_first(serving: Harness) -> None:
+    await serving.call("park", timeout_s=1)
+    assert serving.engine.calls == ["clear", "release"]
+
+
+async def test_verbs_may_be_repeated_when_their_answer_was_lost(serving: Harness) -> None:
+    await serving.call("quiesce")
+    await serving.call("quiesce")
+    await serving.call("park")
+    await serving.call("park")
+    await serving.call("thaw", replica_id="r1", entropy=ENTROPY)
+    await serving.call("thaw", replica_id="r1", entropy=ENTROPY)
+    with pytest.raises(FailedPrecondition):
+        await serving.call("thaw", replica_id="r2", entropy=ENTROPY)
+    assert serving.engine.calls == ["clear", "release", "regain"]
+
+
+async def test_a_busy_replica_serves_on(serving: Harness) -> None:
+    serving.engine.idle.clear()
+    with pytest.raises(ResourceExhausted) as refusal:
+        await serving.call("quiesce", timeout_s=0.01)
+    assert refusal.value.reason == "BUSY"
+    assert await serving.state() == "serving"
+
+
+async def test_a_draining_replica_says_so_and_finishes(serving: Harness) -> None:
+    serving.engine.idle.clear()
+    quiescing = asyncio.ensure_future(serving.call("quiesce", timeout_s=TIMEOUT_S))
+    while await serving.state() != "draining":
+        pass
+    with pytest.raises(FailedPrecondition):
+        await serving.call("quiesce")
+    serving.engine.idle.set()
+    await quiescing
+    assert await serving.state() == "quiesced"
+
+
+async def test_a_dead_engine_is_failed_for_ever(serving: Harness) -> None:
+    serving.engine.broken = "RuntimeError: out of frogs"
+    assert await serving.state() == "failed"
+    with pytest.raises(Internal) as refusal:
+        await serving.call("quiesce")
+    assert refusal.value.reason == "ENGINE_FAILED"
+    assert "out of frogs" in refusal.value.message
+
+
+async def test_canary_and_draw_and_logs(serving: Harness) -> None:
+    canary = await serving.call("canary")
+    assert canary["tokens"] == [1, 2]
+    assert canary["digest"].startswith("sha256:")
+    assert (await serving.call("draw"))["random"] != (await serving.call("draw"))["random"]
+    assert isinstance((await serving.call("logs"))["lines"], list)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"entropy": ENTROPY},
+        {"replica_id": "", "entropy": ENTROPY},
+        {"replica_id": "r", "entropy": "00"},
+        {"replica_id": "r", "entropy": "zz" * 64},
+        {"replica_id": "r"},
+        {"replica_id": "r", "entropy": ENTROPY, "gate": "ajar"},
+        {"replica_id": "r", "entropy": ENTROPY, "populate": [[1, 2]]},
+    ],
+)
+async def test_thaw_checks_before_it_changes_anything(
+    serving: Harness, fields: dict[str, Any]
+) -> None:
+    await serving.call("quiesce")
+    with pytest.raises(InvalidArgument):
+        await serving.call("thaw", **fields)
+    assert await serving.state() == "quiesced"
+
+
+@pytest.mark.parametrize("line", [b"nonsense\n", b"[]\n", b'{"verb": "dance"}\n', b"{}\n"])
+async def test_what_is_not_a_request_gets_an_answer(serving: Harness, line: bytes) -> None:
+    reader, writer = await asyncio.open_unix_connection(serving.path)
+    for message in (line, b'{"verb": "describe"}\n'):  # the connection goes on
+        writer.write(message)
+        reply = json.loads(await reader.readline())
+    assert reply["ok"]
+    writer.close()
+
+
+async def test_refusals_carry_reason_and_message(serving: Harness) -> None:
+    reader, writer = await asyncio.open_unix_connection(serving.path)
+    writer.write(b'{"verb": "quiesce", "timeout_s": -1}\n')
+    reply = json.loads(await reader.readline())
+    assert (reply["ok"], reply["reason"]) == (False, "BAD_FIELD")
+    assert "timeout_s" in reply["message"]
+    writer.close()
+
+
+async def test_nobody_there(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable) as refusal:
+        await ControlClient(tmp_path / "nobody.sock").call("describe", TIMEOUT_S)
+    assert refusal.value.reason == "REPLICA_UNREACHABLE"
+
+
+async def test_a_silent_replica(serving: Harness) -> None:
+    serving.engine.idle.clear()
+    with pytest.raises(DeadlineExceeded) as refusal:
+        await serving.client.call("quiesce", 0.05, timeout_s=0.2)
+    assert refusal.value.reason == "REPLICA_SILENT"
+    serving.engine.idle.set()
