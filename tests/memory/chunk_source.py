@@ -1,6 +1,7 @@
 """A store in memory, for weight_fs: it can be down, slow, or hold damaged chunks."""
 
 import asyncio
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -66,9 +67,16 @@ def manifest_of(files: Mapping[str, bytes], kind: Kind = Kind.WEIGHTS) -> Manife
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> Path:
+    """All-zero chunks become holes."""
     for path, data in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(data)
+        with (folder / path).open("wb") as file:
+            for piece in pieces(data):
+                if piece.strip(b"\0"):
+                    file.write(piece)
+                else:
+                    file.seek(len(piece), os.SEEK_CUR)
+            file.truncate(len(data))
     return folder
 
 

@@ -17,7 +17,7 @@ from woodfrog.clock import SystemClock
 from woodfrog.model import digest
 from woodfrog.model.placement import ReadyReplica
 from woodfrog.model.spec import ModelSpec
-from woodfrog.router.router import running
+from woodfrog.router.router import Router, running
 from woodfrog.router.settings import Settings
 
 WEIGHTS = digest.of_bytes(b"")
@@ -40,37 +40,43 @@ class MemoryCatalog:
 class Bench:
     """`m` and `org/m` are the models; engines and replicas are added by the test."""
 
-    def __init__(self, folder: Path, stack: AsyncExitStack) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        stack: AsyncExitStack,
+        scheduler: SimulatedScheduler,
+        catalog: MemoryCatalog,
+        router: Router,
+        client: openai.AsyncOpenAI,
+    ) -> None:
         self._folder = folder
         self._stack = stack
-        self.catalog = MemoryCatalog(spec("m"), spec("org/m"))
+        self.scheduler = scheduler
+        self.catalog = catalog
+        self.replicas = router.replicas
+        self.http = f"127.0.0.1:{router.http_port}"
+        self.grpc = f"127.0.0.1:{router.grpc_port}"
+        self.client = client
         self.engines: dict[str, SimulatedEngine] = {}
 
-    @classmethod
+    @staticmethod
     @asynccontextmanager
     async def open(
-        cls, folder: Path, *, scheduler_away: bool = False, **settings: Any
+        folder: Path, *, scheduler_away: bool = False, **settings: Any
     ) -> AsyncIterator["Bench"]:
         defaults = {"listen": "127.0.0.1:0", "grpc_listen": "127.0.0.1:0", "drain_s": 1}
         given = Settings(**{**defaults, "sse_comment_s": 0.05, **settings})
+        catalog = MemoryCatalog(spec("m"), spec("org/m"))
         async with AsyncExitStack() as stack, SimulatedScheduler() as scheduler:
-            self = cls(folder, stack)
-            self.scheduler = scheduler
             address = "127.0.0.1:1" if scheduler_away else scheduler.address
             async with (
-                openai.AsyncOpenAI(
-                    base_url="http://set-below", api_key="k", max_retries=0
-                ) as client,
+                openai.AsyncOpenAI(base_url="http://later", api_key="k", max_retries=0) as client,
                 SchedulerClient(address, "router-1") as placements,
-                running(given, self.catalog, placements, SystemClock()) as router,
+                running(given, catalog, placements, SystemClock()) as router,
             ):
-                self.replicas = router.replicas
-                self.http = f"127.0.0.1:{router.http_port}"
-                self.grpc = f"127.0.0.1:{router.grpc_port}"
-                self.client = client
-                client.base_url = f"http://{self.http}/v1"
+                client.base_url = f"http://127.0.0.1:{router.http_port}/v1"
                 await scheduler.until(lambda s: s.routers == (0 if scheduler_away else 1))
-                yield self
+                yield Bench(folder, stack, scheduler, catalog, router, client)
 
     async def replica(self, name: str, model: str = "m", slots: int = 256) -> ReadyReplica:
         """A running simulated engine; not announced."""

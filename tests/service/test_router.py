@@ -170,11 +170,8 @@ async def test_wake_is_waited_for_and_told(bench: Bench) -> None:
     replica = await bench.replica("a")
     climb = Climb(replica, climb_ms=812.4, fallback_reason="node kernel is\r\n'6.1é'")
     bench.scheduler.climbs["m"] = climb
-    asking = asyncio.create_task(
-        bench.client.chat.completions.with_raw_response.create(
-            model="m", messages=[{"role": "user", "content": "hi"}]
-        )
-    )
+    ask: Any = bench.client.chat.completions.with_raw_response.create
+    asking = asyncio.create_task(ask(model="m", messages=[{"role": "user", "content": "hi"}]))
     await bench.scheduler.until(lambda s: s.waiting == 1)
     assert not asking.done()
     climb.finish.set()

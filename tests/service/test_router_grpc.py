@@ -4,19 +4,19 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import openai
 import pytest
-from google.protobuf import struct_pb2
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-
 from tests.memory.simulated_scheduler import Climb
 from tests.service.router_bench import Bench
 from tests.service.test_router import PARENT, TEXT, post
+
 from woodfrog import errors
 from woodfrog.api.router.v1 import (
     chats_pb2,
@@ -59,7 +59,7 @@ def spans() -> InMemorySpanExporter:
     return exporter
 
 
-def chat(**extra: object) -> chats_pb2.ChatRequest:
+def chat(**extra: Any) -> chats_pb2.ChatRequest:
     request = chats_pb2.ChatRequest(
         model="m",
         messages=[chats_pb2.ChatMessage(role="user", content="hi")],
@@ -71,7 +71,7 @@ def chat(**extra: object) -> chats_pb2.ChatRequest:
     return request
 
 
-async def failure(call: grpc.aio.UnaryUnaryCall[object, object]) -> errors.WoodfrogError:
+async def failure(call: Any) -> errors.WoodfrogError:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await call
     return status.from_rpc_error(raised.value, "router")
@@ -155,10 +155,14 @@ async def test_errors_are_rich(bench: Bench, chats: chats_pb2_grpc.ChatsStub) ->
 async def test_death_in_mid_stream(bench: Bench, chats: chats_pb2_grpc.ChatsStub) -> None:
     await bench.ready("a")
     call = chats.Stream(chats_pb2.StreamRequest(chat=chat(simulate={"die": 3})))
-    got = []
-    with pytest.raises(grpc.aio.AioRpcError) as raised:
+    got: list[str] = []
+
+    async def read() -> None:
         async for piece in call:
             got.append(piece.content)
+
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await read()
     assert "".join(got) == "once upon a"
     error = status.from_rpc_error(raised.value, "router")
     assert isinstance(error, errors.Unavailable)
@@ -171,7 +175,7 @@ async def test_cancelled_call_frees_its_slot(
 ) -> None:
     engine = await bench.ready("a")
     request = chat(simulate={"hold": "mid" if stream else True})
-    call: grpc.aio.UnaryUnaryCall[object, object] | grpc.aio.UnaryStreamCall[object, object]
+    call: Any
     if stream:
         call = chats.Stream(chats_pb2.StreamRequest(chat=request))
         await call.read()

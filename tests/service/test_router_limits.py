@@ -6,10 +6,11 @@ import re
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
-from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from prometheus_client.openmetrics import parser
 from tests.capabilities import need
 from tests.memory.simulated_scheduler import Climb, SimulatedScheduler
 from tests.service.etcd import EtcdServer
@@ -19,6 +20,8 @@ from tests.service.test_router import error_of, post
 
 from woodfrog.catalog import Catalog
 from woodfrog.coordination import Session
+
+parse: Any = parser.text_string_to_metric_families
 
 
 async def read_json(bench: Bench, path: str, *, accept: str = "*/*") -> tuple[int, bytes]:
@@ -109,20 +112,19 @@ async def test_client_that_does_not_read_is_cut_off(tmp_path: Path) -> None:
 
 async def test_readiness_and_metrics(tmp_path: Path) -> None:
     async with Bench.open(tmp_path) as bench:
-        await bench.until(lambda: bench.catalog.events.empty())
+        await bench.ready("a")
         status, body = await read_json(bench, "/ready")
         assert (status, json.loads(body)) == (
             200,
             {"ready": True, "scheduler": True, "catalog": True},
         )
-        await bench.ready("a")
         await bench.ask()
         with pytest.raises(openai.NotFoundError):
             await bench.client.completions.create(model="nobody", prompt="hi")
         status, text = await read_json(
             bench, "/metrics", accept="application/openmetrics-text; version=1.0.0"
         )
-        families = {f.name: f for f in text_string_to_metric_families(text.decode())}
+        families = {f.name: f for f in parse(text.decode())}
         counts = {
             (s.labels["route"], s.labels["model"], s.labels["status"]): s.value
             for s in families["woodfrog_router_requests"].samples

@@ -87,6 +87,11 @@ class Manifest:
         paths = [file.path for file in files]
         if paths != sorted(set(paths)):
             raise ValueError("manifest's paths are not sorted and unique")
+        folders = {str(folder) for path in paths for folder in PurePosixPath(path).parents}
+        if folders & set(paths):
+            raise ValueError("manifest names one path as a file and as a folder")
+        if not isinstance(manifest.attributes, dict):
+            raise ValueError("manifest's attributes are not an object")
         return manifest
 
 
@@ -94,9 +99,17 @@ def check_path(path: str) -> str:
     """`path` itself. Raises ValueError when it could leave the folder that it is relative to."""
     pure = PurePosixPath(path)
     bad = not path or path != str(pure) or pure.is_absolute() or ".." in pure.parts
-    if bad or "\0" in path or path == "." or len(path) > 1024:
+    if bad or "\0" in path or path == "." or len(path) > 1024 or not _storable(pure):
         raise ValueError(f"manifest path {path[:80]!r} is not a plain relative path")
     return path
+
+
+def _storable(path: PurePosixPath) -> bool:
+    """Whether a file system takes each part as a name."""
+    try:
+        return all(len(part.encode()) <= 255 for part in path.parts)
+    except UnicodeEncodeError:
+        return False
 
 
 def _file(entry: Any) -> FileEntry:

@@ -66,7 +66,16 @@ class SnapshotPointer:
                 raise ValueError("snapshot pointer has another format than this version knows")
             fingerprint = Fingerprint(**value.pop("fingerprint"))
             pointer = SnapshotPointer(fingerprint=fingerprint, **value)
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"snapshot pointer is malformed: {error!r}") from None
+        texts = (pointer.model, pointer.manifest, fingerprint.weights)
+        numbers = (pointer.size_bytes, pointer.create_time)
+        maps = (fingerprint.node, fingerprint.engine)
+        if (
+            not all(isinstance(text, str) for text in texts)
+            or not all(isinstance(number, int | float) for number in numbers)
+            or not all(isinstance(each, dict) for each in maps)
+        ):
+            raise ValueError("snapshot pointer has a field of the wrong type")
         digests.hex_of(pointer.manifest)
         return pointer

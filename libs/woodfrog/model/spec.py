@@ -10,6 +10,11 @@ from woodfrog.model import digest as digests
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 FORMAT = 1
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "name": str, "weights": str, "weights_bytes": int, "engine": str, "engine_args": Mapping, "slots": int,
+    "replicas_max": int, "park_after_s": (int, float), "freeze_after_s": (int, float), "memory_bytes": int,
+    "snapshot": str, "create_time": (int, float),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +43,16 @@ class ModelSpec:
             if value.pop("format") != FORMAT:
                 raise ValueError("model spec has another format than this version knows")
             spec = ModelSpec(**value)
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"model spec is malformed: {error!r}") from None
         return spec.checked()
 
     def checked(self) -> "ModelSpec":
         """Itself. Raises ValueError with one sentence when a field is out of range."""
+        for name, kind in _TYPES.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise ValueError(f"model spec's {name} is {value!r:.80}, which is of the wrong type")
         if not _NAME.fullmatch(self.name):
             raise ValueError(
                 f"model name {self.name[:80]!r} is not letters, digits, '.', '_', '-' and at most one '/'"

@@ -13,10 +13,11 @@ from woodfrog.rpc.server import MESSAGE_BYTES_MAX
 
 _OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),  # an http_proxy variable is not meant for us
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.keepalive_time_ms", 6000),
     ("grpc.http2.ping_timeout_ms", 2000),  # else a stopped peer is noticed after 25 s
-    ("grpc.min_reconnect_backoff_ms", 500),
+    ("grpc.min_reconnect_backoff_ms", 1500),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]

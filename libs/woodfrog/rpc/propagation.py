@@ -15,6 +15,12 @@ def inject() -> dict[str, str]:
     return carrier
 
 
+def traceparent(span: trace.Span) -> str:
+    """The header that names `span` as the parent."""
+    context = span.get_span_context()
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+
+
 def extract(carrier: Mapping[str, str]) -> Context:
     return _PROPAGATOR.extract(carrier)
 

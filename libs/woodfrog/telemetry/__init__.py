@@ -3,6 +3,7 @@
 Without OTEL_EXPORTER_OTLP_ENDPOINT spans are made (so that trace ids reach logs and headers) but not exported.
 """
 
+import functools
 import json
 import logging
 import os
@@ -67,5 +68,6 @@ def flush() -> None:
         provider.shutdown()
 
 
+@functools.cache
 def tracer() -> trace.Tracer:
     return trace.get_tracer("woodfrog")

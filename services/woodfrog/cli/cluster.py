@@ -157,6 +157,7 @@ class Cluster:
             "HOME": os.environ.get("HOME", "/"),
             "LANG": "C.UTF-8",
             "PYTHONUNBUFFERED": "1",
+            "GRPC_ENABLE_FORK_SUPPORT": "false",  # children are started by exec only
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{self.address('traces')}",
             "OTEL_EXPORTER_OTLP_INSECURE": "true",
             **{prefix + name.upper(): str(value) for name, value in settings.items()},

@@ -1,6 +1,9 @@
 """What `woodfrog ps`, `models` and `snapshots` print and do."""
 
+import asyncio
 import time
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 from woodfrog import rpc
@@ -8,10 +11,11 @@ from woodfrog.api.scheduler.v1 import placements_pb2, placements_pb2_grpc
 from woodfrog.cli import models
 from woodfrog.cli.cluster import Cluster
 from woodfrog.cli.show import size, table
-from woodfrog.errors import NotFound
+from woodfrog.errors import NotFound, Unavailable
 from woodfrog.model.spec import ModelSpec
 
 _TIMEOUT_S = 5.0
+_KNOWN_S = 10.0
 
 
 async def describe(cluster: Cluster) -> placements_pb2.DescribeResponse:
@@ -45,7 +49,33 @@ async def ps(cluster: Cluster) -> None:
 async def models_add(cluster: Cluster, spec: ModelSpec, path: Path) -> None:
     async with models.connect(cluster) as cell:
         added = await models.add(cell, spec, path, lambda line: print(f"  {line}"))
+    await wait_known(cluster, spec.name)
     print(f"added {added.name}: {size(added.weights_bytes)}, {added.weights}")
+
+
+async def wait_known(cluster: Cluster, model: str) -> None:
+    """Until the gateway and the scheduler have heard of a model, so that it can be asked. Raises Unavailable."""
+    deadline = time.monotonic() + _KNOWN_S
+    url = f"{cluster.base_url}/models/{urllib.parse.quote(model)}"
+    while True:
+        view = await describe(cluster)
+        listed = await asyncio.to_thread(_answers, url)
+        if listed and any(known.model == model for known in view.models):
+            return
+        if time.monotonic() > deadline:
+            raise Unavailable(
+                "NOT_KNOWN_YET",
+                f"{model} is added, but the gateway does not list it after {_KNOWN_S:.0f} s; see woodfrog ps",
+            )
+        await asyncio.sleep(0.02)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
 
 
 async def models_list(cluster: Cluster) -> None:

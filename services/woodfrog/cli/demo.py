@@ -20,6 +20,7 @@ from woodfrog.cli.show import rule, size, table
 from woodfrog.errors import NotFound, Unavailable
 from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.model.spec import ModelSpec
+from woodfrog.telemetry import names
 
 MODEL = "smollm2-135m"
 QUESTIONS = ("What is the capital of France?", "Name three animals that live in a forest.")
@@ -32,8 +33,6 @@ _TRACE_TIMEOUT_S = 10.0
 class Answer:
     text: str
     first_token_ms: float
-    rung: str
-    climb_ms: float
     trace_id: str
 
 
@@ -56,8 +55,9 @@ def run(home: Path) -> int:
         print("  asleep: no process of the model is left\n")
         with progress(f"woken: {QUESTIONS[1]}"):
             woken = ask(cluster, QUESTIONS[1])
+            owned = memory()
         print(f"  {woken.text}\n")
-        report(cluster, cold, woken, asyncio.run(_attributes(cluster, pointer)))
+        report(cluster, cold, woken, asyncio.run(_attributes(cluster, pointer)), owned)
     except KeyboardInterrupt:
         up.down(home)
         raise
@@ -81,34 +81,31 @@ def ask(cluster: Cluster, question: str, max_tokens: int = 48) -> Answer:
         if piece and not first:
             first = (time.perf_counter() - began) * 1000
         text += piece or ""
-    headers = raw.headers
-    return Answer(
-        text.strip(),
-        first,
-        headers["x-woodfrog-rung"],
-        float(headers["x-woodfrog-climb-ms"]),
-        headers["x-woodfrog-trace-id"],
-    )
+    return Answer(text.strip(), first, raw.headers["x-woodfrog-trace-id"])
 
 
-def report(cluster: Cluster, cold: Answer, woken: Answer, attributes: dict[str, Any]) -> None:
+def report(
+    cluster: Cluster,
+    cold: Answer,
+    woken: Answer,
+    attributes: dict[str, Any],
+    owned: tuple[int, int, int],
+) -> None:
     for title, answer in (("cold start", cold), ("wake", woken)):
-        print(
-            rule(
-                f"{title}: from {answer.rung} to the first token in {answer.first_token_ms:.0f} ms"
-            )
-        )
+        spans = stages(cluster, answer.trace_id)
+        rung = spans[0]["attributes"].get(names.RUNG, "?") if spans else "?"
+        print(rule(f"{title}: from {rung} to the first token in {answer.first_token_ms:.0f} ms"))
         rows = [
             (
                 "  " * span["depth"] + span["name"],
                 span["service"].removeprefix("woodfrog-"),
                 f"{span['duration_ms']:.1f}",
             )
-            for span in stages(cluster, answer.trace_id)
+            for span in spans
         ]
         print(table(("stage", "in", "ms"), rows) + "\n")
     print(rule("figures"))
-    private, pages, weights = memory(cluster)
+    private, pages, weights = owned
     figures = [
         ("cold start, first token", f"{cold.first_token_ms:,.0f} ms"),
         ("wake, first token", f"{woken.first_token_ms:,.0f} ms"),
@@ -155,7 +152,7 @@ def _depth_first(spans: list[dict[str, Any]], ids: set[str]) -> Iterator[dict[st
         stack += [(s, depth + 1) for s in reversed(spans) if s["parent_id"] == span["span_id"]]
 
 
-def memory(cluster: Cluster) -> tuple[int, int, int]:
+def memory() -> tuple[int, int, int]:
     """Of the running replica, bytes: what it owns, what it maps of its snapshot, what it maps of its weights."""
     private = pages = weights = 0
     for smaps in Path("/proc").glob("[0-9]*/smaps"):
@@ -194,6 +191,7 @@ async def _fresh_model(cluster: Cluster, folder: Path) -> None:
         with suppress(NotFound):
             await models.remove(cell, MODEL)
         await models.add(cell, spec, folder, lambda line: print(f"  {line}"))
+    await commands.wait_known(cluster, MODEL)
 
 
 async def _asleep(cluster: Cluster) -> SnapshotPointer:

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import threading
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -52,6 +53,7 @@ class Batcher:
             )
             processors.tensors_required = 1
             self._manager.logit_processor = processors
+            self._manager._wake_up_loop = _UntilWoken()
             self._manager.warmup()  # allocates everything; without CUDA graphs it computes nothing
         self._regions = allocations.regions
 
@@ -64,6 +66,9 @@ class Batcher:
             self._manager.start()
 
     def stop(self) -> None:
+        status = self._manager.background_thread_status
+        status.request_stop(status.HARD_STOP, global_rank=0)
+        self._manager._wake_up_loop.set()  # which stop itself leaves out
         self._manager.stop(block=True, timeout=STOP_TIMEOUT_S, hard_stop=True)
 
     def failure(self) -> str | None:
@@ -154,6 +159,13 @@ class Generation:
         """Also right when it is finished."""
         if self._newest is None or not self._newest.is_finished():
             self._batcher.cancel(self.id)
+
+
+class _UntilWoken(threading.Event):
+    """The manager looks for work ten times a second; it is woken for all of it, so that an idle replica may sleep."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return super().wait()
 
 
 class _LargeTensorsInRegions(TorchFunctionMode):  # type: ignore[misc]

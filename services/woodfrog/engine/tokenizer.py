@@ -30,9 +30,10 @@ class Tokenizer:
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """`special` adds what the model wants around a text. Raises InvalidArgument on half a surrogate pair."""
         try:
-            return list(self._fast.encode(text, add_special_tokens=special).ids)
+            text.encode()  # JSON can say what no text holds
         except UnicodeEncodeError:
             raise InvalidArgument("INVALID_TEXT", "the text is not valid Unicode") from None
+        return list(self._fast.encode(text, add_special_tokens=special).ids)
 
     def encode_chat(self, messages: list[dict[str, Any]]) -> list[int]:
         """Raises InvalidArgument when the model's template does not take the messages."""

@@ -3,6 +3,7 @@
 import hashlib
 import platform
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -30,8 +31,6 @@ def of_node(criu_version: str) -> dict[str, str]:
 
 
 def of_engine(spec: ModelSpec) -> dict[str, str]:
-    """Raises FileNotFoundError when the engine is not installed."""
-    versions = {name: metadata.version(name) for name in _PACKAGES}
     return {
         "engine": spec.engine,
         "args": str(sorted(spec.engine_args.items())),
@@ -39,7 +38,7 @@ def of_engine(spec: ModelSpec) -> dict[str, str]:
         "python": sys.version.split()[0],
         "executable": sys.executable,
         "code": _code_digest(),
-        **versions,
+        **_versions(),
     }
 
 
@@ -47,6 +46,12 @@ def of_snapshot(node: dict[str, str], spec: ModelSpec) -> Fingerprint:
     return Fingerprint(node=node, engine=of_engine(spec), weights=spec.weights)
 
 
+@cache
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in _PACKAGES}
+
+
+@cache
 def _code_digest() -> str:
     """Of the source that a replica runs: a snapshot holds old code, so a change of code ends it."""
     folders = [Path(__file__).parent.parent / "engine", *map(Path, woodfrog.replica.__path__)]

@@ -170,7 +170,7 @@ class NodeLoop:
         self._publish_replica(replica_id)
         dumped: Dumped | None = None
         try:
-            own_print = await asyncio.to_thread(fingerprint.of_snapshot, self._print, spec)
+            own_print = fingerprint.of_snapshot(self._print, spec)
             live, rung, reason, damaged = await self._restore(
                 replica_id, spec, pointer, own_print, stages
             )

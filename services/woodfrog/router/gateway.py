@@ -184,7 +184,9 @@ class Gateway:
                 return await self._forward(call, slot, progress, retry)
             except _Quiesced:
                 cause = "quiesced"
-                if slot.acquired.placement_id:  # else only our table was late, and its thaw is welcome
+                if (
+                    slot.acquired.placement_id
+                ):  # else only our table was late, and its thaw is welcome
                     progress.excluded.add(replica_id)
                 await asyncio.sleep(_QUIESCED_PAUSE_S)
             except ReplicaLost:
@@ -274,15 +276,13 @@ def _wake(call: Call, slot: Slot) -> Wake:
 
 def _render(call: Call, span: Span) -> bytes:
     """No header of the client goes along: its key must never be in a process that is checkpointed."""
-    with trace.use_span(span):
-        trace_headers = propagation.inject()
     head = [
         f"POST {call.route.path} HTTP/1.1",
         "host: replica",
         "content-type: application/json",
         f"content-length: {len(call.body)}",
         f"x-request-id: {call.request_id}",
-        *(f"{name}: {value}" for name, value in trace_headers.items()),
+        f"traceparent: {propagation.traceparent(span)}",
         "\r\n",
     ]
     return "\r\n".join(head).encode() + call.body

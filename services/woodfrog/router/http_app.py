@@ -164,6 +164,7 @@ class HttpApp:
                 names.HTTP_ROUTE: route.path,
                 names.GENAI_OPERATION: route.operation,
                 names.REQUEST_ID: request_id,
+                **arrival.retry_attributes,
             },
         )
         trace_id = f"{span.get_span_context().trace_id:032x}"
@@ -197,9 +198,10 @@ class HttpApp:
             text = f"internal error; the log has it under trace {trace_id}"
             await self._fail(errors.Internal("INTERNAL", text), reply, span)
         finally:
-            span.set_attribute(names.HTTP_STATUS, reply.status)
+            status = reply.status or _CLIENT_CLOSED  # 0: cancelled because the router stops
+            span.set_attribute(names.HTTP_STATUS, status)
             span.end()
-            self._metrics.ended(route.path, self._models.label(model), reply.status)
+            self._metrics.ended(route.path, self._models.label(model), status)
 
     async def _fail(self, error: errors.WoodfrogError, reply: Reply, span: Span) -> None:
         """As a response, or inside the stream that has begun; a body of known length is cut off instead."""

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import re
-import uuid
+import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -13,6 +13,7 @@ from opentelemetry.context import Context
 
 from woodfrog.router.openai_errors import Refusal
 from woodfrog.rpc import propagation
+from woodfrog.telemetry import names
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -52,7 +53,13 @@ class Arrival:
     def request_id(self) -> str:
         """The client's own, or a new one."""
         sent = self.headers.get(b"x-request-id", b"")
-        return sent.decode() if _REQUEST_ID.fullmatch(sent) else f"req_{uuid.uuid4().hex}"
+        return sent.decode() if _REQUEST_ID.fullmatch(sent) else f"req_{secrets.token_hex(16)}"
+
+    @property
+    def retry_attributes(self) -> dict[str, int]:
+        """For the span: how often OpenAI's client has sent the request before."""
+        count = self.headers.get(b"x-stainless-retry-count", b"0")
+        return {names.CLIENT_RETRY: int(count)} if count.isdigit() and count != b"0" else {}
 
     def wait_s(self, cap_s: float, *, stream: bool) -> float:
         """How long the client will wait for a replica. A stream's time-out runs anew at each comment, so it is no bound."""

@@ -41,6 +41,7 @@ class HttpServer:
             app,
             http=type("Protocol", (_Protocol,), {"limits": limits}),
             ws="none",
+            proxy_headers=False,
             lifespan="off",
             access_log=False,
             log_config=None,

@@ -118,7 +118,7 @@ class Exchange:
         assert self._connection is not None
         self._connection.send(request)
         while self._connection.head is None:
-            await self._wait(self._connection)
+            await self._connection.moved(self._answer_wait_s)
         return self._connection.head
 
     async def chunk(self) -> bytes:
@@ -131,7 +131,7 @@ class Exchange:
                 self._connection = None
                 connection.finish()
                 return b""
-            await self._wait(connection)
+            await connection.moved(self._answer_wait_s)
         return data
 
     async def rest(self, limit_bytes: int) -> bytes:
@@ -149,16 +149,6 @@ class Exchange:
             connection, self._connection = self._connection, None
             connection.abort()
 
-    async def _wait(self, connection: "_Connection") -> None:
-        try:
-            async with asyncio.timeout(self._answer_wait_s):
-                await connection.moved()
-        except TimeoutError:
-            raise DeadlineExceeded(
-                "REPLICA_SILENT",
-                f"the replica has been silent for {self._answer_wait_s:.0f} s; ask for fewer tokens",
-            ) from None
-
 
 class _Connection(asyncio.Protocol):
     def __init__(self, client: ReplicaClient, socket_path: str) -> None:
@@ -174,6 +164,7 @@ class _Connection(asyncio.Protocol):
         self._headers: list[tuple[bytes, bytes]] = []
         self._head_bytes = 0
         self._framed = False  # the body's end is told by its head; else by the connection's
+        self._keep_alive = False
         self._chunks: deque[bytes] = deque()
         self._buffered = 0
         self._paused = False
@@ -188,14 +179,17 @@ class _Connection(asyncio.Protocol):
         if self._transport is not None and self._lost is None:
             self._transport.write(request)
 
-    async def moved(self) -> None:
-        """Until the head came, more of the body, or its end. Raises ReplicaLost when the connection broke."""
+    async def moved(self, wait_s: float) -> None:
+        """Until the head came, more of the body, or its end. Raises ReplicaLost, and DeadlineExceeded after `wait_s`."""
         if self._lost is not None:
             raise ReplicaLost(self._lost)
-        self._waiter = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
+        timer = loop.call_later(wait_s, self._silent, wait_s)
         try:
             await self._waiter
         finally:
+            timer.cancel()
             self._waiter = None
 
     def take(self) -> bytes:
@@ -212,7 +206,7 @@ class _Connection(asyncio.Protocol):
 
     def finish(self) -> None:
         """After a whole response: kept for the next, when both sides may."""
-        if self._lost is None and self._framed and self._parser.should_keep_alive():
+        if self._lost is None and self._keep_alive:
             self._client.keep(self)
         else:
             self.abort()
@@ -243,9 +237,11 @@ class _Connection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._lost = f"malformed response: {error}"
             self.abort()
-        if self._head_bytes > _HEAD_BYTES_MAX:
-            self._lost = "response head is too long"
-            self.abort()
+        if self.head is None:
+            self._head_bytes += len(data)
+            if self._head_bytes > _HEAD_BYTES_MAX:
+                self._lost = "response head is too long"
+                self.abort()
         if self._buffered > _BUFFER_BYTES_MAX and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
@@ -255,28 +251,32 @@ class _Connection(asyncio.Protocol):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
+    def _silent(self, wait_s: float) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            text = f"the replica has been silent for {wait_s:.0f} s; ask for fewer tokens"
+            self._waiter.set_exception(DeadlineExceeded("REPLICA_SILENT", text))
+
     # the parser's side
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
-        self._head_bytes += len(name) + len(value)
         self._framed = self._framed or name in (b"content-length", b"transfer-encoding")
-        if self._head_bytes <= _HEAD_BYTES_MAX:
-            self._headers.append((name, value))
+        self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
         if self.whole:
             self.abort()  # a second response unasked
-            return
-        status = self._parser.get_status_code()
-        if status < 200:  # an interim response, another follows
+        elif status < 200:  # an interim response, another follows
             self._headers = []
-            return
-        self._framed = self._framed or status in (204, 304)
-        self.head = Head(status, self._headers)
+        else:
+            self._framed = self._framed or status in (204, 304)
+            self._keep_alive = self._framed and self._parser.should_keep_alive()
+            self.head = Head(status, self._headers)
 
     def on_body(self, body: bytes) -> None:
-        self._chunks.append(body)
-        self._buffered += len(body)
+        if not self.whole:
+            self._chunks.append(body)
+            self._buffered += len(body)
 
     def on_message_complete(self) -> None:
         self.whole = self.head is not None

@@ -1,6 +1,6 @@
 """The gRPC face: typed messages in and out, the same path in between. Errors are raised; the interceptor translates."""
 
-import uuid
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar
@@ -106,7 +106,7 @@ class Asking:
             self._check(model, body)
             left = context.time_remaining()
             wait_s = self._wake_wait_s if left is None else min(self._wake_wait_s, left)
-            request_id = f"req_{uuid.uuid4().hex}"
+            request_id = f"req_{secrets.token_hex(16)}"
             call = Call(route, model, body, stream, wait_s, arrived, request_id, span)
             async with aclosing(self._gateway.answer(call)) as events:
                 yield events

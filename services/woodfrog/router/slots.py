@@ -19,6 +19,7 @@ from woodfrog.telemetry import names
 log = logging.getLogger(__name__)
 _BACKOFF_FIRST_S, _BACKOFF_MAX_S = 0.05, 1.0
 _RETRY_AFTER_S = 1.0  # where nobody predicted the time
+_CATALOG_LAG_S = 1.0  # the scheduler may hear of a new model later than we did
 
 
 class Slot:
@@ -97,34 +98,51 @@ class Slots:
         began = self._clock.now()
         backoff = _BACKOFF_FIRST_S
         while True:
-            left = deadline - self._clock.now()
+            left_s = deadline - self._clock.now()
             try:
-                return await self._placements.acquire(model, excluded, timeout_s=max(left, 0.001))
-            except errors.DeadlineExceeded as error:
-                raise errors.Unavailable(
-                    "MODEL_WAKING",
-                    f"model {model!r} is still waking after {self._clock.now() - began:.0f} s; ask again soon",
-                    retry_after_s=error.retry_after_s or _RETRY_AFTER_S,
-                    model=model,
-                ) from None
-            except errors.ResourceExhausted as error:
-                error.retry_after_s = error.retry_after_s or _RETRY_AFTER_S
-                raise
-            except errors.Unavailable as error:
-                if error.reason == "CLIMB_FAILED":
-                    raise
-                if left <= backoff:
-                    raise errors.Unavailable(
-                        "SCHEDULER_LOST",
-                        f"no replica of model {model!r} is ready and the scheduler cannot be reached: {error.message}",
-                        retry_after_s=_RETRY_AFTER_S,
-                        model=model,
-                    ) from None
+                return await self._placements.acquire(model, excluded, timeout_s=max(left_s, 0.001))
+            except errors.WoodfrogError as error:
+                now = self._clock.now()
+                end = final(error, model, waited_s=now - began, left_s=deadline - now - backoff)
+                if end is not None:
+                    raise end from None
             await asyncio.sleep(backoff)
             backoff = min(2 * backoff, _BACKOFF_MAX_S)
             replica = self.table.pick(model, excluded)
             if replica is not None:
                 return _serving(replica)
+
+
+def final(
+    error: errors.WoodfrogError, model: str, *, waited_s: float, left_s: float
+) -> errors.WoodfrogError | None:
+    """What a failed Acquire means for the request; None when it is worth to ask again. Pure."""
+    lost = error.reason.startswith(
+        "RPC_"
+    )  # it never reached the scheduler, or the answer never came
+    match error:
+        case errors.NotFound() if waited_s < _CATALOG_LAG_S and left_s > 0:
+            return None
+        case errors.Unavailable() if error.reason != "CLIMB_FAILED" and left_s > 0:
+            return None
+        case errors.Unavailable() if lost:
+            return errors.Unavailable(
+                "SCHEDULER_LOST",
+                f"no replica of model {model!r} is ready and the scheduler cannot be reached: {error.message}",
+                retry_after_s=_RETRY_AFTER_S,
+                model=model,
+            )
+        case errors.DeadlineExceeded():
+            still = f"model {model!r} is still waking after {waited_s:.0f} s; ask again soon"
+            return errors.Unavailable(
+                "MODEL_WAKING",
+                still if lost else error.message,
+                retry_after_s=error.retry_after_s or _RETRY_AFTER_S,
+                model=model,
+            )
+        case errors.ResourceExhausted():
+            error.retry_after_s = error.retry_after_s or _RETRY_AFTER_S
+    return error
 
 
 def _serving(replica: ReadyReplica) -> Acquired:

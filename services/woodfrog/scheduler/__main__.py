@@ -33,10 +33,10 @@ async def main(stop: asyncio.Event) -> None:
         async with rpc.Server(settings.listen) as server:
             servicer = PlacementsServicer(loop)
             placements_pb2_grpc.add_PlacementsServicer_to_server(servicer, server.grpc)  # type: ignore[no-untyped-call]
-            group.create_task(loop.follow(Catalog(session)), name="catalog")
+            loop.start(Catalog(session))
             await server.start(SERVICE)
             await stop.wait()
-            loop.close()
+            loop.refuse_all()
         loop.end()
 
 

@@ -25,11 +25,11 @@ from woodfrog.scheduler.policy import (
     NoCapacity,
     Placement,
     PlaceRequest,
+    fits,
     make_room,
     place,
 )
 from woodfrog.scheduler.view import ReplicaRecord
-
 
 _AWAY = ("NODE_LOST", "RPC_UNAVAILABLE")  # the node did not answer; it may be back soon
 
@@ -363,8 +363,7 @@ class Climbs:
             self._room_missed(climb)
 
     def _room_made(self, climb: Climb) -> None:
-        node = self._board.view.nodes[climb.node]
-        if node.free_bytes >= 0 and node.free_count >= 0:  # its own reservation counted
+        if fits(self._board.view.nodes[climb.node]):
             self._run(climb)
         else:  # somebody else was faster
             self._room_missed(climb)

@@ -3,10 +3,10 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from opentelemetry import context as contexts
 from opentelemetry import trace
@@ -60,7 +60,8 @@ class SchedulerLoop:
         self._clock = clock
         self._waits = waits
         self._group = group
-        self._links = NodeLinks(self.submit, group, waits.node_patience_s)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._links = NodeLinks(self.submit, self._spawn, waits.node_patience_s)
         self._callers: dict[int, _Caller] = {}
         self._tickets = 0
         self._climbs: dict[str, asyncio.Task[None]] = {}  # by attempt
@@ -97,7 +98,7 @@ class SchedulerLoop:
 
     async def track(
         self, router: str, reports: AsyncIterator[Sequence[ReplicaUsage]]
-    ) -> AsyncIterator[TrackUpdate]:
+    ) -> AsyncGenerator[TrackUpdate, None]:
         """Ends when the router stops reporting, or tracks anew."""
         if router in self._tracks:
             self._leave(router, self._tracks[router])
@@ -132,14 +133,10 @@ class SchedulerLoop:
     def describe(self) -> ClusterView:
         return describe(self._state, self._clock.now())
 
-    async def follow(self, source: catalog.Catalog) -> NoReturn:
-        """Never returns."""
-        async with aclosing(source.follow()) as changes:
-            async for change in changes:
-                self._catalog_changed(change)
-        raise AssertionError("the catalog never just ends")
+    def start(self, source: catalog.Catalog) -> None:
+        self._spawn(self._follow(source), "catalog")
 
-    def close(self) -> None:
+    def refuse_all(self) -> None:
         """Lets nobody wait for a scheduler that stops."""
         for caller in self._callers.values():
             if not caller.answer.done():
@@ -147,8 +144,25 @@ class SchedulerLoop:
                 caller.answer.set_exception(error)
         for track in self._tracks.values():
             track.close()
+
+    def end(self) -> None:
+        """Cancels all that it started; the group waits for it."""
         if self._timer is not None:
             self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = self._group.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _follow(self, source: catalog.Catalog) -> None:
+        async with aclosing(source.follow()) as changes:
+            async for change in changes:
+                self._catalog_changed(change)
+        raise AssertionError("the catalog never just ends")
 
     # --- events in ---
 
@@ -159,7 +173,7 @@ class SchedulerLoop:
             commands = self._state.handle(event, now)
         except AssertionError as error:
             log.critical("invariant broken", extra={"story": self.story(), "event": repr(event)})
-            self._group.create_task(_fall(error))
+            self._spawn(_fall(error), "fall")
             raise
         self._story.append((now, event, commands))
         for command in commands:
@@ -216,14 +230,14 @@ class SchedulerLoop:
     def _carry_out(self, command: Command, began: float) -> None:
         match command:
             case on.StartClimb():
-                self._spans[command.climb] = span = self._place_span(command, began)
-                task = self._group.create_task(self._climb(command, span), name=command.attempt)
+                self._spans[command.climb] = placed = self._place_span(command, began)
+                task = self._spawn(self._climb(command, placed), command.attempt)
                 self._climbs[command.attempt] = task
             case on.CancelClimb(attempt):
                 task = self._climbs.pop(attempt)
                 task.cancel()
             case on.Descend():
-                self._group.create_task(self._descend(command), name=command.replica_id)
+                self._spawn(self._descend(command), command.replica_id)
             case on.Grant(ticket, acquired, climb):
                 span = self._spans.get(climb) if climb is not None else None
                 if span is not None:

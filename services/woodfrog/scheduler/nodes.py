@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing, suppress
+from typing import Any
 
 from woodfrog.clients.node_agent import NodeAgentClient
 from woodfrog.errors import WoodfrogError
@@ -13,12 +14,13 @@ log = logging.getLogger(__name__)
 _BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 Submit = Callable[[NodeReported | NodeSilent | NodeLost], None]
+Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 
 
 class NodeLinks:
-    def __init__(self, submit: Submit, group: asyncio.TaskGroup, patience_s: float) -> None:
+    def __init__(self, submit: Submit, spawn: Spawn, patience_s: float) -> None:
         self._submit = submit
-        self._group = group
+        self._spawn = spawn
         self._patience_s = patience_s
         self._links: dict[str, _Link] = {}
 
@@ -33,7 +35,7 @@ class NodeLinks:
             link.stop()
         fresh = _Link(name, address, self._submit, self._patience_s)
         self._links[name] = fresh
-        fresh.task = self._group.create_task(self._follow(fresh), name=f"node {name}")
+        fresh.task = self._spawn(self._follow(fresh), f"node {name}")
         if heard:  # its predecessor's view stays for a while
             fresh.broke()
 

@@ -42,6 +42,7 @@ TRASH = ".trash"
 _LOCK = ".lock"
 _PINS = "pins.json"
 _BLOCK_BYTES = 4096
+_ROOM_WAIT_S = 5.0  # a seal syncs a whole tree
 
 
 @dataclass(eq=False, slots=True)
@@ -89,6 +90,7 @@ class NodeCache:
         self.trees: dict[str, CachedTree] = {}
         self.changed = asyncio.Event()  #: set at every change of residency; its reader clears it
         self.suspicion = asyncio.Event()  #: set when trees may have got suspect chunks; likewise
+        self._settled = asyncio.Event()
         self._structure = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._trash_count = 0
@@ -111,7 +113,7 @@ class NodeCache:
         self.suspicion.set()
 
     async def close(self) -> None:
-        """Leaves seals undone, as a kill would."""
+        """Nothing is written after it. Leaves seals undone, as a kill would."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -215,21 +217,23 @@ class NodeCache:
 
     async def reserve(self, tree: CachedTree, length: int) -> int:
         """Makes room for `length` bytes of `tree`, which must be busy, and charges it with what it returns."""
-        assert tree.busy
         need_bytes = -(-length // _BLOCK_BYTES) * _BLOCK_BYTES
-        emptied = self._make_room(need_bytes)
-        tree.allocated_bytes += need_bytes
-        await _delete(emptied)
+        await self._charge(tree, need_bytes)
         return need_bytes
 
     def settle(self, tree: CachedTree) -> None:
         """Call after each change of presence, and when a job ends: tells of it, and seals what is complete."""
-        self.changed.set()
+        self._tell()
         if tree.complete and tree.stamps is None and tree.jobs == 0 and tree.sealing is None:
             tree.jobs += 1
             tree.sealing = asyncio.create_task(self._seal(tree))
             self._tasks.add(tree.sealing)
             tree.sealing.add_done_callback(self._tasks.discard)
+
+    def _tell(self) -> None:
+        self.changed.set()
+        self._settled.set()  # wakes who waits now
+        self._settled.clear()
 
     async def _seal(self, tree: CachedTree) -> None:
         try:
@@ -241,6 +245,28 @@ class NodeCache:
         finally:
             tree.jobs -= 1
             tree.sealing = None
+            self._tell()
+
+    async def _charge(self, tree: CachedTree, need_bytes: int) -> None:
+        """Evicts what is in the way; waits a while for trees that are busy only with work of ours."""
+        assert tree.busy
+        give_up_at = self._clock.now() + _ROOM_WAIT_S
+        while True:
+            try:
+                emptied = self._make_room(need_bytes)
+                break
+            except ResourceExhausted:
+                left_s = give_up_at - self._clock.now()
+                if left_s <= 0 or not any(
+                    each.jobs and not each.owners and not each.fds and each is not tree
+                    for each in self.trees.values()
+                ):
+                    raise
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(left_s):
+                        await self._settled.wait()
+        tree.allocated_bytes += need_bytes
+        await _delete(emptied)
 
     def _make_room(self, need_bytes: int) -> list[Path]:
         """Evicts what policy says. The folders it returns are to be deleted."""
@@ -282,20 +308,20 @@ class NodeCache:
 
     async def _take_over(self, tree: CachedTree, path: Path) -> None:
         await on_disk(make_plain, path)
-        allocated_bytes = await on_disk(measure, path)
-        emptied = self._make_room(allocated_bytes - tree.allocated_bytes)
-        with disk_errors():  # from here to the end without a wait, so that no read sees half of it
+        more_bytes = await on_disk(measure, path) - tree.allocated_bytes
+        await self._charge(tree, more_bytes)
+        with disk_errors():  # from here without a wait, so that no read sees half of it
             old = self._to_trash(tree.files.files)
             try:
                 path.rename(tree.files.files)
             except OSError:
                 old.rename(tree.files.files)
+                tree.allocated_bytes -= more_bytes
                 raise
             tree.reopen()
-        tree.allocated_bytes = allocated_bytes
         for number in range(len(tree.presence)):
             tree.presence.set(number, PRESENT)
-        await _delete([old, *emptied])
+        await _delete([old])
 
     async def _make(self, manifest: Manifest) -> CachedTree:
         """The tree, with empty files if it is new. Call with `_structure` held."""

@@ -21,7 +21,6 @@ from woodfrog.weight_fs.source import ChunkSource
 log = logging.getLogger(__name__)
 _BACKOFF_S = 0.1
 _BACKOFF_S_MAX = 2.0
-_ATTEMPT_S_MIN = 2.0
 _ATTEMPTS_MAX = 64  # of one chunk; time ends first
 _HINTS_MAX = 64  # chunks queued that nobody waits for
 
@@ -194,7 +193,7 @@ class Fetcher:
         verified = False
         for attempt in range(_ATTEMPTS_MAX):
             delay_s = min(_BACKOFF_S * 2**attempt, _BACKOFF_S_MAX)
-            left_s = max(job.deadline - self._clock.now(), _ATTEMPT_S_MIN)
+            left_s = max(job.deadline - self._clock.now(), self._retry_s / 10)
             try:
                 async with asyncio.timeout(left_s):
                     data = await self._source.chunk(digest, job.tree.digest)

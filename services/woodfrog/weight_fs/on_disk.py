@@ -13,9 +13,14 @@ R = TypeVar("R")
 
 
 async def on_disk(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """A cancelled caller leaves the thread to finish."""
+    """Returns, also when cancelled, only after the thread is done: nothing may write once the cache is closed."""
+    thread = asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs))
     with disk_errors():
-        return await asyncio.to_thread(call, *args, **kwargs)
+        try:
+            return await asyncio.shield(thread)
+        except asyncio.CancelledError:
+            await asyncio.wait([thread])
+            raise
 
 
 @contextmanager

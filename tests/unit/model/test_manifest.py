@@ -50,13 +50,20 @@ def entry(**changes: Any) -> bytes:
         entry(size_bytes=-1), entry(size_bytes=1 << 63), entry(size_bytes="5"), entry(size_bytes=True),
         entry(chunks=[]), entry(chunks=[SHA, SHA]), entry(chunks=["sha256:zz"]), entry(chunks=[7]),
         entry(size_bytes=1.5), entry().replace(b'"format": 1', b'"format": 2'),
-        entry().replace(b"weights", b"other"),
+        entry().replace(b"weights", b"other"), entry().replace(b"{}", b"[]"),
+        entry(path="\ud800"), entry(path="a" * 256),
     ],
 )  # fmt: skip
 def test_what_is_not_a_manifest_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError) as caught:
         Manifest.decode(data)
     assert "\n" not in str(caught.value)
+
+
+def test_a_path_that_is_file_and_folder_is_refused() -> None:
+    files = (FileEntry("a", 0, ()), FileEntry("a/b", 0, ()))
+    with pytest.raises(ValueError, match="folder"):
+        Manifest.decode(Manifest(Kind.WEIGHTS, files).encode())
 
 
 def test_a_path_twice_is_refused() -> None:

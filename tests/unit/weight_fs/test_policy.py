@@ -28,7 +28,9 @@ def test_evicts_enough_but_no_more_and_never_what_is_busy(
     assert not any(by_digest[digest].busy for digest in chosen)
     assert sum(freed) >= need_bytes
     assert not chosen or sum(freed[:-1]) < need_bytes
-    kept = [t.last_use for t in trees if not t.busy and t.allocated_bytes and t.digest not in chosen]
+    kept = [
+        t.last_use for t in trees if not t.busy and t.allocated_bytes and t.digest not in chosen
+    ]
     assert all(by_digest[digest].last_use <= last for digest in chosen for last in kept)
 
 

@@ -8,6 +8,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -41,13 +42,16 @@ def touched(
     gap_bytes: int = READ_GAP_BYTES,
     extents_max: int = EXTENTS_MAX,
 ) -> list[Extent]:
-    """By address. `areas` are those of one process, `pid` is that process as the caller sees it.
+    """By address. `areas` may be those of several processes; `pid` is one of these as the caller sees it.
 
     Read extents up to `gap_bytes` apart become one, written ones when they touch; the gaps grow until the list
     is short enough. Raises NotFound when the process has ended.
     """
+    inside = _pid_inside(pid)
     read, written = [], []
     for area in areas:
+        if area.pid != inside:
+            continue
         entries = _entries(pid, area)
         present, of_file = _bit(entries, _PRESENT), _bit(entries, _OF_FILE)
         read.append((area.address, present & of_file))
@@ -87,6 +91,15 @@ def in_file(extents: Iterable[Extent], areas: Iterable[MappedArea]) -> list[tupl
     return [(begin, end - begin) for begin, end in result]
 
 
+def _pid_inside(pid: int) -> int:
+    """The id that the process has in its own PID namespace, as the image knows it."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        raise _gone(pid) from None
+    return int(next(line for line in status.splitlines() if line.startswith("NSpid:")).split()[-1])
+
+
 def _entries(pid: int, area: MappedArea) -> npt.NDArray[np.uint64]:
     length = area.length // PAGE_BYTES * _ENTRY_BYTES
     try:
@@ -98,8 +111,12 @@ def _entries(pid: int, area: MappedArea) -> npt.NDArray[np.uint64]:
     except (FileNotFoundError, ProcessLookupError):
         data = b""
     if len(data) != length:  # the kernel answers nothing for a process without memory
-        raise NotFound("PROCESS_GONE", f"process {pid} has ended, its pages are gone", pid=pid)
+        raise _gone(pid)
     return np.frombuffer(data, dtype=np.uint64)
+
+
+def _gone(pid: int) -> NotFound:
+    return NotFound("PROCESS_GONE", f"process {pid} has ended, its pages are gone", pid=pid)
 
 
 def _bit(entries: npt.NDArray[np.uint64], bit: int) -> Bits:

@@ -1,7 +1,7 @@
 """Areas and runs against a naive model that knows single pages only."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from woodfrog.errors import DataLoss
@@ -72,6 +72,7 @@ def runs_of(pages: list[int], positions: dict[int, int], borders: frozenset[int]
     return result
 
 
+@settings(deadline=None)
 @given(memory(), st.integers(0, 3), st.sets(st.integers(0, 3000)))
 def test_every_page_is_found_where_the_plan_put_it(
     case: tuple[list[Area], dict[int, bool]], first_block: int, borders: set[int]
@@ -107,6 +108,7 @@ def test_every_page_is_found_where_the_plan_put_it(
     assert plan.pieces == sorted(plan.pieces, key=lambda piece: piece.file_offset)
 
 
+@settings(deadline=None)
 @given(memory())
 def test_areas_in_the_file_do_not_overlap_and_agree_with_their_addresses(
     case: tuple[list[Area], dict[int, bool]],

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from woodfrog.errors import DataLoss
@@ -41,6 +41,7 @@ def raw_fields(draw: st.DrawFn) -> tuple[int, bytes]:
     )
 
 
+@settings(deadline=None)
 @given(st.lists(raw_fields(), max_size=20))
 def test_any_message_is_written_back_byte_for_byte(fields: list[tuple[int, bytes]]) -> None:
     data = b"".join(raw for _, raw in fields)
@@ -49,6 +50,7 @@ def test_any_message_is_written_back_byte_for_byte(fields: list[tuple[int, bytes
     assert message.encode() == data
 
 
+@settings(deadline=None)
 @given(st.lists(raw_fields(), max_size=20), NUMBERS, UINT64 | st.binary(max_size=300))
 def test_setting_a_field_leaves_all_others_as_they_were(
     fields: list[tuple[int, bytes]], number: int, value: int | bytes
@@ -116,6 +118,7 @@ def test_a_missing_required_field_is_data_loss() -> None:
     assert Message.decode(b"").integer(2, 4) == 4
 
 
+@settings(deadline=None)
 @given(st.sampled_from(Kind), st.lists(st.binary(max_size=100), max_size=10))
 def test_records_come_back(
     tmp_path_factory: pytest.TempPathFactory, kind: Kind, records: list[bytes]

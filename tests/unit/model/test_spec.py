@@ -1,0 +1,55 @@
+import json
+from typing import Any
+
+import pytest
+
+from woodfrog.model.snapshot import Fingerprint, SnapshotPointer
+from woodfrog.model.spec import ModelSpec
+
+SHA = "sha256:" + "ab" * 32
+SPEC = ModelSpec("org/name", SHA, 5, engine_args={"context_tokens": 9})
+PRINT = Fingerprint({"kernel": "6"}, {"torch": "2"}, SHA)
+POINTER = SnapshotPointer("m", SHA, PRINT, 7, 1.5)
+
+
+def test_both_survive_their_encoding() -> None:
+    assert ModelSpec.decode(SPEC.encode()) == SPEC
+    assert SnapshotPointer.decode(POINTER.encode()) == POINTER
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": ""}, {"name": "a b"}, {"name": "../x"}, {"name": "a/b/c"}, {"name": 7}, {"weights": "x"},
+        {"weights_bytes": "x"}, {"slots": 0}, {"slots": True}, {"replicas_max": 0}, {"snapshot": "maybe"},
+        {"park_after_s": 9, "freeze_after_s": 8}, {"engine_args": []}, {"unknown": 1}, {"format": 99},
+    ],
+)  # fmt: skip
+def test_a_spec_that_cannot_be_is_refused_with_one_sentence(change: dict[str, Any]) -> None:
+    value = {**json.loads(SPEC.encode()), **change}
+    with pytest.raises(ValueError) as caught:
+        ModelSpec.decode(json.dumps(value).encode())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"null", b"7", b"{}", b"\xff"])
+def test_what_is_no_object_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError):
+        ModelSpec.decode(data)
+    with pytest.raises(ValueError):
+        SnapshotPointer.decode(data)
+
+
+@pytest.mark.parametrize(
+    "change", [{"manifest": "x"}, {"size_bytes": "x"}, {"fingerprint": {}}, {"fingerprint": 7}, {"model": None}]
+)  # fmt: skip
+def test_a_pointer_that_cannot_be_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        SnapshotPointer.decode(json.dumps({**json.loads(POINTER.encode()), **change}).encode())
+
+
+def test_a_mismatch_names_what_differs() -> None:
+    other = Fingerprint({"kernel": "7"}, {"torch": "2"}, SHA)
+    assert PRINT.mismatch(PRINT) is None
+    assert PRINT.mismatch(other) == "node kernel is '7', the snapshot has '6'"
+    assert PRINT.digest != other.digest

@@ -1,0 +1,153 @@
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from woodfrog.model.placement import ReadyReplica, ReplicaUsage
+from woodfrog.router.replicas import ReplicaTable
+
+
+def replica(name: str, model: str = "m", slots: int = 2) -> ReadyReplica:
+    return ReadyReplica(name, model, "node", f"/run/{name}.sock", slots)
+
+
+def picked(table: ReplicaTable, model: str = "m") -> str | None:
+    found = table.pick(model)
+    return found.replica_id if found else None
+
+
+def test_picks_the_least_busy_and_of_equals_the_first() -> None:
+    table = ReplicaTable()
+    table.apply([replica("b"), replica("a"), replica("other", "x")], ())
+    assert picked(table) == "b"
+    table.start("b")
+    assert picked(table) == "a"
+    table.start("a")
+    assert picked(table) == "b"
+
+
+def test_a_full_replica_is_not_picked() -> None:
+    table = ReplicaTable()
+    table.apply([replica("a", slots=1)], ())
+    table.start("a")
+    assert picked(table) is None
+    table.end("a")
+    assert picked(table) == "a"
+
+
+def test_excluded_and_suspects_are_passed_over() -> None:
+    table = ReplicaTable()
+    table.apply([replica("a"), replica("b")], ())
+    assert table.pick("m", {"a"}) == replica("b")
+    table.suspect("a")
+    assert picked(table) == "b"
+    table.suspect("b")
+    assert picked(table) is None
+    table.trust("b")
+    assert picked(table) == "b"
+    table.apply([replica("a")], ())
+    table.start("b")
+    assert picked(table) == "a", "the scheduler offered it again"
+
+
+def test_a_full_update_drops_what_it_does_not_name() -> None:
+    table = ReplicaTable()
+    table.apply([replica("a"), replica("b")], ())
+    assert table.apply([replica("b")], (), full=True) == [replica("a")]
+    assert list(table.ids) == ["b"]
+    assert table.apply((), ["b", "unknown"]) == [replica("b")]
+    assert table.pick("m") is None
+
+
+def test_counts_outlive_the_replica() -> None:
+    """A replica that leaves, or was acquired before it was announced, still runs what was sent to it."""
+    table = ReplicaTable()
+    table.start("a")
+    table.apply([replica("a", slots=1)], ())
+    assert picked(table) is None
+    table.apply((), ["a"])
+    table.end("a")
+    assert table.report() == [ReplicaUsage("a", 0, 1)]
+
+
+def test_reports_what_changed_and_urgently_between_idle_and_busy() -> None:
+    table = ReplicaTable()
+    table.start("a")
+    assert table.urgent
+    assert table.report() == [ReplicaUsage("a", 1, 1)]
+    assert not table.urgent
+    assert table.report() == []
+    table.start("a")
+    assert not table.urgent
+    table.end("a")
+    assert table.report() == [ReplicaUsage("a", 1, 1)], "it started one, though as many run"
+    table.end("a")
+    assert table.urgent
+    assert table.report() == [ReplicaUsage("a", 0, 0)]
+
+
+def test_a_full_report_names_all_that_runs() -> None:
+    table = ReplicaTable()
+    table.start("a")
+    table.report()
+    table.start("b")
+    assert table.report(full=True) == [ReplicaUsage("a", 1, 0), ReplicaUsage("b", 1, 1)]
+
+
+NAMES = st.sampled_from("abcd")
+
+
+class Tables(RuleBasedStateMachine):
+    """Whatever comes in whatever order: no slot is promised twice, and the scheduler can count along."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = ReplicaTable()
+        self.running: list[str] = []
+        self.reported: dict[str, int] = {}
+        self.started = self.told = 0
+
+    @rule(ready=st.sets(NAMES), gone=st.sets(NAMES), full=st.booleans())
+    def update(self, ready: set[str], gone: set[str], full: bool) -> None:
+        self.table.apply(map(replica, sorted(ready)), sorted(gone - ready), full=full)
+
+    @rule(excluded=st.sets(NAMES))
+    def forward(self, excluded: set[str]) -> None:
+        found = self.table.pick("m", excluded)
+        if found is not None:
+            assert self.running.count(found.replica_id) < found.slots
+            assert found.replica_id not in excluded
+            self.start(found.replica_id)
+
+    @rule(name=NAMES)
+    def start(self, name: str) -> None:
+        self.table.start(name)
+        self.running.append(name)
+        self.started += 1
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(self.running))
+        self.running.remove(name)
+        self.table.end(name)
+
+    @rule(name=NAMES, suspect=st.booleans())
+    def judge(self, name: str, suspect: bool) -> None:
+        (self.table.suspect if suspect else self.table.trust)(name)
+
+    @rule(full=st.booleans())
+    def report(self, full: bool) -> None:
+        if full:
+            self.reported.clear()
+        for usage in self.table.report(full=full):
+            self.reported[usage.replica_id] = usage.active
+            self.told += usage.started
+        counts = {name: self.running.count(name) for name in self.running}
+        assert {name: n for name, n in self.reported.items() if n} == counts
+        assert self.told == self.started
+
+    @invariant()
+    def holds(self) -> None:
+        self.table.check()
+
+
+TestTables = Tables.TestCase

@@ -1,0 +1,338 @@
+"""Anything at any time: callers, routers, agents that lag, refuse, fail and vanish. What must hold holds after each event."""
+
+from collections import deque
+from dataclasses import dataclass, field, replace
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.unit.scheduler.cell import GIB, OTHER_PRINT, PRINT, facts, pointer, replica, spec
+
+from woodfrog.model.node import Climbed, NodeFacts, NodeUpdate, Replica, ReplicaState
+from woodfrog.model.placement import ReplicaUsage
+from woodfrog.model.rung import Rung
+from woodfrog.scheduler import events as on
+from woodfrog.scheduler.board import Limits
+from woodfrog.scheduler.policy import fits
+from woodfrog.scheduler.state import SchedulerState
+
+MODELS = {
+    "frog": spec("frog", replicas_max=2, park_after_s=3.0, freeze_after_s=9.0),
+    "toad": spec("toad", slots=1, replicas_max=3, park_after_s=4.0, freeze_after_s=4.0),
+    "newt": spec("newt", slots=3, memory_bytes=9 * GIB, park_after_s=0.0, freeze_after_s=6.0),
+}
+NODES = ("a", "b", "c")
+WAIT_S = 20.0
+LIMITS = Limits(waiting_max=6)
+
+
+@dataclass
+class Agent:
+    """One node's truth, and what its stream has still to tell."""
+
+    name: str
+    replicas: dict[str, Replica] = field(default_factory=dict)
+    stream: deque[NodeUpdate] = field(default_factory=deque)
+    listed: bool = False
+    connected: bool = False
+    draining: bool = False
+
+    @property
+    def facts(self) -> NodeFacts:
+        promised = sum(each.memory_bytes for each in self.replicas.values())
+        node_print = OTHER_PRINT if self.name == "c" else PRINT
+        return facts(self.name, promised, fingerprint=node_print, draining=self.draining)
+
+    def put(self, changed: Replica) -> None:
+        self.replicas[changed.replica_id] = changed
+        self.stream.append(NodeUpdate(False, self.facts, (changed,)))
+
+    def end(self, name: str) -> None:
+        if self.replicas.pop(name, None) is not None:
+            self.stream.append(NodeUpdate(False, self.facts, gone=(name,)))
+
+    def full(self) -> NodeUpdate:
+        return NodeUpdate(True, self.facts, tuple(self.replicas.values()))
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = SchedulerState("e", LIMITS)
+        self.now = 0.0
+        self.agents = {name: Agent(name) for name in NODES}
+        self.open: dict[int, on.AcquireRequested] = {}  # tickets without an answer
+        self.tickets = 0
+        self.attempts: dict[str, on.StartClimb] = {}  # that wait for an answer
+        self.lifting: dict[str, str] = {}  # attempt, replica: those that a node took up
+        self.seen: set[str] = set()
+        self.descents: dict[str, on.Descend] = {}
+        self.placements: dict[str, str] = {}  # placement, router
+        self.routed: set[str] = set()  # replicas that routers think ready
+        self.numbers = 0
+
+    # --- the shell ---
+
+    def do(self, event: on.Event) -> None:
+        commands = self.state.handle(event, self.now)
+        for command in commands:
+            self.carry_out(command)
+        for command in commands:
+            if isinstance(command, on.StartClimb):
+                self.check_start(command)
+        ready = {each.replica_id for each in self.state.ready()}
+        assert self.routed == ready, "routers were told otherwise"
+
+    def carry_out(self, command: on.Command) -> None:
+        view = self.state.view
+        match command:
+            case on.Grant(ticket, acquired, _):
+                asked = self.open.pop(ticket)
+                record = view.replicas[acquired.replica.replica_id]
+                assert record.replica.state is ReplicaState.SERVING
+                assert record.replica.model == asked.model
+                assert acquired.replica.replica_id not in asked.excluded
+                assert self.state.active(record.replica.replica_id) <= record.replica.slots
+                self.placements[acquired.placement_id] = asked.router
+            case on.Refuse(ticket):
+                del self.open[ticket]
+            case on.StartClimb(climb):
+                assert command.attempt not in self.seen, "an attempt's name came twice"
+                assert not any(other.climb == climb for other in self.attempts.values())
+                self.seen.add(command.attempt)
+                self.attempts[command.attempt] = command
+            case on.CancelClimb(attempt):
+                del self.attempts[attempt]
+            case on.Descend(replica_id):
+                assert self.state.active(replica_id) == 0, "a replica in use is lowered"
+                assert replica_id not in self.descents
+                self.descents[replica_id] = command
+            case on.Announce(ready, gone):
+                self.routed -= set(gone)
+                self.routed |= {each.replica_id for each in ready}
+
+    def check_start(self, start: on.StartClimb) -> None:
+        if start.replica_id is None:
+            assert fits(self.state.view.nodes[start.node]), "promised beyond the view"
+        if start.attempt != f"{start.climb}.1" or start.replica_id is not None:
+            return
+        caused = self.open.get(start.ticket)
+        if caused is None or caused.excluded:
+            return
+        others = {
+            each.climb
+            for each in self.attempts.values()
+            if each.spec.name == start.spec.name and each.climb != start.climb
+        }
+        waiting = sum(each.model == start.spec.name for each in self.open.values())
+        assert waiting > len(others) * start.spec.slots, "two climbs where one is enough"
+
+    # --- the world ---
+
+    @initialize(snapshots=st.booleans(), late=st.booleans())
+    def start(self, snapshots: bool, late: bool) -> None:
+        if late:
+            self.acquire("frog", "r1", False)
+        for agent in self.agents.values():
+            agent.listed = True
+        pointers = tuple(map(pointer, MODELS.values())) if snapshots else ()
+        self.do(on.CatalogListed(tuple(MODELS.values()), pointers, NODES))
+
+    @rule(name=st.sampled_from([*MODELS, "nobody"]), router=st.sampled_from(["r1", "r2"]), picky=st.booleans())
+    def acquire(self, name: str, router: str, picky: bool) -> None:
+        self.tickets += 1
+        excluded = frozenset(sorted(self.routed)[:1]) if picky else frozenset()
+        event = on.AcquireRequested(self.tickets, name, self.now + WAIT_S, router, excluded)
+        self.open[self.tickets] = event
+        self.do(event)
+
+    @rule(count=st.integers(2, 5), name=st.sampled_from([*MODELS]))
+    def burst(self, count: int, name: str) -> None:
+        for _ in range(count):
+            self.acquire(name, "r1", False)
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        ticket = data.draw(st.sampled_from(sorted(self.open)))
+        del self.open[ticket]
+        self.do(on.AcquireCancelled(ticket))
+
+    @precondition(lambda self: self.placements)
+    @rule(data=st.data(), failed=st.booleans())
+    def release(self, data: st.DataObject, failed: bool) -> None:
+        placement = data.draw(st.sampled_from(sorted(self.placements)))
+        del self.placements[placement]
+        self.do(on.Released(placement, failed))
+
+    @precondition(lambda self: self.routed)
+    @rule(
+        data=st.data(),
+        router=st.sampled_from(["r1", "r2"]),
+        active=st.integers(0, 2),
+        started=st.integers(0, 2),
+    )
+    def report(self, data: st.DataObject, router: str, active: int, started: int) -> None:
+        name = data.draw(st.sampled_from(sorted(self.routed)))
+        self.do(on.UsageReported(router, (ReplicaUsage(name, active, started),)))
+
+    @rule(router=st.sampled_from(["r1", "r2"]))
+    def lose_router(self, router: str) -> None:
+        self.do(on.RouterLost(router))
+
+    @precondition(lambda self: self.attempts.keys() - self.lifting.keys())
+    @rule(data=st.data(), luck=st.sampled_from(["takes", "takes", "refuses", "fails", "away"]))
+    def node_hears_of_a_climb(self, data: st.DataObject, luck: str) -> None:
+        waiting = sorted(self.attempts.keys() - self.lifting.keys())
+        start = self.attempts[data.draw(st.sampled_from(waiting))]
+        agent = self.agents[start.node]
+        if luck == "away":
+            self.answer(on.ClimbFailed(start.attempt, "RPC_UNAVAILABLE", "no connection"))
+        elif luck == "fails":
+            self.answer(on.ClimbFailed(start.attempt, "CLIMB_FAILED", "it broke"))
+        elif start.replica_id is not None:
+            self.thaw_begins(agent, start)
+        elif luck == "refuses" or not self.fits(agent, start):
+            self.answer(on.ClimbRefused(start.attempt, agent.facts, "full"))
+        else:
+            self.numbers += 1
+            name = f"{start.spec.name}-{self.numbers}"
+            agent.put(replica(name, start.spec, agent.name, ReplicaState.CLIMBING))
+            self.lifting[start.attempt] = name
+
+    def fits(self, agent: Agent, start: on.StartClimb) -> bool:
+        told = agent.facts
+        free = told.memory_bytes - told.memory_promised_bytes
+        return start.spec.memory_bytes <= free and not agent.draining
+
+    def thaw_begins(self, agent: Agent, start: on.StartClimb) -> None:
+        assert start.replica_id is not None
+        known = agent.replicas.get(start.replica_id)
+        if known is None or known.state is not ReplicaState.PARKED:
+            self.answer(on.ClimbFailed(start.attempt, "REPLICA_GONE", "it is gone"))
+        else:
+            agent.put(replace(known, state=ReplicaState.CLIMBING))
+            self.lifting[start.attempt] = start.replica_id
+
+    @precondition(lambda self: self.lifting)
+    @rule(data=st.data(), works=st.sampled_from([True, True, False]))
+    def climb_ends(self, data: st.DataObject, works: bool) -> None:
+        """Also one that the scheduler has given up: the node goes on with it."""
+        attempt = data.draw(st.sampled_from(sorted(self.lifting)))
+        name = self.lifting.pop(attempt)
+        agent = next((each for each in self.agents.values() if name in each.replicas), None)
+        event: on.Event = on.ClimbFailed(attempt, "CLIMB_FAILED", "it broke")
+        if agent is not None and works:
+            served = replace(agent.replicas[name], state=ReplicaState.SERVING)
+            agent.put(served)
+            event = on.ClimbFinished(attempt, Climbed(served, Rung.FROZEN))
+        elif agent is not None:
+            agent.end(name)
+        self.answer(event)
+
+    def answer(self, event: on.ClimbFinished | on.ClimbFailed | on.ClimbRefused) -> None:
+        if self.attempts.pop(event.attempt, None) is not None:
+            self.do(event)
+
+    @precondition(lambda self: self.descents)
+    @rule(data=st.data(), luck=st.sampled_from(["done", "done", "busy", "away"]))
+    def descent_ends(self, data: st.DataObject, luck: str) -> None:
+        name = data.draw(st.sampled_from(sorted(self.descents)))
+        order = self.descents.pop(name)
+        agent = self.agents[order.node]
+        if luck == "busy":
+            self.do(on.DescendFailed(name, "REPLICA_BUSY", "it answers"))
+        elif luck == "away":
+            self.do(on.DescendFailed(name, "RPC_UNAVAILABLE", "no connection"))
+        else:
+            known = agent.replicas.get(name)
+            if order.rung is Rung.FROZEN:
+                agent.end(name)
+            elif known is not None:
+                agent.put(replace(known, state=ReplicaState.PARKED))
+            self.do(on.DescendFinished(name, order.rung))
+
+    @precondition(lambda self: any(each.stream for each in self.agents.values()))
+    @rule(data=st.data())
+    def stream_moves(self, data: st.DataObject) -> None:
+        talking = sorted(name for name, each in self.agents.items() if each.stream)
+        agent = self.agents[data.draw(st.sampled_from(talking))]
+        update = agent.stream.popleft()
+        if agent.connected:
+            self.do(on.NodeReported(agent.name, update))
+
+    @rule(name=st.sampled_from(NODES))
+    def connect(self, name: str) -> None:
+        agent = self.agents[name]
+        agent.connected = True
+        agent.stream.clear()
+        self.do(on.NodeReported(name, agent.full()))
+
+    @rule(name=st.sampled_from(NODES), lost=st.booleans(), died=st.booleans())
+    def disconnect(self, name: str, lost: bool, died: bool) -> None:
+        agent = self.agents[name]
+        agent.connected = False
+        self.do(on.NodeSilent(name))
+        if died:
+            agent.replicas.clear()
+            agent.stream.clear()
+        if lost:
+            self.do(on.NodeLost(name))
+
+    @rule(name=st.sampled_from(NODES))
+    def register_again(self, name: str) -> None:
+        self.do(on.NodeListed(name))
+
+    @rule(name=st.sampled_from(NODES), data=st.data())
+    def replica_dies(self, name: str, data: st.DataObject) -> None:
+        agent = self.agents[name]
+        if agent.replicas:
+            agent.end(data.draw(st.sampled_from(sorted(agent.replicas))))
+
+    @rule(name=st.sampled_from(NODES), draining=st.booleans())
+    def drain(self, name: str, draining: bool) -> None:
+        agent = self.agents[name]
+        agent.draining = draining
+        agent.stream.append(NodeUpdate(False, agent.facts))
+
+    @rule(name=st.sampled_from([*MODELS]), change=st.sampled_from(["gone", "back", "weights"]))
+    def change_model(self, name: str, change: str) -> None:
+        if change == "gone":
+            self.do(on.ModelRemoved(name))
+        elif change == "back":
+            self.do(on.ModelListed(MODELS[name]))
+        else:
+            self.do(on.ModelListed(replace(MODELS[name], weights=spec("new").weights)))
+
+    @rule(name=st.sampled_from([*MODELS]), there=st.booleans())
+    def change_snapshot(self, name: str, there: bool) -> None:
+        known = pointer(MODELS[name])
+        self.do(on.SnapshotListed(known) if there else on.SnapshotRemoved(known))
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 3.0, 10.0, 30.0]))
+    def time_passes(self, seconds: float) -> None:
+        end = self.now + seconds
+        for _ in range(1000):
+            when = self.state.next_time()
+            if when is None or when > end:
+                break
+            self.now = max(self.now, when)
+            self.do(on.Ticked())
+        else:
+            raise AssertionError("ticks without end")
+        self.now = end
+
+    @invariant()
+    def holds(self) -> None:
+        self.state.check()
+
+    def teardown(self) -> None:
+        """Every ticket ends, whatever answers never come."""
+        self.time_passes(WAIT_S + 1)
+        assert not self.open, f"tickets {sorted(self.open)} never ended"
+
+
+TestScheduler = SchedulerMachine.TestCase
+TestScheduler.settings = settings(
+    max_examples=1200, stateful_step_count=80, deadline=None
+)
