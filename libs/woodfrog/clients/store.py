@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 
 import aiohttp
 
@@ -24,6 +25,7 @@ from woodfrog.model import digest as digests
 from woodfrog.model.manifest import CHUNK_BYTES, Manifest
 
 CALL_TIMEOUT_S = 10.0
+PATIENCE_S = 5.0  # a restart takes about one second
 MANIFEST_TIMEOUT_S = 60.0  # a manifest of the greatest size, or its many folders to sync
 _CHUNK_TIMEOUT = aiohttp.ClientTimeout(total=60, sock_connect=2, sock_read=10)
 _SEND_BYTES = 256 << 10  # more at once would hold the loop
@@ -60,6 +62,9 @@ class ChunkState(Enum):
     DAMAGED = pb.CHUNK_STATE_DAMAGED
 
 
+_call = partial(rpc.call, patience_s=PATIENCE_S)
+
+
 class StoreClient:
     """async with StoreClient("127.0.0.1:7002") as store. Reasons are named in the proto."""
 
@@ -75,24 +80,24 @@ class StoreClient:
 
     async def begin_ingest(self, manifest: Manifest) -> BegunIngest:
         request = pb.BeginIngestRequest(manifest=manifest.encode())
-        reply = await rpc.call(self._stub.BeginIngest, request, timeout_s=MANIFEST_TIMEOUT_S)
+        reply = await _call(self._stub.BeginIngest, request, timeout_s=MANIFEST_TIMEOUT_S)
         missing = tuple(reply.missing)
         return BegunIngest(reply.ingest_id, reply.manifest_digest, missing, reply.chunks_url)
 
     async def commit(self, ingest_id: str) -> str:
         """The manifest's digest."""
         request = pb.CommitRequest(ingest_id=ingest_id)
-        reply = await rpc.call(self._stub.Commit, request, timeout_s=MANIFEST_TIMEOUT_S)
+        reply = await _call(self._stub.Commit, request, timeout_s=MANIFEST_TIMEOUT_S)
         digest: str = reply.manifest_digest
         return digest
 
     async def abort(self, ingest_id: str) -> None:
         request = pb.AbortRequest(ingest_id=ingest_id)
-        await rpc.call(self._stub.Abort, request, timeout_s=MANIFEST_TIMEOUT_S)
+        await _call(self._stub.Abort, request, timeout_s=MANIFEST_TIMEOUT_S)
 
     async def get_manifest(self, digest: str) -> StoredManifest:
         request = pb.GetRequest(manifest_digest=digest)
-        reply = await rpc.call(self._stub.Get, request, timeout_s=MANIFEST_TIMEOUT_S)
+        reply = await _call(self._stub.Get, request, timeout_s=MANIFEST_TIMEOUT_S)
         if digests.of_bytes(reply.manifest) != digest:
             raise DataLoss(
                 "MANIFEST_DAMAGED",
@@ -103,27 +108,27 @@ class StoreClient:
 
     async def list(self) -> tuple[ManifestSummary, ...]:
         """Sorted by digest."""
-        reply = await rpc.call(self._stub.List, pb.ListRequest(), timeout_s=CALL_TIMEOUT_S)
+        reply = await _call(self._stub.List, pb.ListRequest(), timeout_s=CALL_TIMEOUT_S)
         return tuple(map(summary_from_pb, reply.manifests))
 
     async def delete(self, digest: str) -> int:
         """Bytes freed."""
         request = pb.DeleteRequest(manifest_digest=digest)
-        reply = await rpc.call(self._stub.Delete, request, timeout_s=MANIFEST_TIMEOUT_S)
+        reply = await _call(self._stub.Delete, request, timeout_s=MANIFEST_TIMEOUT_S)
         freed_bytes: int = reply.freed_bytes
         return freed_bytes
 
     async def hold(self, digest: str, holder: str) -> None:
         request = pb.HoldRequest(manifest_digest=digest, holder=holder)
-        await rpc.call(self._stub.Hold, request, timeout_s=CALL_TIMEOUT_S)
+        await _call(self._stub.Hold, request, timeout_s=CALL_TIMEOUT_S)
 
     async def unhold(self, digest: str, holder: str) -> None:
         request = pb.UnholdRequest(manifest_digest=digest, holder=holder)
-        await rpc.call(self._stub.Unhold, request, timeout_s=CALL_TIMEOUT_S)
+        await _call(self._stub.Unhold, request, timeout_s=CALL_TIMEOUT_S)
 
     async def verify_chunk(self, digest: str) -> ChunkState:
         request = pb.VerifyChunkRequest(digest=digest)
-        reply = await rpc.call(self._stub.VerifyChunk, request, timeout_s=CALL_TIMEOUT_S)
+        reply = await _call(self._stub.VerifyChunk, request, timeout_s=CALL_TIMEOUT_S)
         return ChunkState(reply.state)
 
 

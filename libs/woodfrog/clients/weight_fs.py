@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from woodfrog.errors import Unavailable
 from woodfrog.model.manifest import Manifest
 
 CALL_TIMEOUT_S = 10.0
+PATIENCE_S = 5.0  # a restart takes about one second
 TREE_TIMEOUT_S = 60.0  # the store's answer, or a folder to look through and move
 FETCH_TIMEOUT_S = 3600.0  # a whole tree over a slow line
 
@@ -55,6 +57,9 @@ class Fetched:
     present_bytes: int  # were there
 
 
+_call = partial(rpc.call, patience_s=PATIENCE_S)
+
+
 class WeightFsClient:
     """async with WeightFsClient("127.0.0.1:7003") as weight_fs. Reasons are named in the proto."""
 
@@ -71,7 +76,7 @@ class WeightFsClient:
 
     async def open(self, digest: str) -> Tree:
         request = pb.OpenRequest(manifest_digest=digest)
-        reply = await rpc.call(self._stub.Open, request, timeout_s=TREE_TIMEOUT_S)
+        reply = await _call(self._stub.Open, request, timeout_s=TREE_TIMEOUT_S)
         return Tree(
             mount_path=Path(reply.mount_path),
             cache_path=Path(reply.cache_path) if reply.cache_path else None,
@@ -82,7 +87,7 @@ class WeightFsClient:
     async def adopt(self, manifest: Manifest, path: Path) -> Path:
         """Takes the folder over by rename; returns the tree's folder in the cache."""
         request = pb.AdoptRequest(manifest=manifest.encode(), path=str(path))
-        reply = await rpc.call(self._stub.Adopt, request, timeout_s=TREE_TIMEOUT_S)
+        reply = await _call(self._stub.Adopt, request, timeout_s=TREE_TIMEOUT_S)
         return Path(reply.cache_path)
 
     async def fetch(
@@ -93,24 +98,24 @@ class WeightFsClient:
             manifest_digest=digest,
             extents=[pb.FileExtent(path=p, offset=o, length=n) for p, o, n in extents],
         )
-        reply = await rpc.call(self._stub.Fetch, request, timeout_s=timeout_s)
+        reply = await _call(self._stub.Fetch, request, timeout_s=timeout_s)
         return Fetched(reply.fetched_bytes, reply.present_bytes)
 
     async def evict(self, digest: str) -> int:
         """Bytes freed."""
         request = pb.EvictRequest(manifest_digest=digest)
-        reply = await rpc.call(self._stub.Evict, request, timeout_s=TREE_TIMEOUT_S)
+        reply = await _call(self._stub.Evict, request, timeout_s=TREE_TIMEOUT_S)
         freed_bytes: int = reply.freed_bytes
         return freed_bytes
 
     async def pin(self, digest: str, owner: str) -> None:
         request = pb.PinRequest(manifest_digest=digest, owner=owner)
-        await rpc.call(self._stub.Pin, request, timeout_s=CALL_TIMEOUT_S)
+        await _call(self._stub.Pin, request, timeout_s=CALL_TIMEOUT_S)
 
     async def unpin(self, digest: str, owner: str) -> None:
         """With no digest every tree; an owner that ends in "*" stands for all that start so."""
         request = pb.UnpinRequest(manifest_digest=digest, owner=owner)
-        await rpc.call(self._stub.Unpin, request, timeout_s=CALL_TIMEOUT_S)
+        await _call(self._stub.Unpin, request, timeout_s=CALL_TIMEOUT_S)
 
     async def watch(self) -> AsyncIterator[ResidencyUpdate]:
         """First everything, then each change. Raises Unavailable when the stream breaks; it never just ends."""

@@ -8,6 +8,7 @@ from grpc_status import rpc_status
 from woodfrog import errors
 
 DOMAIN = "woodfrog"
+UNREACHABLE = "RPC_UNAVAILABLE"  # the reason when the peer itself could not answer
 _CLASSES: dict[type[errors.WoodfrogError], grpc.StatusCode] = {
     errors.InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
     errors.NotFound: grpc.StatusCode.NOT_FOUND,

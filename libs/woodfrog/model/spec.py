@@ -52,7 +52,9 @@ class ModelSpec:
         for name, kind in _TYPES.items():
             value = getattr(self, name)
             if not isinstance(value, kind) or isinstance(value, bool):
-                raise ValueError(f"model spec's {name} is {value!r:.80}, which is of the wrong type")
+                raise ValueError(
+                    f"model spec's {name} is {value!r:.80}, which is of the wrong type"
+                )
         if not _NAME.fullmatch(self.name):
             raise ValueError(
                 f"model name {self.name[:80]!r} is not letters, digits, '.', '_', '-' and at most one '/'"

@@ -12,11 +12,10 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 _PROT_NONE = 0
+_READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
-_MADV_HUGEPAGE = 14
 _ADVICE = {"read": 22, "write": 23}  # MADV_POPULATE_READ, MADV_POPULATE_WRITE: Linux 5.14
-_HUGE_BYTES = 2 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)  # its calls leave the GIL to others
 _libc.mmap.restype = ctypes.c_void_p
@@ -41,36 +40,29 @@ class Region:
 
     def __init__(self, size_bytes: int) -> None:
         assert size_bytes > 0
-        self.size_bytes = -(-size_bytes // _HUGE_BYTES) * _HUGE_BYTES
-        # One huge page more than needed, so that huge pages fit at the start as well.
-        self._reserved_bytes = self.size_bytes + _HUGE_BYTES
-        self._base = self._map(None, self._reserved_bytes, _PROT_NONE, 0)
-        self.address = -(-self._base // _HUGE_BYTES) * _HUGE_BYTES
-        self.renew()
+        self.size_bytes = -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        self.address = self._map(None, _READ_WRITE, 0)
 
     def renew(self) -> None:
         """Everything in the region reads as zero afterwards."""
-        access = mmap.PROT_READ | mmap.PROT_WRITE
-        self._map(self.address, self.size_bytes, access, _MAP_FIXED)
-        _libc.madvise(self.address, self.size_bytes, _MADV_HUGEPAGE)  # a wish; refused without THP
+        self._map(self.address, _READ_WRITE, _MAP_FIXED)
 
     def release(self) -> None:
         """Touching the region before `renew` ends the process."""
-        self._map(self.address, self.size_bytes, _PROT_NONE, _MAP_FIXED)
+        self._map(self.address, _PROT_NONE, _MAP_FIXED)
 
     def buffer(self) -> "ctypes.Array[ctypes.c_ubyte]":
         return (ctypes.c_ubyte * self.size_bytes).from_address(self.address)
 
     def close(self) -> None:
-        _libc.munmap(self._base, self._reserved_bytes)
+        _libc.munmap(self.address, self.size_bytes)
 
-    @staticmethod
-    def _map(address: int | None, size_bytes: int, access: int, flags: int) -> int:
+    def _map(self, address: int | None, access: int, flags: int) -> int:
         flags |= mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        got = _libc.mmap(address, size_bytes, access, flags, -1, 0)
+        got = _libc.mmap(address, self.size_bytes, access, flags, -1, 0)
         if got is None or got == ctypes.c_void_p(-1).value:
             number = ctypes.get_errno()
-            raise OSError(number, f"cannot map {size_bytes} bytes: {os.strerror(number)}")
+            raise OSError(number, f"cannot map {self.size_bytes} bytes: {os.strerror(number)}")
         return int(got)
 
 

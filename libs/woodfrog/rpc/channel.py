@@ -1,5 +1,7 @@
 """gRPC channels and calls: the client's span, the deadline, and errors as woodfrog.errors classes again."""
 
+import asyncio
+import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -19,8 +21,9 @@ _OPTIONS = [
     ("grpc.http2.ping_timeout_ms", 2000),  # else a stopped peer is noticed after 25 s
     ("grpc.min_reconnect_backoff_ms", 1500),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 500),
 ]
+_RETRY_S = 0.05
 
 
 def open_channel(target: str) -> grpc.aio.Channel:
@@ -32,30 +35,30 @@ async def call(
     request: Any,
     *,
     timeout_s: float,
-    wait_for_ready: bool = False,
+    patience_s: float = 0.0,
 ) -> Any:
-    """One unary call in a client span. Raises woodfrog.errors classes; cancelling it cancels the call."""
+    """One unary call in a client span. Raises woodfrog.errors classes; cancelling it cancels the call.
+
+    While the peer cannot be reached it is tried again for `patience_s`: a restart of a neighbour is no error then.
+    """
     name = method._method.decode()[1:]  # type: ignore[attr-defined]
     with telemetry.tracer().start_as_current_span(name, kind=SpanKind.CLIENT):
-        try:
-            return await method(
-                request,
-                timeout=timeout_s,
-                metadata=tuple(propagation.inject().items()),
-                wait_for_ready=wait_for_ready,
-            )
-        except grpc.aio.AioRpcError as error:
-            raise status.from_rpc_error(error, name) from None
+        metadata = tuple(propagation.inject().items())
+        until = time.monotonic() + patience_s
+        while True:
+            try:
+                return await method(request, timeout=timeout_s, metadata=metadata)
+            except grpc.aio.AioRpcError as error:
+                known = status.from_rpc_error(error, name)
+                if known.reason != status.UNREACHABLE or time.monotonic() > until:
+                    raise known from None
+            await asyncio.sleep(_RETRY_S)
 
 
-async def stream(
-    method: Any, request: Any, *, wait_for_ready: bool = False
-) -> AsyncGenerator[Any, None]:
+async def stream(method: Any, request: Any) -> AsyncGenerator[Any, None]:
     """The responses of a streaming call. `request` is a message or an async iterator of them."""
     name = method._method.decode()[1:]
-    responses = method(
-        request, metadata=tuple(propagation.inject().items()), wait_for_ready=wait_for_ready
-    )
+    responses = method(request, metadata=tuple(propagation.inject().items()))
     try:
         async for response in responses:
             yield response

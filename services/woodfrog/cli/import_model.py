@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from woodfrog.errors import FailedPrecondition, NotFound, WoodfrogError
+from woodfrog.errors import FailedPrecondition, InvalidArgument, NotFound, WoodfrogError
 from woodfrog.model import digest
 
 SOURCE_FILE = "woodfrog_source.json"
@@ -36,12 +36,15 @@ def import_gguf(gguf: Path, out: Path) -> None:
     """Write `out` (bf16 safetensors, tokenizer, chat template, generation config) from `gguf`.
 
     Does nothing when `out` already came from the same file. `out` appears whole or not at all. Raises NotFound without
-    the GGUF file, FailedPrecondition when `out` holds something else.
+    the GGUF file, InvalidArgument when it cannot be read, FailedPrecondition when `out` holds something else.
     """
     if not gguf.is_file():
         raise NotFound(
             "GGUF_NOT_FOUND", f"{gguf} is not a file; name an existing GGUF file", path=str(gguf)
         )
+    with gguf.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise _unreadable(gguf, "it does not begin with GGUF")
     source = {"gguf": gguf.name, "digest": digest.of_file(gguf)}
     if out.exists():
         if _source_of(out) == source:
@@ -58,6 +61,9 @@ def import_gguf(gguf: Path, out: Path) -> None:
         (partial / SOURCE_FILE).write_text(json.dumps(source, indent=2, sort_keys=True) + "\n")
         _settle(partial)
         os.rename(partial, out)
+    except OSError:
+        if _source_of(out) != source:  # else another import was first
+            raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -65,7 +71,7 @@ def import_gguf(gguf: Path, out: Path) -> None:
 def _source_of(folder: Path) -> Any:
     try:
         return json.loads((folder / SOURCE_FILE).read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return None
 
 
@@ -81,13 +87,24 @@ def _convert(gguf: Path, folder: Path) -> None:
         ) from error
 
     place = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    tokenizer = AutoTokenizer.from_pretrained(**place)
-    # Without dequantize the model keeps its blocks and refuses to be saved.
-    model = AutoModelForCausalLM.from_pretrained(
-        **place, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
-    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**place)
+        # Without dequantize the model keeps its blocks and refuses to be saved.
+        model = AutoModelForCausalLM.from_pretrained(
+            **place, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+        )
+    except (ValueError, KeyError, OSError, RuntimeError) as error:
+        raise _unreadable(gguf, str(error)) from error
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _unreadable(gguf: Path, why: str) -> InvalidArgument:
+    return InvalidArgument(
+        "GGUF_UNREADABLE",
+        f"{gguf} is no model that can be imported: {why}; download it again or take another one",
+        path=str(gguf),
+    )
 
 
 def _settle(folder: Path) -> None:

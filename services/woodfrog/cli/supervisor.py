@@ -180,12 +180,19 @@ def stop(home: Path) -> bool:
     if pid is not None:
         os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + STOP_TIMEOUT_S * (len(SERVICES) + 1)
-        while lock.holder() is not None:
+        while lock.holder() is not None or _alive(pid):
             if time.monotonic() > deadline:
                 raise Unavailable("NOT_DOWN", f"the supervisor {pid} does not end; see {home}/logs")
             time.sleep(0.05)
     clean(cluster)
     return pid is not None
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
 
 
 async def _main(home: Path) -> None:

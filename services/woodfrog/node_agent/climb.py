@@ -113,9 +113,6 @@ class Climber:
         """The tree was evicted."""
         self._trees.pop(manifest, None)
 
-    def forget_trees(self) -> None:
-        self._trees.clear()
-
     async def close(self) -> None:
         for task in self._background:
             task.cancel()

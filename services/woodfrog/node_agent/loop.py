@@ -13,10 +13,12 @@ from opentelemetry import trace
 
 from woodfrog import telemetry
 from woodfrog.clients.node_agent import node_full
-from woodfrog.clients.weight_fs import WeightFsClient
+from woodfrog.clients.weight_fs import ResidencyUpdate, WeightFsClient
 from woodfrog.errors import (
     DataLoss,
+    DeadlineExceeded,
     FailedPrecondition,
+    NotFound,
     ResourceExhausted,
     Unavailable,
     WoodfrogError,
@@ -142,6 +144,8 @@ class NodeLoop:
                 if replica_id:
                     return await self._thaw(replica_id, stages)
                 return await self._start(spec, pointer, stages, span)
+            except (DataLoss, DeadlineExceeded, NotFound, Unavailable) as error:
+                raise Unavailable("CLIMB_FAILED", error.message, cause=error.reason) from error
             finally:
                 self._climbing -= 1
                 self._refill.set()
@@ -290,14 +294,17 @@ class NodeLoop:
         log.info("replica ended", extra={"replica": live.replica_id, "why": why})
         await live.sandbox.close()
         self._forget(live.replica_id)
-        try:
-            await self._parts.weight_fs.unpin("", live.replica_id)
-        except WoodfrogError as error:
-            log.warning("unpin failed", extra={"error": error.message})
+        self._spawn(self._unpin(live), "unpin")
 
     async def _watch_end(self, live: Live) -> None:
         status = await live.sandbox.wait(live.pid)
         await self._end(live, f"its process ended with status {status}")
+
+    async def _unpin(self, live: Live) -> None:
+        try:
+            await self._parts.weight_fs.unpin("", live.replica_id)
+        except WoodfrogError as error:
+            log.warning("unpin failed", extra={"error": error.message})
 
     async def _pin(self, live: Live) -> None:
         for manifest in filter(None, (live.spec.weights, live.snapshot)):
@@ -312,35 +319,45 @@ class NodeLoop:
         """Passes residency on. A weight_fs that died took the mount along, and with it whoever maps files of it."""
         while True:
             try:
-                async for full, trees, gone in self._parts.weight_fs.watch():
-                    fresh = {
-                        t.manifest_digest: Resident(
-                            t.manifest_digest,
-                            t.size_bytes,
-                            t.disk_bytes,
-                            t.page_cache_bytes,
-                            t.complete,
-                        )
-                        for t in trees
-                    }
-                    lost = set(gone) | (self._residents.keys() - fresh.keys() if full else set())
-                    for manifest in lost:
-                        self._residents.pop(manifest, None)
-                        self._parts.climber.forget_tree(manifest)
-                    self._residents.update(fresh)
-                    self._publish(
-                        NodeUpdate(
-                            False,
-                            residents=tuple(fresh.values()),
-                            residents_gone=tuple(sorted(lost)),
-                        )
-                    )
-            except Unavailable as error:
-                log.warning("weight_fs is away", extra={"error": error.message})
-            self._parts.climber.forget_trees()
+                async for update in self._parts.weight_fs.watch():
+                    if update.full:
+                        await self._pin_anew()
+                    self._residency_changed(update)
+            except WoodfrogError as error:
+                if self._residents:
+                    log.warning("weight_fs is away", extra={"error": error.message})
+            self._residency_changed(ResidencyUpdate(True, (), ()))
             for live in [live for live in self._live.values() if live.through_mount]:
                 await self._end(live, "the mount that it maps its weights from is gone")
             await asyncio.sleep(_RETRY_S)
+
+    async def _pin_anew(self) -> None:
+        """Pins of a predecessor of ours, or of replicas that ended while weight_fs was away, go."""
+        await self._parts.weight_fs.unpin("", f"{self._node}-*")
+        for live in list(self._live.values()):
+            await self._pin(live)
+
+    def _residency_changed(self, update: ResidencyUpdate) -> None:
+        fresh = {
+            tree.manifest_digest: Resident(
+                tree.manifest_digest,
+                tree.size_bytes,
+                tree.disk_bytes,
+                tree.page_cache_bytes,
+                tree.complete,
+            )
+            for tree in update.trees
+        }
+        lost = set(update.gone)
+        if update.full:
+            lost |= self._residents.keys() - fresh.keys()
+        for manifest in lost:
+            self._residents.pop(manifest, None)
+            self._parts.climber.forget_tree(manifest)
+        self._residents.update(fresh)
+        self._publish(
+            NodeUpdate(False, residents=tuple(fresh.values()), residents_gone=tuple(sorted(lost)))
+        )
 
     async def _keep_pool_full(self) -> None:
         while True:

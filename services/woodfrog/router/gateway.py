@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from opentelemetry import trace
-from opentelemetry.trace import Span, Status, StatusCode
+from opentelemetry.trace import Span, StatusCode
 
 from woodfrog import errors, telemetry
 from woodfrog.clock import Clock
@@ -120,7 +120,7 @@ class _Answer:
             return
         self.closed = True
         if failed:
-            self.span.set_status(Status(StatusCode.ERROR, failed))
+            self.span.set_status(StatusCode.ERROR, failed)
         elif self.exchange.open:
             self.span.set_attribute(names.ERROR_TYPE, "cancelled")
         self.exchange.abort()
@@ -174,26 +174,23 @@ class Gateway:
 
     async def _begin(self, call: Call, progress: _Progress) -> _Answer:
         """Up to the first byte of the body; so far nothing went to the client and another replica may be asked."""
-        deadline = call.arrived + call.wait_s
         for retry in range(_RETRIES_MAX + 1):
+            deadline = self._clock.now() + call.wait_s - progress.waited_s
             slot = await self._slots.take(call.model, progress.excluded, deadline)
             progress.woken = True
             progress.waited_s += slot.waited_s
-            replica_id = slot.replica.replica_id
             try:
                 return await self._forward(call, slot, progress, retry)
             except _Quiesced:
-                cause = "quiesced"
-                if (
-                    slot.acquired.placement_id
-                ):  # else only our table was late, and its thaw is welcome
-                    progress.excluded.add(replica_id)
+                self._metrics.failed.labels("quiesced").inc()
+                # From our table it was only late news, and its thaw is welcome; from the scheduler it was wrong.
+                if slot.acquired.placement_id:
+                    progress.excluded.add(slot.replica.replica_id)
                 await asyncio.sleep(_QUIESCED_PAUSE_S)
             except ReplicaLost:
-                cause = "lost"
-                progress.excluded.add(replica_id)
+                self._metrics.failed.labels("lost").inc()
+                progress.excluded.add(slot.replica.replica_id)
             progress.woken = False
-            self._metrics.retries.labels(cause).inc()
         raise errors.Unavailable(
             "REPLICA_LOST",
             f"{_RETRIES_MAX + 1} replicas of model {call.model!r} went away before they answered; ask again",
@@ -212,7 +209,6 @@ class Gateway:
             names.ROUTER_FIRST_TOKEN, trace.set_span_in_context(span)
         )
         exchange: Exchange | None = None
-        failure = ""
         try:
             if not retry:
                 self._metrics.added.observe(self._clock.now() - call.arrived - progress.waited_s)
@@ -221,18 +217,19 @@ class Gateway:
             refused = exchange.head.status >= 400
             first = await (exchange.rest(_REFUSAL_BYTES_MAX) if refused else exchange.chunk())
         except BaseException as error:
-            failure = str(error) or type(error).__name__
             if exchange is not None:
                 exchange.abort()
             if isinstance(error, _Quiesced | ReplicaLost):
                 slot.suspect()
             slot.end(failed=isinstance(error, ReplicaLost))
-            raise
-        finally:
+            if isinstance(error, asyncio.CancelledError):
+                span.set_attribute(names.ERROR_TYPE, "cancelled")
+            else:
+                span.set_status(StatusCode.ERROR, str(error))
             first_span.end()
-            if failure:
-                span.set_status(Status(StatusCode.ERROR, failure))
-                span.end()
+            span.end()
+            raise
+        first_span.end()
         slot.trust()
         self._metrics.began(
             slot.acquired.rung.value, slot.waited_s, self._clock.now() - call.arrived
@@ -260,7 +257,7 @@ def _check_serving(head: Head) -> None:
     if state == b"failed":
         raise ReplicaLost("the replica says that it failed")
     if state is not None:
-        raise _Quiesced
+        raise _Quiesced(f"the replica is {state.decode('latin-1')}")
 
 
 def _wake(call: Call, slot: Slot) -> Wake:

@@ -61,9 +61,14 @@ class Reply:
         self._headers = headers
         self.status = 0  #: 0 until it has begun
         self._last = b""
+        self._events = False  # the body is server-sent events
 
     async def begin(self, status: int, headers: Headers) -> None:
         self.status = status
+        self._events = any(
+            name == b"content-type" and value.startswith(b"text/event-stream")
+            for name, value in headers
+        )
         await self._send(
             {"type": "http.response.start", "status": status, "headers": headers + self._headers}
         )
@@ -84,7 +89,7 @@ class Reply:
 
     async def event_error(self, body: bytes) -> None:
         """Ends a stream with OpenAI's error event and without [DONE]. After a torn event only the connection can end."""
-        if self._last.endswith((b"\n\n", b"\r\n\r\n")):
+        if self._events and self._last.endswith((b"\n\n", b"\r\n\r\n")):
             await self.write(b"data: " + body + b"\n\n")
             await self.end()
 

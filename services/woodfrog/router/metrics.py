@@ -40,9 +40,9 @@ class Metrics:
             buckets=_WAIT_S,
             registry=self.registry,
         )
-        self.retries = Counter(
-            "woodfrog_router_retries",
-            "Requests sent again to another replica, by cause: lost or quiesced.",
+        self.failed = Counter(
+            "woodfrog_router_replica_failures",
+            "Requests that a replica did not take, by cause: lost or quiesced. Most are then taken by another.",
             ("cause",),
             registry=self.registry,
         )

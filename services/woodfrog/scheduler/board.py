@@ -70,17 +70,19 @@ class Board:
         self.touched: dict[str, None] = {}  #: replicas to look at before the event ends
         self.stirred: dict[str, None] = {}  #: models whose waiting tickets may have a chance now
         self._commands: list[Command] = []
-        self._ready: list[ReadyReplica] = []
-        self._gone: list[str] = []
+        self._changes: dict[str, ReadyReplica | None] = {}  # for routers; None: gone
         self._placements = 0
 
     def order(self, command: Command) -> None:
         self._commands.append(command)
 
     def take_commands(self) -> list[Command]:
-        if self._ready or self._gone:
-            self.order(Announce(tuple(self._ready), tuple(self._gone)))
-        commands, self._commands, self._ready, self._gone = self._commands, [], [], []
+        if self._changes:
+            ready = tuple(replica for replica in self._changes.values() if replica is not None)
+            gone = tuple(name for name, replica in self._changes.items() if replica is None)
+            self.order(Announce(ready, gone))
+            self._changes = {}
+        commands, self._commands = self._commands, []
         return commands
 
     def touch(self, replica_id: str) -> None:
@@ -155,10 +157,7 @@ class Board:
 
     def announce(self, record: ReplicaRecord, offered: bool) -> None:
         record.announced = offered
-        if offered:
-            self._ready.append(record.ready)
-        else:
-            self._gone.append(record.replica.replica_id)
+        self._changes[record.replica.replica_id] = record.ready if offered else None
 
     def descend(self, record: ReplicaRecord, rung: Rung) -> None:
         replica = record.replica
@@ -183,7 +182,7 @@ class Board:
             self.end_promises(self.usage.forget(replica_id))
             self.timers.drop(("replica", replica_id))
             if record.announced:
-                self._gone.append(replica_id)
+                self._changes[replica_id] = None
             self.stir_all()
         return record
 

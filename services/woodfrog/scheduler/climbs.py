@@ -268,8 +268,11 @@ class Climbs:
         if climb is None:
             return
         board, climbed = self._board, event.climbed
+        self._claim(climb, climbed.replica)
         waiters = self._end(climb)
-        record = self.put_replica(climb.node, climbed.replica)
+        if climbed.replica.replica_id not in board.view.replicas:
+            self._promise_bytes(climb.node, climbed.replica.memory_bytes)
+        record = self._put(climb.node, climbed.replica)
         record.suspect_since = None
         climb_ms = (board.now - climb.began) * 1000
         waited = Waited(climb.name, climbed.from_rung, climb_ms, climbed.fallback_reason)
@@ -314,21 +317,38 @@ class Climbs:
     # --- replicas come and go ---
 
     def put_replica(self, node: str, replica: Replica) -> ReplicaRecord:
-        """As its node tells it. A new one belongs to a climb that goes on there."""
-        board = self._board
-        known = board.view.replicas.get(replica.replica_id)
-        if known is not None and (known.replica.node, known.replica.model) != (node, replica.model):
-            self.drop_replica(replica.replica_id)
-            known = None
-        record = board.view.put_replica(replace(replica, node=node), board.now)
-        board.touch(replica.replica_id)
-        if known is None and replica.state in (ReplicaState.CLIMBING, ReplicaState.SERVING):
+        """As its node tells it. A new one is taken for that of a climb that goes on there."""
+        known = replica.replica_id in self._board.view.replicas
+        record = self._put(node, replica)
+        if not known and replica.state in (ReplicaState.CLIMBING, ReplicaState.SERVING):
             for climb in self.of_model(replica.model):
                 if climb.phase is Phase.RUNNING and not climb.replica_id and climb.node == node:
                     self._unreserve(climb)
                     self._own(climb, record)
                     break
         return record
+
+    def _put(self, node: str, replica: Replica) -> ReplicaRecord:
+        board = self._board
+        known = board.view.replicas.get(replica.replica_id)
+        if known is not None and (known.replica.node, known.replica.model) != (node, replica.model):
+            self.drop_replica(replica.replica_id)
+        board.touch(replica.replica_id)
+        return board.view.put_replica(replace(replica, node=node), board.now)
+
+    def _claim(self, climb: Climb, replica: Replica) -> None:
+        """It is this climb's: when two climb on one node, its name may have been taken for the other's."""
+        record = self._board.view.replicas.get(replica.replica_id)
+        if record is None or record.climb is None or record.climb == climb.name:
+            return
+        other = self._climbs[record.climb]
+        if climb.replica_id is not None:
+            self._own(other, self._board.view.replicas[climb.replica_id])
+        else:
+            other.replica_id = None
+            self._unreserve(climb)
+            self._reserve(other)
+        self._own(climb, record)
 
     def parked(self, record: ReplicaRecord) -> None:
         """Its node did what it was asked; the stream will say so too."""
@@ -337,11 +357,14 @@ class Climbs:
 
     def end_replica(self, record: ReplicaRecord) -> None:
         """It ended, and its node's facts may not say so yet."""
-        replica = record.replica
-        facts = self._board.view.nodes[replica.node].facts
-        promised_bytes = max(0, facts.memory_promised_bytes - replica.memory_bytes)
-        self._board.put_facts(replica.node, replace(facts, memory_promised_bytes=promised_bytes))
-        self.drop_replica(replica.replica_id)
+        self._promise_bytes(record.replica.node, -record.replica.memory_bytes)
+        self.drop_replica(record.replica.replica_id)
+
+    def _promise_bytes(self, node: str, change_bytes: int) -> None:
+        """What the node's facts will say soon."""
+        facts = self._board.view.nodes[node].facts
+        promised_bytes = max(0, facts.memory_promised_bytes + change_bytes)
+        self._board.put_facts(node, replace(facts, memory_promised_bytes=promised_bytes))
 
     def drop_replica(self, replica_id: str) -> None:
         record = self._board.drop(replica_id)

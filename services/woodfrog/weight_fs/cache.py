@@ -67,7 +67,7 @@ class CachedTree:
 
     @property
     def busy(self) -> bool:
-        return bool(self.owners or self.fds or self.jobs)
+        return bool(self.owners or self.jobs)
 
     @property
     def complete(self) -> bool:

@@ -19,7 +19,7 @@ async def on_disk(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return await asyncio.shield(thread)
         except asyncio.CancelledError:
-            await asyncio.wait([thread])
+            await asyncio.gather(thread, return_exceptions=True)
             raise
 
 

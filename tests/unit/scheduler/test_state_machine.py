@@ -3,7 +3,7 @@
 from collections import deque
 from dataclasses import dataclass, field, replace
 
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tests.unit.scheduler.cell import GIB, OTHER_PRINT, PRINT, facts, pointer, replica, spec
@@ -67,6 +67,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.lifting: dict[str, str] = {}  # attempt, replica: those that a node took up
         self.seen: set[str] = set()
         self.descents: dict[str, on.Descend] = {}
+        self.late_descents: dict[str, on.Descend] = {}  # ordered before their node was lost
         self.placements: dict[str, str] = {}  # placement, router
         self.routed: set[str] = set()  # replicas that routers think ready
         self.numbers = 0
@@ -234,11 +235,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         if self.attempts.pop(event.attempt, None) is not None:
             self.do(event)
 
-    @precondition(lambda self: self.descents)
+    @precondition(lambda self: self.descents or self.late_descents)
     @rule(data=st.data(), luck=st.sampled_from(["done", "done", "busy", "away"]))
     def descent_ends(self, data: st.DataObject, luck: str) -> None:
-        name = data.draw(st.sampled_from(sorted(self.descents)))
-        order = self.descents.pop(name)
+        name = data.draw(st.sampled_from(sorted(self.descents | self.late_descents)))
+        order = (self.late_descents if name in self.late_descents else self.descents).pop(name)
         agent = self.agents[order.node]
         if luck == "busy":
             self.do(on.DescendFailed(name, "REPLICA_BUSY", "it answers"))
@@ -277,6 +278,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             agent.replicas.clear()
             agent.stream.clear()
         if lost:
+            ordered = {key: order for key, order in self.descents.items() if order.node == name}
+            self.late_descents |= ordered
+            self.descents = {k: v for k, v in self.descents.items() if k not in ordered}
             self.do(on.NodeLost(name))
 
     @rule(name=st.sampled_from(NODES))
@@ -334,5 +338,5 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 TestScheduler = SchedulerMachine.TestCase
 TestScheduler.settings = settings(
-    max_examples=1200, stateful_step_count=80, deadline=None
+    max_examples=4000, stateful_step_count=100, deadline=None, report_multiple_bugs=False,phases=[Phase.explicit, Phase.generate]
 )

@@ -142,10 +142,15 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(data=st.data(), offset=_offsets, size=_sizes)
     def read_held(self, data: st.DataObject, offset: int, size: int) -> None:
         index, path, handle = data.draw(st.sampled_from(self.held))
-        tree = self.node.tree
-        now = tree.read_now(handle, offset, size)
+
+        async def read_on() -> bytes:
+            now = self.node.tree.read_now(handle, offset, size)
+            if now is None:
+                return await self.node.tree.read(handle, offset, size)
+            return bytes(now)
+
         try:
-            found = self.runner.run(tree.read(handle, offset, size)) if now is None else bytes(now)
+            found = self.runner.run(read_on())
         except WoodfrogError as error:
             self.allow(error, index)
         else:

@@ -1,0 +1,253 @@
+"""What must survive: any process killed, a snapshot damaged, input that is wrong."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.capabilities import MODEL
+from tests.cluster.conftest import Running, replica_pid, wait
+from woodfrog.cli import supervisor, up
+from woodfrog.cli.cluster import SERVICES, Cluster
+from woodfrog.errors import FailedPrecondition
+
+QUESTION = "Name three animals that live in a forest."
+
+
+@pytest.mark.parametrize("child", ["etcd", *SERVICES])
+def test_a_killed_process_comes_back_and_nothing_is_lost(frog: Running, child: str) -> None:
+    expected = frog.ask(QUESTION).text
+    before = frog.snapshots()
+    frog.kill9(child)
+    assert frog.snapshots() == before
+    assert [model.id for model in frog.client.models.list()] == ["smollm2"]
+    assert frog.ask(QUESTION).text == expected
+    frog.freeze()
+    answer = frog.ask(QUESTION)
+    assert (answer.rung, answer.text) == ("frozen", expected)
+
+
+def test_a_replica_killed_while_it_answers_is_replaced(frog: Running) -> None:
+    expected = frog.ask(QUESTION)
+    stream = frog.client.chat.completions.create(
+        model="smollm2",
+        messages=[{"role": "user", "content": "Tell a very long story."}],
+        max_tokens=900,
+        stream=True,
+    )
+    next(iter(stream))
+    socket = frog.cluster.run_dir / "x"
+    sandbox = next(path for path in frog.cluster.run_dir.glob("*/engine.sock"))
+    os.kill(replica_pid(sandbox), signal.SIGKILL)
+    with pytest.raises(Exception, match=r".+"):  # the SDK's APIError with the gateway's words
+        for _ in stream:
+            pass
+    answer = frog.ask(QUESTION)
+    assert answer.text == expected.text
+    assert answer.replica != expected.replica
+    assert not socket.exists()
+
+
+def test_a_replica_killed_while_nobody_looks_is_replaced_without_an_error(frog: Running) -> None:
+    expected = frog.ask(QUESTION)
+    sandbox = next(path for path in frog.cluster.run_dir.glob("*/engine.sock"))
+    os.kill(replica_pid(sandbox), signal.SIGKILL)
+    answer = frog.ask(QUESTION)
+    assert answer.text == expected.text
+    assert answer.replica != expected.replica
+
+
+@pytest.mark.parametrize("where", ["store", "cache", "cache-images"])
+def test_a_damaged_snapshot_leads_to_a_cold_start_and_a_new_snapshot(
+    frog: Running, where: str
+) -> None:
+    expected = frog.ask(QUESTION).text
+    frog.freeze()
+    (pointer,) = frog.snapshots()
+    digits = pointer.manifest.removeprefix("sha256:")
+    tree = frog.cluster.home / "node" / "cache" / digits
+    if where == "store":  # nothing on the node, so the bytes come from the store
+        _evict(frog, pointer.manifest)
+        for chunk in _chunks(frog, pointer.manifest):
+            _flip(chunk)
+    else:
+        files = tree / "files"
+        _flip(files / "pages" if where == "cache" else next((files / "images").glob("core-*")))
+        frog.kill9("weight_fs")  # what was looked at once is trusted until it is looked at again
+    answer = frog.ask(QUESTION)
+    assert answer.text == expected
+    if where == "store":
+        assert answer.rung == "absent"
+        assert "sha256:" in answer.fallback
+        spans = frog.spans(answer.trace_id)
+        climb = next(span for span in spans if span["name"] == "climb")
+        assert climb["attributes"]["woodfrog.fallback_reason"].startswith(answer.fallback)
+        passed = [x for x in frog.log("node_agent") if x["message"] == "snapshot passed over"]
+        assert passed[-1]["error"].startswith(answer.fallback)
+        wait(lambda: frog.snapshots() not in ([], [pointer]), "a new snapshot")
+    else:  # the damaged chunk is dropped and comes from the store again
+        assert answer.rung in ("frozen", "stored")
+    frog.freeze()
+    assert frog.ask(QUESTION).rung == "frozen"
+
+
+def test_an_empty_cache_is_filled_from_the_store(frog: Running) -> None:
+    expected = frog.ask(QUESTION).text
+    frog.freeze()
+    (pointer,) = frog.snapshots()
+    _evict(frog, pointer.manifest)
+    answer = frog.ask(QUESTION)
+    assert (answer.rung, answer.text) == ("stored", expected)
+
+
+@pytest.mark.parametrize(
+    "case", ["missing", "empty", "pickle", "truncated", "no-config", "file", "name"]
+)
+def test_models_add_of_what_is_no_model_says_so_and_leaves_nothing(
+    frog: Running, case: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    name = "broken"
+    for path in MODEL.iterdir():
+        if path.suffix != ".safetensors":
+            (folder / path.name).write_bytes(path.read_bytes())
+    weights = (MODEL / "model.safetensors").read_bytes()
+    match case:
+        case "missing":
+            folder = tmp_path / "nowhere"
+        case "pickle":
+            (folder / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
+        case "truncated":
+            (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+        case "no-config":
+            (folder / "model.safetensors").write_bytes(weights)
+            (folder / "config.json").unlink()
+        case "file":
+            folder = folder / "config.json"
+        case "name":
+            name = "../etc/passwd"
+    before = _manifests(frog)
+    done = _woodfrog(frog, "models", "add", name, str(folder))
+    assert done.returncode == 1
+    assert done.stderr.startswith("woodfrog: ")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stderr
+    assert _manifests(frog) == before
+    assert [model.id for model in frog.client.models.list()] == ["smollm2"]
+
+
+def test_a_model_that_is_there_cannot_be_added_again(frog: Running) -> None:
+    done = _woodfrog(frog, "models", "add", "smollm2", str(MODEL))
+    assert done.returncode == 1
+    assert "already" in done.stderr
+    assert frog.ask(QUESTION).text
+
+
+def test_up_again_says_that_it_is_up(frog: Running) -> None:
+    pid = frog.pid("router")
+    done = _woodfrog(frog, "up")
+    assert done.returncode == 0
+    assert "was up already" in done.stdout
+    assert frog.pid("router") == pid
+
+
+def test_the_commands_print_what_is_there(frog: Running) -> None:
+    frog.ask(QUESTION)
+    assert "serving" in _woodfrog(frog, "ps").stdout
+    assert "smollm2" in _woodfrog(frog, "models", "list").stdout
+    assert "smollm2" in _woodfrog(frog, "snapshots", "list").stdout
+    assert _woodfrog(frog, "chat", "smollm2", "Say", "hello.").stdout.strip()
+    assert _woodfrog(frog, "models", "rm", "nothing").stderr.startswith("woodfrog: ")
+
+
+@pytest.mark.parametrize("end", ["down", "ctrl-c", "kill-9"])
+def test_an_end_leaves_no_process_mount_or_cgroup(end: str, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    cluster = Cluster.open(home)
+    child: subprocess.Popen[bytes] | None = None
+    if end == "ctrl-c":
+        command = [sys.executable, "-m", "woodfrog.cli", "--home", str(home), "up", "--foreground"]
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        asyncio.run(up.wait_ready(cluster))
+    else:
+        up.start(cluster)
+    pid = supervisor.Lock(home).holder()
+    assert pid is not None
+    children = [int(path.read_text()) for path in (home / "pids").iterdir()]
+    assert len(children) == len(SERVICES) + 1
+    match end:
+        case "down":
+            assert up.down(home) == 0
+        case "ctrl-c":
+            assert child is not None
+            os.kill(pid, signal.SIGINT)
+            assert child.wait(60) == 0
+        case "kill-9":  # the children die with it, and the next command sweeps up
+            os.kill(pid, signal.SIGKILL)
+            wait(lambda: not any(_alive(child) for child in children), "no child")
+            assert up.down(home) == 0
+    assert not any(_alive(each) for each in [pid, *children])
+    assert str(home) not in Path("/proc/self/mounts").read_text()
+    assert not list(Path("/sys/fs/cgroup").rglob(f"woodfrog/{cluster.node}"))
+    assert not cluster.run_dir.exists()
+
+
+def _woodfrog(running: Running, *args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "woodfrog.cli", "--home", str(running.cluster.home), *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def _manifests(running: Running) -> set[str]:
+    return {path.name for path in (running.cluster.home / "store" / "manifests").iterdir()}
+
+
+def _evict(running: Running, manifest: str) -> None:
+    from woodfrog.clients.weight_fs import WeightFsClient
+
+    async def work() -> None:
+        async with WeightFsClient(running.cluster.address("weight_fs")) as weight_fs:
+            await weight_fs.evict(manifest)
+
+    def evicted() -> bool:
+        try:
+            asyncio.run(work())
+        except FailedPrecondition:  # pinned until the end of its last replica is known
+            return False
+        return True
+
+    wait(evicted, "no pin of it")
+
+
+def _chunks(running: Running, manifest: str) -> list[Path]:
+    """Files in the store of the chunks of a manifest."""
+    from woodfrog.clients.store import StoreClient
+
+    async def work() -> frozenset[str]:
+        async with StoreClient(running.cluster.address("snapshot_store")) as store:
+            return (await store.get_manifest(manifest)).manifest.chunk_digests
+
+    digits = {digest.removeprefix("sha256:") for digest in asyncio.run(work())}
+    store = running.cluster.home / "store" / "chunks"
+    return [path for path in store.rglob("*") if path.name in digits]
+
+
+def _flip(path: Path) -> None:
+    """Changes one byte in the middle of a file's data."""
+    with open(path, "r+b") as file:
+        offset = os.lseek(file.fileno(), os.fstat(file.fileno()).st_size // 2, os.SEEK_DATA)
+        file.seek(offset)
+        byte = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte[0] ^ 0xFF]))
