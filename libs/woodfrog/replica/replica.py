@@ -4,6 +4,7 @@ import asyncio
 import gc
 import hashlib
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
@@ -44,6 +45,9 @@ class Engine(Protocol):
 
     async def canary(self) -> list[int]:
         """The same few tokens in every healthy replica of the model, also while requests run."""
+
+    def brief_canary(self) -> list[int]:
+        """Numbers that are the same in every healthy replica of the model, within milliseconds."""
 
 
 class Replica:
@@ -146,7 +150,11 @@ class Replica:
         else:
             self.gate.set()
         self._move(Event.THAWED)
-        return {}
+        if not fields.get("canary"):
+            return {}
+        began = time.perf_counter()
+        brief = _digest(self._engine.brief_canary())
+        return {"brief": brief, "brief_s": time.perf_counter() - began}
 
     async def _open(self, fields: Fields) -> dict[str, Any]:
         self._serving("open")
@@ -156,8 +164,8 @@ class Replica:
     async def _canary(self, fields: Fields) -> dict[str, Any]:
         self._serving("canary")
         tokens = await self._engine.canary()
-        digest = hashlib.sha256(",".join(map(str, tokens)).encode()).hexdigest()
-        return {"tokens": tokens, "digest": f"sha256:{digest}"}
+        brief = _digest(self._engine.brief_canary())
+        return {"tokens": tokens, "digest": _digest(tokens), "brief": brief}
 
     async def _draw(self, fields: Fields) -> dict[str, Any]:
         return entropy.draw()
@@ -187,6 +195,10 @@ class Replica:
                 f"the replica is {self.state.value} and cannot do {verb}; thaw it first",
                 state=self.state.value,
             )
+
+
+def _digest(tokens: list[int]) -> str:
+    return "sha256:" + hashlib.sha256(",".join(map(str, tokens)).encode()).hexdigest()
 
 
 def _seconds(fields: Fields) -> float:

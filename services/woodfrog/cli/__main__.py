@@ -17,6 +17,7 @@ HOME = Path(os.environ.get("WOODFROG_HOME", ".woodfrog"))
 
 
 def parser() -> argparse.ArgumentParser:
+    """README.md has the same verbs for people."""
     top = argparse.ArgumentParser(prog="woodfrog", description="Frozen replicas that wake at once.")
     top.add_argument("--home", type=Path, default=HOME, help="the cluster's folder (%(default)s)")
     verbs = top.add_subparsers(dest="verb", required=True)

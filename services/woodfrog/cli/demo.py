@@ -91,6 +91,7 @@ def report(
     attributes: dict[str, Any],
     owned: tuple[int, int, int],
 ) -> None:
+    """`owned` is what `memory` found of the woken replica."""
     for title, answer in (("cold start", cold), ("wake", woken)):
         spans = stages(cluster, answer.trace_id)
         rung = spans[0]["attributes"].get(names.RUNG, "?") if spans else "?"

@@ -17,6 +17,7 @@ from woodfrog.replica import entropy
 
 if TYPE_CHECKING:  # imported by load(), which the control socket does not wait for
     from woodfrog.engine.batching import Batcher
+    from woodfrog.engine.brief import BriefCanary
     from woodfrog.engine.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class TextEngine:
     """Its parts exist once `load` has returned. `close_connections` belongs to the HTTP server."""
 
     batcher: "Batcher"
+    brief: "BriefCanary"
     tokenizer: "Tokenizer"
     limits: Limits
     close_connections: Callable[[], Awaitable[None]]
@@ -54,6 +56,7 @@ class TextEngine:
         began = perf_counter()
         from woodfrog.engine import loading
         from woodfrog.engine.batching import Batcher
+        from woodfrog.engine.brief import BriefCanary
         from woodfrog.engine.tokenizer import Tokenizer
 
         arguments = self.settings.arguments
@@ -63,12 +66,13 @@ class TextEngine:
         imported = perf_counter()
         model = loading.load_model(self.settings.model)
         self.tokenizer = Tokenizer(self.settings.model)
+        self._canary_prompt = self.tokenizer.encode(CANARY_TEXT)
+        self.brief = BriefCanary(model, self._canary_prompt)
         eos = loading.eos_tokens(self.settings.model, model)
         self.batcher = Batcher(model, eos, arguments)
         self.limits = Limits(
             arguments.context_tokens, self.tokenizer.vocabulary_size, arguments.slots
         )
-        self._canary_prompt = self.tokenizer.encode(CANARY_TEXT)
         self._stages = {
             "import_s": round(imported - began, 3),
             "weights_s": round(perf_counter() - imported, 3),
@@ -80,6 +84,7 @@ class TextEngine:
         self.batcher.start()
         self._loaded = True
         await self.canary()
+        self.brief_canary()
         warm = Sampling(temperature=0.7, top_p=0.9, top_k=50, presence_penalty=0.1, logprobs=1)
         await self._generate(self._canary_prompt, warm, token_count=2)  # the second is a decode
         entropy.draw()  # a generator that was never used hides that clones share it
@@ -115,6 +120,9 @@ class TextEngine:
 
     async def canary(self) -> list[int]:
         return await self._generate(self._canary_prompt, GREEDY, CANARY_TOKENS)
+
+    def brief_canary(self) -> list[int]:
+        return self.brief.tokens()
 
     def stop(self) -> None:
         if self._loaded:

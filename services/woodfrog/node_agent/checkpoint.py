@@ -5,7 +5,6 @@ pointer in etcd is written when the store has committed the manifest.
 """
 
 import asyncio
-import json
 import logging
 import shutil
 from dataclasses import asdict, dataclass
@@ -22,11 +21,11 @@ from woodfrog.errors import Unavailable, WoodfrogError
 from woodfrog.model.manifest import Kind, Manifest
 from woodfrog.model.snapshot import Fingerprint, SnapshotPointer
 from woodfrog.model.spec import ModelSpec
-from woodfrog.node_agent.climb import PAGES, TOUCHED, Climber, check_canary
+from woodfrog.node_agent.climb import PAGES, Climber
 from woodfrog.node_agent.criu import IMAGES, Criu
 from woodfrog.node_agent.image import Rewritten, rewrite, touched
-from woodfrog.node_agent.live import Live, Populate
-from woodfrog.node_agent.sandbox import DUMP, SNAPSHOT, WEIGHTS
+from woodfrog.node_agent.live import Canary, Live
+from woodfrog.node_agent.sandbox import DUMP, SNAPSHOT
 from woodfrog.node_agent.stages import Stages
 
 log = logging.getLogger(__name__)
@@ -39,7 +38,7 @@ class Dumped:
 
     folder: Path  # staging of this checkpoint; removed at its end
     spec: ModelSpec
-    canary: str
+    canary: Canary
 
 
 class Checkpointer:
@@ -94,14 +93,13 @@ class Checkpointer:
             with stages.stage("checkpoint.rewrite"):
                 image = await asyncio.to_thread(_rewrite, dumped.folder / "dump", tree)
             with stages.stage("checkpoint.prove"):
-                populate, first_pages = await self._prove(dumped, tree, image)
-                (tree / TOUCHED).write_text(json.dumps({"populate": populate}))
+                first_pages = await self._prove(dumped, tree, image)
             with stages.stage("checkpoint.digest"):
                 attributes = {
                     "model": dumped.spec.name,
                     "weights": dumped.spec.weights,
                     "fingerprint": asdict(fingerprint),
-                    "canary": dumped.canary,
+                    "canary": asdict(dumped.canary),
                     "first_pages": first_pages,
                     "image_bytes": image.image_bytes,
                     "pages_bytes": image.pages_data_bytes,
@@ -111,6 +109,7 @@ class Checkpointer:
             with stages.stage("checkpoint.ingest"):
                 await ingest(self._store, self._chunks, manifest, tree)
                 await self._weight_fs.adopt(manifest, tree)
+            self._climber.proven.add(manifest.digest)
             return await self._point(manifest, dumped.spec, fingerprint)
         finally:
             await asyncio.to_thread(shutil.rmtree, dumped.folder, True)
@@ -162,28 +161,26 @@ class Checkpointer:
             await self._drop(replaced)
         return pointer
 
-    async def _prove(
-        self, dumped: Dumped, tree: Path, image: Rewritten
-    ) -> tuple[list[Populate], list[tuple[int, int]]]:
+    async def _prove(self, dumped: Dumped, tree: Path, image: Rewritten) -> list[tuple[int, int]]:
         """Restores the image once, before anybody relies on it.
 
-        What that and a first request touch: memory to populate, and extents (offset, length) of the pages file.
+        The extents (offset, length) of the pages file that the restore and a first request touched.
         """
         weights = await self._climber.tree(dumped.spec.weights)
         live = await self._climber.restore_tree(
             f"{dumped.folder.name}-proof",
             dumped.spec,
             Stages(),
+            dumped.canary,
             snapshot=tree,
             weights=weights.cache_path or weights.mount_path,
         )
         try:
-            await check_canary(live, dumped.canary)
+            await live.prove(dumped.canary)
             await _ask(live)
             pid = live.sandbox.host_pid(live.pid)
             extents = await asyncio.to_thread(touched.touched, image.areas, pid)
-            populate: list[Populate] = [(e.address, e.length, e.kind) for e in extents]
-            return populate + _mapped_weights(pid), touched.in_file(extents, image.areas)
+            return touched.in_file(extents, image.areas)
         finally:
             await live.sandbox.close()
 
@@ -220,14 +217,3 @@ async def _ask(live: Live) -> None:
         raise Unavailable(
             "PROOF_FAILED", f"the restored replica answered {response.status}: {text[:200]}"
         )
-
-
-def _mapped_weights(pid: int) -> list[Populate]:
-    """Where the replica maps its weights: a first token reads all of them."""
-    found: list[Populate] = []
-    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-        fields = line.split(maxsplit=5)
-        if len(fields) == 6 and fields[5].startswith(f"{WEIGHTS}/"):
-            start, _, end = fields[0].partition("-")
-            found.append((int(start, 16), int(end, 16) - int(start, 16), "read"))
-    return found

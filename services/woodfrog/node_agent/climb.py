@@ -1,25 +1,26 @@
 """How a model comes to serve: restored from its snapshot, thawed, or started cold. One climb, start to end."""
 
 import asyncio
-import json
 import logging
 import time
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 from woodfrog.clients.weight_fs import Tree, WeightFsClient
-from woodfrog.errors import DataLoss, Unavailable, WoodfrogError
+from woodfrog.errors import Unavailable, WoodfrogError
 from woodfrog.model.rung import Rung
 from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.model.spec import ModelSpec
 from woodfrog.node_agent.criu import Criu
 from woodfrog.node_agent.engines import STDERR, start_engine
-from woodfrog.node_agent.live import Live, Populate
+from woodfrog.node_agent.live import Canary, Live
+from woodfrog.node_agent.page_in import page_in
 from woodfrog.node_agent.sandbox import SNAPSHOT, WEIGHTS, SandboxPool
 from woodfrog.node_agent.stages import Stages
 
 log = logging.getLogger(__name__)
 PAGES = "pages"  # the file of a snapshot's tree that private memory is mapped from
-TOUCHED = "touched.json"  # what a restore is known to touch at once
 _POLL_S = 0.02
 
 
@@ -32,6 +33,7 @@ class Climber:
         self._criu = criu
         self._cold_timeout_s = cold_timeout_s
         self._trees: dict[str, Tree] = {}  # complete ones only; they do not change
+        self.proven: set[str] = set()  # manifests whose full canary was right on this node
         self._background: set[asyncio.Task[None]] = set()
 
     async def restore(
@@ -50,23 +52,34 @@ class Climber:
             if not snapshot.cache_path:
                 await self._weight_fs.fetch(pointer.manifest, _first_extents(snapshot))
         self._fetch_rest(snapshot, weights)
+        self._page_in(snapshot, weights)
+        canary = Canary(**snapshot.manifest.attributes["canary"])
         live = await self.restore_tree(
-            replica_id, spec, stages, snapshot=_folder(snapshot), weights=_folder(weights)
+            replica_id, spec, stages, canary, snapshot=_folder(snapshot), weights=_folder(weights)
         )
         live.snapshot = pointer.manifest
-        live.through_mount = not (snapshot.cache_path and weights.cache_path)
-        try:
-            with stages.stage("restore.canary"):
-                await check_canary(live, str(snapshot.manifest.attributes["canary"]))
-        except BaseException:
-            await live.sandbox.close()
-            raise
+        live.through_mount = rung is Rung.STORED
+        if pointer.manifest not in self.proven:
+            try:
+                with stages.stage("restore.proof"):
+                    await live.prove(canary)
+            except BaseException:
+                await live.sandbox.close()
+                raise
+            self.proven.add(pointer.manifest)
         return live, rung
 
     async def restore_tree(
-        self, replica_id: str, spec: ModelSpec, stages: Stages, *, snapshot: Path, weights: Path
+        self,
+        replica_id: str,
+        spec: ModelSpec,
+        stages: Stages,
+        canary: Canary,
+        *,
+        snapshot: Path,
+        weights: Path,
     ) -> Live:
-        """A thawed replica from a snapshot's folder, not yet proven."""
+        """A thawed replica from a snapshot's folder, proven by its brief canary. Raises as `restore`."""
         with stages.stage("restore.sandbox"):
             sandbox = await self._pool.take(spec.memory_bytes)
         try:
@@ -77,7 +90,8 @@ class Climber:
                 await self._criu.restore(sandbox)
             live = Live(replica_id, spec, sandbox, through_mount=False)
             with stages.stage("restore.thaw"):
-                await live.thaw(_populate(snapshot))
+                proving_s = await live.thaw_and_prove(canary)
+            stages.split("restore.thaw", "restore.canary", proving_s)
         except BaseException:
             await sandbox.close()
             raise
@@ -122,9 +136,22 @@ class Climber:
         """Completes trees that are still arriving, behind the climb."""
         for tree in trees:
             if not tree.cache_path:
-                task = asyncio.create_task(self._fetch(tree.manifest.digest), name="fetch")
-                self._background.add(task)
-                task.add_done_callback(self._background.discard)
+                self._spawn(self._fetch(tree.manifest.digest), "fetch")
+
+    def _page_in(self, *trees: Tree) -> None:
+        """Beside the climb: what it will touch of the files that are here."""
+        for tree in trees:
+            for file in tree.manifest.files if tree.cache_path else ():
+                extents = (
+                    tree.manifest.attributes.get("first_pages") if file.path == PAGES else None
+                )
+                path = _folder(tree) / file.path
+                self._spawn(asyncio.to_thread(page_in, path, extents), "page_in")
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def _fetch(self, manifest: str) -> None:
         try:
@@ -153,27 +180,6 @@ class Climber:
         finally:
             ended.cancel()
         raise _cold_start_failed(live, f"it took longer than {self._cold_timeout_s:.0f} s")
-
-
-async def check_canary(live: Live, expected: str) -> None:
-    """Raises DataLoss when the replica computes something else than it did before its checkpoint."""
-    found = await live.canary()
-    if found != expected:
-        raise DataLoss(
-            "CANARY_MISMATCH",
-            f"the restored replica of {live.spec.name} generated other tokens than before its checkpoint",
-            found=found,
-            expected=expected,
-        )
-
-
-def _populate(snapshot: Path) -> list[Populate]:
-    """The first-touch list of a snapshot; empty before it was proven."""
-    try:
-        value = json.loads((snapshot / TOUCHED).read_bytes())
-    except FileNotFoundError:
-        return []
-    return [(address, length, kind) for address, length, kind in value["populate"]]
 
 
 def _folder(tree: Tree) -> Path:

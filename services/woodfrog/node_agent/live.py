@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from woodfrog.errors import DataLoss
 from woodfrog.model.spec import ModelSpec
 from woodfrog.node_agent.sandbox import FIRST_PID, Sandbox
 from woodfrog.replica.client import ControlClient
@@ -14,7 +15,12 @@ DRAIN_S = 0.5  # only an idle replica descends, so this is for requests that jus
 _CALL_TIMEOUT_S = 30.0
 
 
-Populate = tuple[int, int, str]  # address, length, "read" or "write"
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """What a healthy replica of a model computes of a fixed prompt, as digests."""
+
+    full: str  # its first token, by all layers
+    brief: str  # by the first layers only, in milliseconds
 
 
 @dataclass(slots=True)
@@ -39,18 +45,37 @@ class Live:
         client = ControlClient(self.sandbox.folder / "control.sock")
         return await client.call(verb, within_s, **fields)
 
-    async def thaw(self, populate: list[Populate] | None = None) -> None:
-        await self.control(
-            "thaw",
-            replica_id=self.replica_id,
-            entropy=os.urandom(ENTROPY_BYTES).hex(),
-            gate="open",
-            populate=populate or [],
-        )
+    async def thaw(self) -> None:
+        await self.control("thaw", **self._thawing())
 
-    async def canary(self) -> str:
-        """Digest of the first tokens of a fixed prompt."""
-        return str((await self.control("canary"))["digest"])
+    async def thaw_and_prove(self, expected: Canary) -> float:
+        """Seconds of it that the brief canary took.
+
+        Raises DataLoss when the replica computes something else than it did before its checkpoint.
+        """
+        reply = await self.control("thaw", **self._thawing(), canary=True)
+        self._compare(reply["brief"], expected.brief)
+        return float(reply["brief_s"])
+
+    async def canary(self) -> Canary:
+        reply = await self.control("canary")
+        return Canary(reply["digest"], reply["brief"])
+
+    async def prove(self, expected: Canary) -> None:
+        """By all layers. Raises DataLoss as `thaw_and_prove`."""
+        self._compare((await self.canary()).full, expected.full)
+
+    def _thawing(self) -> dict[str, Any]:
+        return {"replica_id": self.replica_id, "entropy": os.urandom(ENTROPY_BYTES).hex()}
+
+    def _compare(self, found: str, expected: str) -> None:
+        if found != expected:
+            raise DataLoss(
+                "CANARY_MISMATCH",
+                f"the restored replica of {self.spec.name} computes something else than before its checkpoint",
+                found=found,
+                expected=expected,
+            )
 
     async def quiesce(self) -> None:
         """Raises ResourceExhausted BUSY when requests are still running after DRAIN_S."""

@@ -44,6 +44,7 @@ from woodfrog.node_agent.stages import Stages
 log = logging.getLogger(__name__)
 _WATCH_QUEUE_MAX = 256
 _RETRY_S = 0.3
+_CALM_S = 0.3  # after a climb, before sandboxes are made again
 _CLIMBS_KEPT_MAX = 1024
 
 
@@ -360,14 +361,16 @@ class NodeLoop:
         )
 
     async def _keep_pool_full(self) -> None:
+        """Not while somebody waits: making a sandbox forks this process, which holds its loop up for milliseconds."""
         while True:
+            self._refill.clear()
             if not self._climbing:
                 try:
                     await self._parts.pool.refill()
                 except WoodfrogError as error:
                     log.error("no sandbox can be made", extra={"error": error.message})
-            self._refill.clear()
             await self._refill.wait()
+            await asyncio.sleep(_CALM_S)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)

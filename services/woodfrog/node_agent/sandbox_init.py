@@ -149,7 +149,10 @@ def serve(agent: socket.socket) -> None:
         reap(agent)
         if agent.fileno() not in ready:
             continue
-        data, received, _, _ = socket.recv_fds(agent, 65536, 8)
+        try:
+            data, received, _, _ = socket.recv_fds(agent, 65536, 8)
+        except ConnectionResetError:
+            return
         if not data:
             return
         fds.extend(received)

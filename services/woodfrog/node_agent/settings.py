@@ -1,3 +1,5 @@
+"""What the node agent can be told, all by WOODFROG_NODE_AGENT_* variables."""
+
 from pathlib import Path
 
 from woodfrog.settings import ServiceSettings

@@ -22,3 +22,15 @@ class Stages:
             finally:
                 end = time.perf_counter()
                 self.done.append(Stage(name, start - self._began, end - start))
+
+    def split(self, name: str, last: str, seconds: float) -> None:
+        """The last `seconds` of stage `name`, which just ended, were a stage of their own."""
+        whole = self.done.pop()
+        assert whole.name == name
+        end_ns = time.time_ns()
+        span = telemetry.tracer().start_span(last, start_time=end_ns - int(seconds * 1e9))
+        span.end(end_ns)
+        self.done += [
+            Stage(name, whole.start_s, whole.duration_s - seconds),
+            Stage(last, whole.start_s + whole.duration_s - seconds, seconds),
+        ]

@@ -55,7 +55,7 @@ class Wake:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """The answer has not begun; comes at each interval."""
+    """The answer to a call that streams has not begun; comes at each interval."""
 
     woken: bool  # a replica has the request
 
@@ -138,6 +138,7 @@ class Gateway:
         self._clock = clock
         self._limits = limits
         self._active = 0
+        metrics.active.set_function(lambda: self._active)
 
     async def answer(self, call: Call) -> AsyncGenerator[Event, None]:
         """Closing it early cancels the engine's work. Raises woodfrog.errors classes, in the middle of a body too."""
@@ -148,16 +149,22 @@ class Gateway:
                 retry_after_s=_RETRY_AFTER_S,
             )
         self._active += 1
-        self._metrics.active.inc()
         progress = _Progress()
-        with trace.use_span(call.span, record_exception=False, set_status_on_exception=False):
-            beginning = asyncio.create_task(self._begin(call, progress))
+        beginning: asyncio.Task[_Answer] | None = None
+        answer: _Answer | None = None
         try:
-            while not beginning.done():
-                await asyncio.wait((beginning,), timeout=self._limits.waiting_interval_s)
-                if not beginning.done():
-                    yield Waiting(progress.woken)
-            answer = beginning.result()
+            with trace.use_span(call.span, record_exception=False, set_status_on_exception=False):
+                if call.stream:
+                    beginning = asyncio.create_task(self._begin(call, progress))
+                else:
+                    answer = await self._begin(call, progress)
+            if beginning is not None:
+                while not beginning.done():
+                    await asyncio.wait((beginning,), timeout=self._limits.waiting_interval_s)
+                    if not beginning.done():
+                        yield Waiting(progress.woken)
+                answer = beginning.result()
+            assert answer is not None
             head, wake = answer.exchange.head, _wake(call, answer.slot)
             if head.status >= 400:
                 yield Refused(head, wake, answer.first)
@@ -169,8 +176,10 @@ class Gateway:
                 data = await answer.next()
         finally:
             self._active -= 1
-            self._metrics.active.dec()
-            _finish(beginning)
+            if beginning is not None:
+                _finish(beginning)
+            elif answer is not None:
+                answer.close()
 
     async def _begin(self, call: Call, progress: _Progress) -> _Answer:
         """Up to the first byte of the body; so far nothing went to the client and another replica may be asked."""

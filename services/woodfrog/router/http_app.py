@@ -117,7 +117,7 @@ class HttpApp:
         arrival = Arrival.of(scope)
         route = _ROUTES.get(arrival.path)
         if route is not None and arrival.method == "POST":
-            await self._complete(route, arrival, receive, send)
+            await self._complete(route, arrival, scope, receive, send)
             return
         reply = Reply(send, [(b"x-request-id", arrival.request_id.encode())])
         try:
@@ -157,7 +157,9 @@ class HttpApp:
                 spec = self._models.get(path.removeprefix(_MODELS + "/"))
                 await reply.whole(200, json.dumps(_model(spec)).encode(), [_JSON])
 
-    async def _complete(self, route: Route, arrival: Arrival, receive: Receive, send: Send) -> None:
+    async def _complete(
+        self, route: Route, arrival: Arrival, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         arrived = self._clock.now()
         request_id = arrival.request_id
         span = telemetry.tracer().start_span(
@@ -190,7 +192,7 @@ class HttpApp:
             self._models.check(model)
             wait_s = arrival.wait_s(self._limits.wake_wait_s, stream=stream)
             call = Call(route, model, body, stream, wait_s, arrived, request_id, span)
-            async with WhileConnected(receive), aclosing(self._gateway.answer(call)) as events:
+            async with WhileConnected(scope), aclosing(self._gateway.answer(call)) as events:
                 await _pass_on(call, events, reply)
         except Disconnected:
             reply.status = _CLIENT_CLOSED

@@ -19,6 +19,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+LOST = "woodfrog.lost"  # in the scope: a future that is done when the client's connection is lost
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 _CLIENT_SHARE = 0.95  # of a client's time-out, so that it hears why before it gives up
 _CLOSE = [(b"connection", b"close")]
@@ -120,14 +121,13 @@ def parse_body(body: bytes) -> tuple[str, bool]:
 class WhileConnected:
     """Cancels its body when the client goes away, and then raises Disconnected in place of CancelledError."""
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
+    def __init__(self, scope: Scope) -> None:
+        self._lost: asyncio.Future[None] = scope[LOST]
         self._gone = False
 
     async def __aenter__(self) -> None:
         self._task = asyncio.current_task()
-        self._watch = asyncio.ensure_future(self._until_gone())
-        self._watch.add_done_callback(self._cancel)
+        self._lost.add_done_callback(self._cancel)
 
     async def __aexit__(
         self,
@@ -135,16 +135,12 @@ class WhileConnected:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        self._watch.remove_done_callback(self._cancel)
-        self._watch.cancel()
-        if self._gone and self._task is not None:
-            self._task.uncancel()
+        self._lost.remove_done_callback(self._cancel)
+        task, self._task = self._task, None
+        if self._gone and task is not None:
+            task.uncancel()
             if kind is not None and issubclass(kind, asyncio.CancelledError):
                 raise Disconnected from error
-
-    async def _until_gone(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
 
     def _cancel(self, _: asyncio.Future[None]) -> None:
         if self._task is not None:

@@ -12,6 +12,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from woodfrog import errors
+from woodfrog.router.http_request import LOST
 from woodfrog.router.openai_errors import Refusal
 
 log = logging.getLogger(__name__)
@@ -92,8 +93,39 @@ class _Server(uvicorn.Server):
         self.serves.set()
 
 
+class _JoinedWrites:
+    """A transport that sends what is written in one turn of the loop at once: a head, its body and its end cost one call."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._parts: list[bytes] = []
+        self.abort = transport.abort
+        self.is_closing = transport.is_closing
+        self.get_extra_info = transport.get_extra_info
+        self.pause_reading = transport.pause_reading
+        self.resume_reading = transport.resume_reading
+
+    def write(self, data: bytes) -> None:
+        if not self._parts:
+            self._loop.call_soon(self._send)
+        self._parts.append(data)
+
+    def close(self) -> None:
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        parts, self._parts = self._parts, []
+        if parts and not self._transport.is_closing():
+            self._transport.write(b"".join(parts))
+
+
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's protocol with limits for a request's head, its seconds, and the number of connections."""
+    """uvicorn's protocol with limits for a request's head, its seconds, and the number of connections.
+
+    Its scope has one more item, LOST: a future that is done when the connection is lost.
+    """
 
     limits: ConnectionLimits  # set by a subclass, since uvicorn makes the instances
     _in_head = True
@@ -103,7 +135,8 @@ class _Protocol(HttpToolsProtocol):
     _stuck: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(_JoinedWrites(transport, self.loop))  # type: ignore[arg-type]
+        self._lost = self.loop.create_future()
         self._begin_timing()
         if len(self.connections) > self.limits.connections_max:
             transport.abort()
@@ -112,6 +145,7 @@ class _Protocol(HttpToolsProtocol):
         self._end_timing()
         if self._stuck is not None:
             self._stuck.cancel()
+        self._lost.set_result(None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -123,6 +157,7 @@ class _Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope[LOST] = self._lost  # type: ignore[literal-required]
         self._in_head = True
         self._head_bytes = self._discarded_bytes = 0
         self._begin_timing()

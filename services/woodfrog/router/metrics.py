@@ -33,6 +33,7 @@ class Metrics:
             buckets=_WAIT_S,
             registry=self.registry,
         )
+        self._first_byte_of: dict[str, Histogram] = {}
         self._first_byte = Histogram(
             "woodfrog_router_first_byte_seconds",
             "From a request's arrival to the first byte of its answer, by the rung that the model was on.",
@@ -58,7 +59,10 @@ class Metrics:
     def began(self, rung: str, waited_s: float, first_byte_s: float) -> None:
         if waited_s:
             self._wait.labels(rung).observe(waited_s)
-        self._first_byte.labels(rung).observe(first_byte_s)
+        histogram = self._first_byte_of.get(rung)
+        if histogram is None:
+            histogram = self._first_byte_of[rung] = self._first_byte.labels(rung)
+        histogram.observe(first_byte_s)
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition and its content type, OpenMetrics when the scraper takes it."""

@@ -18,7 +18,7 @@ class ReplicaTable:
         self._suspects: set[str] = set()  #: ready, but failed here; not picked until seen well
         self._started: dict[str, int] = {}  # since the last report
         self._changed: set[str] = set()  # active count or started differ from the last report
-        self.urgent = False  #: a replica went between idle and busy since the last report
+        self._flipped: set[str] = set()  # idle and last reported busy, or the other way round
 
     def apply(
         self, ready: Iterable[ReadyReplica], gone: Iterable[str], *, full: bool = False
@@ -51,7 +51,8 @@ class ReplicaTable:
         self._active[replica_id] = active + 1
         self._started[replica_id] = self._started.get(replica_id, 0) + 1
         self._changed.add(replica_id)
-        self.urgent = self.urgent or active == 0
+        if active == 0:
+            self._flipped ^= {replica_id}
 
     def end(self, replica_id: str) -> None:
         active = self._active[replica_id] - 1
@@ -59,7 +60,7 @@ class ReplicaTable:
             self._active[replica_id] = active
         else:
             del self._active[replica_id]
-            self.urgent = True
+            self._flipped ^= {replica_id}
         self._changed.add(replica_id)
 
     def suspect(self, replica_id: str) -> None:
@@ -82,6 +83,11 @@ class ReplicaTable:
     def changed(self) -> bool:
         return bool(self._changed)
 
+    @property
+    def urgent(self) -> bool:
+        """A replica is idle that was last reported as busy, or the other way round."""
+        return bool(self._flipped)
+
     def report(self, *, full: bool = False) -> list[ReplicaUsage]:
         """What changed since the last report, or all that runs; it counts as sent."""
         names = self._changed | self._active.keys() if full else self._changed
@@ -91,7 +97,7 @@ class ReplicaTable:
         ]
         self._changed.clear()
         self._started.clear()
-        self.urgent = False
+        self._flipped.clear()
         return usage
 
     def check(self) -> None:
@@ -100,6 +106,7 @@ class ReplicaTable:
         assert all(self._of_model.values()), "a model without replicas is kept"
         assert self._suspects <= self._ready.keys(), "a suspect is not ready"
         assert all(count > 0 for count in self._active.values()), "an idle replica is counted"
+        assert self._flipped <= self._changed, "an urgent change would not be reported"
         assert self._started.keys() <= self._changed, "a start would not be reported"
 
     def _drop(self, replica_id: str) -> ReadyReplica | None:

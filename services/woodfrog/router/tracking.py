@@ -66,13 +66,21 @@ class Tracking:
             await self._touched.wait()
             try:
                 async with asyncio.timeout(_REPORT_S):
-                    await self._urgent.wait()
-                await asyncio.sleep(_REPORT_URGENT_S)
+                    await self._still_urgent()
             except TimeoutError:
                 pass
             self._touched.clear()
             self._urgent.clear()
             yield self._table.report()
+
+    async def _still_urgent(self) -> None:
+        """Short requests one after the other make a replica idle and busy many times a second: only what stays is news."""
+        while True:
+            await self._urgent.wait()
+            await asyncio.sleep(_REPORT_URGENT_S)
+            if self._table.urgent:
+                return
+            self._urgent.clear()
 
 
 class Releases:

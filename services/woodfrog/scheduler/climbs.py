@@ -1,17 +1,13 @@
-"""Climbs under way: who waits for which, what is tried next when one fails. Pure.
-
-A climb is one effort to get one more serving replica of a model. It may take several attempts, on several nodes; those
-who wait for it stay with it.
-"""
+"""Climbs under way: who waits for which, what is tried next when one fails. Pure."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from dataclasses import replace
 
 from woodfrog.model.node import Replica, ReplicaState
 from woodfrog.model.rung import Rung
 from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler.board import Board, Ticket, Waited
+from woodfrog.scheduler.climb import RETRIES, Climb, Effort, Phase
 from woodfrog.scheduler.events import (
     CancelClimb,
     ClimbFailed,
@@ -25,64 +21,12 @@ from woodfrog.scheduler.policy import (
     NoCapacity,
     Placement,
     PlaceRequest,
-    fits,
     make_room,
     place,
 )
 from woodfrog.scheduler.view import ReplicaRecord
 
 _AWAY = ("NODE_LOST", "RPC_UNAVAILABLE")  # the node did not answer; it may be back soon
-
-
-class Phase(Enum):
-    ROOM = "room"  # waits until its victims are frozen
-    RUNNING = "running"  # a node works on it
-
-
-class Effort(Enum):
-    FIRST = "first"  # where it is fastest
-    ELSEWHERE = "elsewhere"  # on a node that did not fail
-    COLD = "cold"  # anywhere, without the snapshot
-
-
-#: What is tried, in this order, after an attempt of each kind failed.
-RETRIES: dict[Effort, tuple[Effort, ...]] = {
-    Effort.FIRST: (Effort.ELSEWHERE, Effort.COLD),
-    Effort.ELSEWHERE: (Effort.COLD,),
-    Effort.COLD: (),
-}
-
-
-@dataclass(slots=True)
-class Climb:
-    name: str
-    spec: ModelSpec
-    ticket: int  # that caused it
-    began: float
-    waiters: dict[int, Ticket] = field(default_factory=dict)
-    effort: Effort = Effort.FIRST
-    attempts: int = 0
-    phase: Phase = Phase.ROOM
-    placement: Placement | None = None  #: of the attempt at hand
-    victims: set[str] = field(default_factory=set)  #: in ROOM: replicas that still hold its memory
-    replica_id: str | None = None  #: that it lifts, once it has a name
-    reserved: bool = False  #: its node's reservation counts it
-    failed_nodes: frozenset[str] = frozenset()
-    restored: bool = False  #: a snapshot was used
-    failure: ClimbFailed | None = None  #: the last
-
-    @property
-    def attempt(self) -> str:
-        return f"{self.name}.{self.attempts}"
-
-    @property
-    def thaws(self) -> bool:
-        return self.placement is not None and self.placement.replica_id is not None
-
-    @property
-    def node(self) -> str:
-        assert self.placement is not None
-        return self.placement.node
 
 
 class Climbs:
@@ -386,7 +330,13 @@ class Climbs:
             self._room_missed(climb)
 
     def _room_made(self, climb: Climb) -> None:
-        if fits(self._board.view.nodes[climb.node]):
+        node = self._board.view.nodes[climb.node]
+        hopes = [  # of others there, whose victims are still to go
+            other.spec.memory_bytes
+            for other in self._climbs.values()
+            if other.victims and other.node == climb.node
+        ]
+        if node.free_bytes + sum(hopes) >= 0 and node.free_count + len(hopes) >= 0:
             self._run(climb)
         else:  # somebody else was faster
             self._room_missed(climb)

@@ -14,7 +14,7 @@ from opentelemetry import trace
 from woodfrog import catalog, errors, telemetry
 from woodfrog.clients import node_agent
 from woodfrog.clock import Clock
-from woodfrog.errors import Unavailable, WoodfrogError
+from woodfrog.errors import Unavailable, WoodfrogError, status
 from woodfrog.model.placement import Acquired, ClusterView, ReplicaUsage, TrackUpdate
 from woodfrog.rpc import propagation
 from woodfrog.scheduler import events as on
@@ -312,7 +312,7 @@ class SchedulerLoop:
             facts = node_agent.refused(error, node.facts) if node is not None else None
             if facts is not None:
                 return on.ClimbRefused(order.attempt, facts, error.message)
-            if error.reason == "RPC_UNAVAILABLE":
+            if error.reason == status.UNREACHABLE:
                 self._links.doubt(order.node)
             return on.ClimbFailed(order.attempt, error.reason, error.message)
         return on.ClimbFinished(order.attempt, climbed)

@@ -107,11 +107,6 @@ def make_room(request: PlaceRequest, view: ClusterView, rates: Rates) -> Evictio
     return best or NoCapacity(misfits)
 
 
-def fits(node: NodeRecord) -> bool:
-    """What is reserved on the node, it can hold."""
-    return node.free_bytes >= 0 and node.free_count >= 0
-
-
 def _misfit(name: str, node: NodeRecord, request: PlaceRequest) -> str | None:
     """Why the node takes no new replica; None when it does."""
     facts = node.facts

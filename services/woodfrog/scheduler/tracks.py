@@ -1,7 +1,7 @@
 """What each tracking router has still to be told. A slow one gets the newest state, not every step to it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 
 from woodfrog.model.placement import ReadyReplica, TrackUpdate
 
@@ -25,15 +25,14 @@ class Track:
         self._closed = True
         self._changed.set()
 
-    async def updates(self) -> AsyncIterator[TrackUpdate]:
+    async def updates(self) -> AsyncGenerator[TrackUpdate, None]:
         yield self._full
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
+        while self._pending or not self._closed:
             pending, self._pending = self._pending, {}
             if pending:
                 ready = tuple(replica for replica in pending.values() if replica is not None)
                 gone = tuple(name for name, replica in pending.items() if replica is None)
                 yield TrackUpdate(False, ready, gone)
-            if self._closed:
-                return
+            else:
+                await self._changed.wait()
+                self._changed.clear()

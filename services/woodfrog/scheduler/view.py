@@ -101,7 +101,6 @@ class ClusterView:
             self._of_model.setdefault(replica.model, {})[replica.replica_id] = record
         assert (record.replica.node, record.replica.model) == (replica.node, replica.model)
         record.replica = replica
-        record.quiet = record.quiet and record.live
         return record
 
     def drop_replica(self, replica_id: str) -> ReplicaRecord | None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import resource
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from woodfrog import rpc
 from woodfrog.api.weight_fs.v1 import trees_pb2_grpc as pb_grpc
@@ -54,9 +55,12 @@ async def main(stop: asyncio.Event) -> None:
             pb_grpc.add_TreesServicer_to_server(servicer, server.grpc)  # type: ignore[no-untyped-call]
             await server.start(SERVICE)
             stopping = asyncio.create_task(stop.wait())
-            await asyncio.wait([stopping, mount.ended], return_when=asyncio.FIRST_COMPLETED)
+            ends: list[asyncio.Task[Any]] = [stopping, watch.task, mount.ended]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if not stopping.done():
                 stopping.cancel()
+                if watch.task.done():
+                    watch.task.result()
                 raise Unavailable(
                     "MOUNT_ENDED", f"the mount on {mount_dir} was taken away; start weight_fs again"
                 )

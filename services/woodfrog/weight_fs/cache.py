@@ -42,6 +42,7 @@ TRASH = ".trash"
 _LOCK = ".lock"
 _PINS = "pins.json"
 _BLOCK_BYTES = 4096
+_VERIFY_WAIT_S = 30.0
 _ROOM_WAIT_S = 5.0  # a seal syncs a whole tree
 
 
@@ -67,7 +68,7 @@ class CachedTree:
 
     @property
     def busy(self) -> bool:
-        return bool(self.owners or self.jobs)
+        return bool(self.owners or self.fds or self.jobs)
 
     @property
     def complete(self) -> bool:
@@ -153,10 +154,11 @@ class NodeCache:
     async def adopt(self, manifest: Manifest, path: Path) -> CachedTree:
         """Takes the folder over by rename. Raises InvalidArgument TREE_MISMATCH, ResourceExhausted CACHE_FULL."""
         _check_paths(manifest)
+        if not path.exists():
+            tree = await self._adopted_before(manifest.digest)
+            if tree is not None:
+                return tree
         async with self._structure:
-            tree = self.trees.get(manifest.digest)
-            if tree is not None and tree.complete and not path.exists():
-                return tree  # asked again
             why = await on_disk(self._unfit, path, manifest)
             if why is not None:
                 raise InvalidArgument("TREE_MISMATCH", f"folder {path} cannot be adopted: {why}")
@@ -171,6 +173,15 @@ class NodeCache:
                 tree.jobs -= 1
         self.settle(tree)
         return tree
+
+    async def _adopted_before(self, digest: str) -> CachedTree | None:
+        """The complete tree, when the caller asks again because we died before we could answer."""
+        tree = self.trees.get(digest)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_VERIFY_WAIT_S):
+                while tree is not None and next(tree.presence.suspects(), None) is not None:
+                    await self._settled.wait()
+        return tree if tree is not None and tree.complete else None
 
     async def evict(self, digest: str) -> int:
         """Bytes freed; 0 when it is not here. Raises FailedPrecondition TREE_PINNED, TREE_IN_USE."""

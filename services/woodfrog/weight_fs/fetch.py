@@ -246,6 +246,7 @@ def _damaged(job: _Job, digest: str, path: str, why: str) -> DataLoss:
 def _unreachable(digest: str, path: str, error: Exception) -> Unavailable:
     return Unavailable(
         "STORE_UNREACHABLE",
-        f"chunk {digest} of {path} cannot be fetched: {error}; see that the snapshot store runs",
+        f"chunk {digest} of {path} cannot be fetched: {str(error) or 'no answer in time'}; see that "
+        "the snapshot store runs",
         chunk=digest,
     )

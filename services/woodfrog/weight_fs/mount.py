@@ -18,7 +18,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import pyfuse3
 import pyfuse3.asyncio
 
-from woodfrog.errors import NotFound, WoodfrogError
+from woodfrog.errors import NotFound, Unavailable, WoodfrogError
 from woodfrog.weight_fs import stale_mount
 from woodfrog.weight_fs.cache import NodeCache
 from woodfrog.weight_fs.weight_tree import Attributes, WeightTree
@@ -59,8 +59,14 @@ class Mount:
         try:
             async with asyncio.timeout(_READY_S):
                 await asyncio.to_thread(self._set_readahead)
-        except BaseException:
+        except BaseException as error:
             await self.__aexit__()
+            if isinstance(error, TimeoutError):
+                raise Unavailable(
+                    "MOUNT_SILENT",
+                    f"the kernel did not greet the mount on {self._folder} within {_READY_S:.0f} s; "
+                    "look at its log",
+                ) from None
             raise
         return self
 

@@ -23,12 +23,12 @@ class ResidencyWatch:
         self._newer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def __aenter__(self) -> "ResidencyWatch":
-        self._task = asyncio.create_task(self._run())
+        self.task = asyncio.create_task(self._run())
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
 
     async def follow(self) -> AsyncIterator[ResidencyUpdate]:
         """First everything, then what changed since the last step."""

@@ -55,6 +55,9 @@ class MemoryEngine:
     async def canary(self) -> list[int]:
         return [1, 2]
 
+    def brief_canary(self) -> list[int]:
+        return [1]
+
 
 class Harness:
     def __init__(self, path: Path) -> None:
@@ -155,6 +158,7 @@ async def test_canary_and_draw_and_logs(serving: Harness) -> None:
     canary = await serving.call("canary")
     assert canary["tokens"] == [1, 2]
     assert canary["digest"].startswith("sha256:")
+    assert canary["brief"] not in ("", canary["digest"])
     assert (await serving.call("draw"))["random"] != (await serving.call("draw"))["random"]
     assert isinstance((await serving.call("logs"))["lines"], list)
 

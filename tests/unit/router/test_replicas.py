@@ -84,6 +84,22 @@ def test_reports_what_changed_and_urgently_between_idle_and_busy() -> None:
     assert table.report() == [ReplicaUsage("a", 0, 0)]
 
 
+def test_what_is_as_it_was_reported_is_not_urgent() -> None:
+    table = ReplicaTable()
+    table.start("a")
+    table.report()
+    table.end("a")
+    table.start("a")
+    assert not table.urgent, "busy again"
+    table.end("a")
+    assert table.urgent
+    table.report()
+    table.start("a")
+    table.end("a")
+    assert not table.urgent, "idle again"
+    assert table.report() == [ReplicaUsage("a", 0, 1)]
+
+
 def test_a_full_report_names_all_that_runs() -> None:
     table = ReplicaTable()
     table.start("a")

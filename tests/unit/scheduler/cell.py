@@ -20,7 +20,9 @@ OTHER_PRINT = {"kernel": "6.18", "cpu": "another"}
 
 
 def spec(name: str = "frog", **changes: object) -> ModelSpec:
-    plain = ModelSpec(name, digest.of_bytes(name.encode()), 270 << 20, memory_bytes=4 * GIB, slots=2)
+    plain = ModelSpec(
+        name, digest.of_bytes(name.encode()), 270 << 20, memory_bytes=4 * GIB, slots=2
+    )
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
@@ -38,7 +40,14 @@ def replica(
     name: str, model: ModelSpec, node: str, state: ReplicaState = ReplicaState.SERVING
 ) -> Replica:
     return Replica(
-        name, model.name, model.weights, state, f"/run/{name}", model.slots, node, model.memory_bytes
+        name,
+        model.name,
+        model.weights,
+        state,
+        f"/run/{name}",
+        model.slots,
+        node,
+        model.memory_bytes,
     )
 
 
@@ -65,7 +74,9 @@ class Cell:
         self.state.check()
         return commands
 
-    def report(self, node: str, *replicas: Replica, full: bool = True, **more: object) -> list[Command]:
+    def report(
+        self, node: str, *replicas: Replica, full: bool = True, **more: object
+    ) -> list[Command]:
         promised = sum(each.memory_bytes for each in replicas)
         told = more.pop("facts", facts(node, promised))
         update = NodeUpdate(full, told, replicas, **more)  # type: ignore[arg-type]
@@ -75,9 +86,7 @@ class Cell:
         """By ticket `self.tickets`, which may wait for 60 s."""
         self.tickets += 1
         return self.do(
-            on.AcquireRequested(
-                self.tickets, model, self.now + 60.0, router, frozenset(excluded)
-            )
+            on.AcquireRequested(self.tickets, model, self.now + 60.0, router, frozenset(excluded))
         )
 
     def wait(self, seconds: float) -> list[Command]:

@@ -123,6 +123,32 @@ def test_nobody_is_granted_when_all_have_given_up() -> None:
     assert cell.state.active("f1") == 0
 
 
+def test_who_excludes_a_replica_does_not_hold_up_the_next() -> None:
+    model = replace(FROG, slots=1)
+    cell = Cell(model)
+    cell.report("a", replica("f1", model, "a"), replica("f2", model, "a"))
+    assert only(on.Grant, cell.acquire("frog", "f1")).acquired.replica.replica_id == "f2"
+    assert [cell.acquire("frog", "f1"), cell.acquire()] == [[], []]
+    commands = cell.report("a", replica("f1", model, "a"), full=False)
+    assert only(on.Grant, commands).ticket == 3
+
+
+def test_a_parked_replica_is_not_left_for_a_cold_start_under_way() -> None:
+    model = replace(FROG, replicas_max=2)
+    cell = Cell(model)
+    assert only(on.StartClimb, cell.acquire()).rung is Rung.ABSENT
+    cell.report("a", replica("f0", model, "a", ReplicaState.PARKED), full=False)
+    assert only(on.StartClimb, cell.acquire()).replica_id == "f0"
+
+
+def test_who_excludes_a_replica_does_not_wait_for_its_thaw() -> None:
+    model = replace(FROG, replicas_max=2)
+    cell = Cell(model)
+    cell.report("a", replica("f1", model, "a", ReplicaState.PARKED))
+    cell.acquire()
+    assert only(on.StartClimb, cell.acquire("frog", "f1")).replica_id is None
+
+
 # --- climbs that go wrong ---
 
 
@@ -218,6 +244,26 @@ def test_a_replica_is_offered_to_nobody_else_before_its_climb_ends() -> None:
     assert [grant.ticket for grant in every(on.Grant, cell.finish(start))] == [1]
 
 
+def test_two_climbs_on_one_node_may_be_named_in_any_order() -> None:
+    model = replace(FROG, slots=1, replicas_max=2)
+    for names in (["f1", "f2"], ["f2"], ["f1"], []):
+        cell = Cell(model)
+        first, second = only(on.StartClimb, cell.acquire()), only(on.StartClimb, cell.acquire())
+        climbing = [replica(name, model, "a", ReplicaState.CLIMBING) for name in names]
+        cell.report("a", *climbing, full=False)
+        assert only(on.Grant, cell.finish(second, "f1")).ticket == 2
+        reserved_bytes = 0 if "f2" in names else model.memory_bytes
+        assert cell.state.view.nodes["a"].reserved_bytes == reserved_bytes
+        assert only(on.Grant, cell.finish(first, "f2")).ticket == 1
+
+
+def test_what_a_climb_took_counts_before_the_node_says_so() -> None:
+    cell = Cell(FROG, spec("big", memory_bytes=13 * GIB))
+    start = only(on.StartClimb, cell.acquire())
+    cell.finish(start)
+    assert only(on.Refuse, cell.acquire("big")).reason == "NO_CAPACITY"
+
+
 # --- nodes that go and come ---
 
 
@@ -257,7 +303,8 @@ def test_requests_do_not_wait_for_ever_for_a_lost_node() -> None:
     cell.do(on.NodeSilent("a"))
     cell.do(on.NodeLost("a"))
     assert cell.acquire() == []
-    refuse = only(on.Refuse, cell.wait(10.0))
+    assert cell.wait(9.0) == []
+    refuse = only(on.Refuse, cell.wait(1.0))
     assert "no node is connected" in refuse.message
 
 
@@ -344,6 +391,37 @@ def test_a_busy_replica_is_left_alone_and_offered_again() -> None:
     assert only(on.Descend, cell.wait(1.1))
 
 
+def test_a_replica_that_must_go_is_asked_again_after_a_while() -> None:
+    cell = Cell(FROG)
+    cell.report("a", replica("f1", FROG, "a"))
+    cell.do(on.ModelRemoved("frog"))
+    assert cell.do(on.DescendFailed("f1", "REPLICA_BUSY", "it answers")) == []
+    assert cell.wait(0.9) == []
+    assert only(on.Descend, cell.wait(0.1)).replica_id == "f1"
+
+
+def test_the_idle_clock_starts_when_the_climb_ends() -> None:
+    model = replace(FROG, park_after_s=5.0)
+    cell = Cell(model)
+    start = only(on.StartClimb, cell.acquire())
+    cell.report("a", replica("f1", model, "a", ReplicaState.CLIMBING), full=False)
+    cell.do(on.AcquireCancelled(1))
+    cell.wait(10.0)
+    cell.finish(start)
+    assert cell.wait(4.9) == []
+    assert only(on.Descend, cell.wait(0.1)).rung is Rung.PARKED
+
+
+def test_a_replica_that_is_lowered_at_once_is_never_announced() -> None:
+    model = replace(FROG, park_after_s=0.0)
+    cell = Cell(model)
+    start = only(on.StartClimb, cell.acquire())
+    cell.do(on.AcquireCancelled(1))
+    commands = cell.finish(start)
+    assert only(on.Descend, commands).rung is Rung.PARKED
+    assert all(each.ready == () for each in every(on.Announce, commands))
+
+
 def test_a_request_while_a_replica_descends_waits_and_thaws_it() -> None:
     model = replace(FROG, park_after_s=5.0)
     cell = Cell(model)
@@ -416,6 +494,16 @@ def test_new_weights_replace_the_old_replicas() -> None:
     assert only(on.StartClimb, cell.acquire()).spec == changed
 
 
+def test_who_waits_for_old_weights_gets_the_new_ones() -> None:
+    cell = Cell(FROG)
+    old = only(on.StartClimb, cell.acquire())
+    changed = replace(FROG, weights=digest.of_bytes(b"better"))
+    commands = cell.do(on.ModelListed(changed))
+    assert only(on.CancelClimb, commands).attempt == old.attempt
+    new = only(on.StartClimb, commands)
+    assert only(on.Grant, cell.finish(new, "f2")).ticket == 1
+
+
 # --- room ---
 
 
@@ -467,6 +555,18 @@ def test_room_that_somebody_else_took_is_looked_for_again() -> None:
     other = replica("t2", TOAD, "a", ReplicaState.CLIMBING)
     commands = cell.report("a", other, full=False, facts=full, gone=("t1",))
     assert only(on.Refuse, commands).reason == "NO_CAPACITY"
+
+
+def test_a_replica_granted_in_the_same_breath_makes_no_room() -> None:
+    state = SchedulerState("e")
+    full = facts("a", 4 * GIB, memory_bytes=4 * GIB)
+    update = NodeUpdate(True, full, (replica("f1", FROG, "a"),))
+    state.handle(on.NodeReported("a", update), 0.0)
+    state.handle(on.AcquireRequested(1, "frog", 60.0), 0.0)
+    state.handle(on.AcquireRequested(2, "toad", 60.0), 0.0)
+    commands = state.handle(on.CatalogListed((FROG, TOAD), (), ("a",)), 1.0)
+    assert only(on.Grant, commands).ticket == 1
+    assert every(on.Descend, commands) == []
 
 
 # --- replicas that fail their router ---

@@ -323,6 +323,20 @@ async def test_adopting_again_is_harmless(tmp_path: Path, source: MemorySource) 
         assert await node.read(manifest.digest, "x") == TREES[1]["x"]
 
 
+async def test_adopting_again_after_a_kill_finds_the_tree(
+    tmp_path: Path, source: MemorySource
+) -> None:
+    manifest = source.add(TREES[0])
+    async with Node(tmp_path / "cache", source) as node:
+        tree = await node.cache.adopt(manifest, write_files(tmp_path / "made", TREES[0]))
+        await sealed(node, tree)
+        tree.files.unseal()  # as if it had been killed before
+    source.down = True
+    async with Node(tmp_path / "cache", source) as node:
+        assert not node.cache.trees[manifest.digest].complete
+        assert (await node.cache.adopt(manifest, tmp_path / "made")).complete
+
+
 @pytest.mark.parametrize("which", ["missing", "other", "link", "inside", "above"])
 async def test_adopts_nothing_but_the_manifests_files(
     tmp_path: Path, source: MemorySource, which: str
@@ -371,3 +385,38 @@ async def test_pins_guard_and_survive_a_restart(tmp_path: Path, source: MemorySo
         assert await node.cache.evict(manifest.digest) > 0
         assert await node.cache.evict(manifest.digest) == 0
         assert list((tmp_path / ".trash").iterdir()) == []
+
+
+async def test_a_sealed_tree_that_was_changed_is_mended_before_it_is_read(
+    tmp_path: Path, source: MemorySource
+) -> None:
+    manifest = source.add(TREES[1])
+    async with Node(tmp_path, source) as node:
+        tree = await opened(node, manifest)
+        await sealed(node, tree)
+        with (tree.files.files / "x").open("r+b") as file:
+            file.write(b"!!")
+        await node.cache.recheck(tree)
+        assert not tree.complete
+        assert await node.read(manifest.digest, "x") == TREES[1]["x"]
+        await sealed(node, tree)
+        assert (tree.files.files / "x").read_bytes() == TREES[1]["x"]
+
+
+async def test_a_tree_with_open_files_stays(tmp_path: Path, source: MemorySource) -> None:
+    manifests = [source.add({"w": _R.randbytes(8192)}) for _ in range(2)]
+    async with Node(tmp_path, source, bytes_max=8192) as node:
+        await sealed(node, await opened(node, manifests[0]))
+        top = await node.tree.lookup(1, digests.hex_of(manifests[0].digest).encode())
+        assert top
+        file = await node.tree.lookup(top.inode, b"w")
+        assert file
+        handle = await node.tree.open(file.inode)
+        with pytest.raises(FailedPrecondition, match="1 open files") as caught:
+            await node.cache.evict(manifests[0].digest)
+        assert caught.value.reason == "TREE_IN_USE"
+        with pytest.raises(ResourceExhausted):
+            await opened(node, manifests[1])
+        node.tree.release(handle)
+        await opened(node, manifests[1])
+        assert manifests[0].digest not in node.cache.trees

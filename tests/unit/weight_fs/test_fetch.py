@@ -111,6 +111,7 @@ async def test_damage_in_the_store_is_told_to_it_once_and_named(
         await node.read(tree.digest, "a")
     assert caught.value.reason == "CHUNK_DAMAGED"
     assert caught.value.metadata["path"] == "a"
+    assert node.cache.used_bytes == 0
     assert source.verified == [CHUNKS[0]]
     assert await node.read(tree.digest, "b") == FILES["b"]
     source.damaged.clear()

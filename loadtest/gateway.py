@@ -1,0 +1,353 @@
+"""What the gateway adds to a request, and how many it carries.
+
+    python -m loadtest.gateway [--connections 1,32] [--seconds 5] [--simulated | --real]
+
+Two back ends. `simulated`: an engine that answers at once from memory, behind a real router process with a real etcd and a
+simulated scheduler: here the gateway is what is measured. Without that word: the real engine in a real cluster, where what
+counts is the added latency. The targets are `direct`, the engine's own unix socket; `hop`, a process that only copies
+bytes; and `woodfrog`, the router. They are asked in turn by the same client: the simulated ones round by round, so that
+each has the machine for itself; the real ones request by request, for there the engine's own time varies most.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.memory.simulated_scheduler import SimulatedScheduler
+from tests.service.etcd import EtcdServer
+from tests.service.processes import ServiceProcess, free_addresses
+
+from loadtest.load_client import Load
+from loadtest.report import Bench, quantile
+from woodfrog.catalog import Catalog
+from woodfrog.cli import commands, models, supervisor, up
+from woodfrog.cli.cluster import Cluster
+from woodfrog.clock import SystemClock
+from woodfrog.coordination import Session
+from woodfrog.errors import WoodfrogError
+from woodfrog.model import digest
+from woodfrog.model.placement import ReadyReplica
+from woodfrog.model.spec import ModelSpec
+
+_ROOT = Path(__file__).resolve().parent.parent
+_MODEL = _ROOT / ".woodfrog" / "models" / "smollm2-135m"
+_NAME = "bench"
+_SLOTS = 256
+_REAL_SLOTS = 32
+_STREAM_TOKENS = 64
+_ROUNDS = 5
+_WAIT_S = 60.0
+_P99_SAMPLES_MIN = 100
+_MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
+_WHOLE = {"model": _NAME, "messages": _MESSAGES, "max_tokens": 1, "temperature": 0}
+_STREAM = {**_WHOLE, "stream": True, "simulate": {"tokens": _STREAM_TOKENS}}
+_HOP_NOTE = "a process in between that only copies bytes, same run"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    name: str
+    address: str  # for the load client
+    pid: int  # whose CPU is counted
+
+
+@dataclass(slots=True)
+class Rounds:
+    """What one target did at one number of connections, round by round."""
+
+    loads: list[Load] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
+
+    def p50s(self) -> list[float]:
+        return [statistics.median(load.latencies_ms) for load in self.loads]
+
+    def latencies(self) -> list[float]:
+        return sorted(latency for load in self.loads for latency in load.latencies_ms)
+
+    def requests_per_s(self) -> list[float]:
+        return [len(load.latencies_ms) / load.seconds for load in self.loads]
+
+    def events_per_s(self) -> list[float]:
+        return [load.events / load.seconds for load in self.loads]
+
+    def requests_per_s_core(self) -> list[float]:
+        pairs = zip(self.loads, self.cpu_s, strict=True)
+        return [load.requests_all / cpu for load, cpu in pairs]
+
+    def events_per_s_core(self) -> list[float]:
+        pairs = zip(self.loads, self.cpu_s, strict=True)
+        return [load.events_all / cpu for load, cpu in pairs]
+
+
+Measured = Mapping[str, Rounds]  # by target
+
+
+def cpu_s(pid: int) -> float:
+    """User and system seconds that a process and its threads have had."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def load(
+    targets: Sequence[Target], clients: int, seconds: float, request: Mapping[str, object]
+) -> list[tuple[Load, float]]:
+    """One round: of each target what the clients saw, and its CPU seconds. Raises RuntimeError."""
+    addresses = ",".join(target.address for target in targets)
+    command = [sys.executable, "-m", "loadtest.load_client", addresses, str(clients), str(seconds)]
+    before = [cpu_s(target.pid) for target in targets]
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        said, _ = await process.communicate(json.dumps(request).encode())
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode:
+        raise RuntimeError(f"the load client failed on {addresses}")
+    loads = [Load(**value) for value in json.loads(said)]
+    spent = [cpu_s(target.pid) - cpu for target, cpu in zip(targets, before, strict=True)]
+    return list(zip(loads, spent, strict=True))
+
+
+async def in_turn(
+    groups: Sequence[Sequence[Target]], clients: int, seconds: float, request: Mapping[str, object]
+) -> Measured:
+    """`seconds` for each target, in rounds; those of one group share theirs."""
+    measured = {target.name: Rounds() for group in groups for target in group}
+    for _ in range(_ROUNDS):
+        for group in groups:
+            for target, (seen, cpu) in zip(
+                group,
+                await load(group, clients, seconds * len(group) / _ROUNDS, request),
+                strict=True,
+            ):
+                measured[target.name].loads.append(seen)
+                measured[target.name].cpu_s.append(cpu)
+    return measured
+
+
+def add_latency(bench: Bench, case: str, measured: Measured) -> None:
+    """What is added is the difference to `direct`: of the medians round by round, of the p99 over all rounds."""
+    direct, hop, ours = (measured[name] for name in ("direct", "hop", "woodfrog"))
+    added = [a - b for a, b in zip(ours.p50s(), direct.p50s(), strict=True)]
+    floors = [a - b for a, b in zip(hop.p50s(), direct.p50s(), strict=True)]
+    bench.add(f"direct/{case}", "p50_ms", direct.p50s())
+    bench.add(f"woodfrog/{case}", "p50_ms", ours.p50s())
+    bench.add(
+        f"woodfrog/{case}",
+        "added_p50_ms",
+        added,
+        floor=statistics.median(floors),
+        floor_note=_HOP_NOTE,
+    )
+    pooled = [rounds.latencies() for rounds in (direct, hop, ours)]
+    if min(map(len, pooled)) >= _P99_SAMPLES_MIN:
+        least, floor, most = (quantile(ordered, 0.99) for ordered in pooled)
+        bench.add(
+            f"woodfrog/{case}",
+            "added_p99_ms",
+            [most - least],
+            floor=floor - least,
+            floor_note=_HOP_NOTE,
+        )
+
+
+def add_rates(bench: Bench, case: str, whole: Measured, stream: Measured) -> None:
+    for metric, measured, of in (
+        ("requests_per_s", whole, Rounds.requests_per_s),
+        ("requests_per_s_core", whole, Rounds.requests_per_s_core),
+        ("sse_events_per_s", stream, Rounds.events_per_s),
+        ("sse_events_per_s_core", stream, Rounds.events_per_s_core),
+    ):
+        rivals = {}
+        if not metric.endswith("_core"):
+            rivals["direct"] = statistics.median(of(measured["direct"]))
+        bench.add(
+            f"woodfrog/{case}",
+            metric,
+            of(measured["woodfrog"]),
+            floor=statistics.median(of(measured["hop"])),
+            floor_note=_HOP_NOTE,
+            rivals=rivals,
+        )
+
+
+async def simulated(bench: Bench, connections: Sequence[int], seconds: float) -> None:
+    """A router process before a simulated engine's process."""
+    with tempfile.TemporaryDirectory(prefix="woodfrog-load-") as name:
+        async with simulated_targets(Path(name)) as targets:
+            for count in connections:
+                case = f"c{count}/simulated-engine-and-scheduler"
+                alone = [[target] for target in targets]
+                whole = await in_turn(alone, count, seconds, _WHOLE)
+                stream = await in_turn(alone, count, seconds, _STREAM)
+                add_latency(bench, case, whole)
+                add_rates(bench, case, whole, stream)
+
+
+@asynccontextmanager
+async def simulated_targets(folder: Path) -> AsyncIterator[list[Target]]:
+    engine_socket = folder / "engine.sock"
+    http, grpc = free_addresses(2)
+    async with AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(
+            child("tests.memory.simulated_engine", str(engine_socket))
+        )
+        hop = await stack.enter_async_context(hop_before(engine_socket))
+        etcd = await stack.enter_async_context(EtcdServer(folder))
+        scheduler = await stack.enter_async_context(SimulatedScheduler())
+        async with Session([etcd.endpoint], SystemClock()) as session:
+            spec = ModelSpec(name=_NAME, weights=digest.of_bytes(b""), weights_bytes=0)
+            await Catalog(session).add_model(spec)
+        await until(engine_socket.exists, "the simulated engine")
+        await scheduler.announce(
+            ReadyReplica("simulated", _NAME, "node-1", str(engine_socket), _SLOTS)
+        )
+        env = {
+            "WOODFROG_ROUTER_LISTEN": http,
+            "WOODFROG_ROUTER_GRPC_LISTEN": grpc,
+            "WOODFROG_ROUTER_ETCD": etcd.endpoint,
+            "WOODFROG_ROUTER_SCHEDULER": scheduler.address,
+        }
+        router = await stack.enter_async_context(
+            ServiceProcess("woodfrog.router", grpc, env, folder)
+        )
+        await scheduler.until(lambda state: state.routers == 1)
+        yield [
+            Target("direct", f"unix:{engine_socket}", engine),
+            hop,
+            Target("woodfrog", http, router.pid),
+        ]
+
+
+async def real(bench: Bench, connections: Sequence[int], seconds: float, model: Path) -> None:
+    """A whole cluster with one replica of a real model, in a home of its own."""
+    home = Path(tempfile.mkdtemp(prefix="woodfrog-load-"))
+    cluster = Cluster.open(home)
+    try:
+        await asyncio.to_thread(up.start, cluster)
+        engine_socket = await serving_replica(cluster, model)
+        router = int((home / "pids" / "router").read_text())
+        async with hop_before(engine_socket) as hop:
+            targets = [
+                Target("direct", f"unix:{engine_socket}", router),
+                hop,
+                Target("woodfrog", f"127.0.0.1:{cluster.http_port}", router),
+            ]
+            for count in connections:
+                add_latency(bench, f"c{count}", await in_turn([targets], count, seconds, _WHOLE))
+    finally:
+        await asyncio.to_thread(supervisor.stop, home)
+        shutil.rmtree(home)
+
+
+async def serving_replica(cluster: Cluster, model: Path) -> Path:
+    """Adds the model and wakes it; the socket of its one replica, once its snapshot is made and it serves again."""
+    spec = ModelSpec(
+        name=_NAME,
+        weights="sha256:" + "0" * 64,  # found when the files are ingested
+        weights_bytes=0,
+        engine_args={"context_tokens": 1024},
+        slots=_REAL_SLOTS,
+        park_after_s=3600.0,
+        freeze_after_s=3600.0,
+    )
+    gateway = Target("woodfrog", f"127.0.0.1:{cluster.http_port}", os.getpid())
+    async with models.connect(cluster) as cell:
+        await models.add(cell, spec, model, lambda line: None)
+        await commands.wait_known(cluster, _NAME)
+        await load([gateway], 1, 0.1, _WHOLE)
+        deadline = time.monotonic() + _WAIT_S
+        while not await cell.catalog.list_snapshots(_NAME):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"no snapshot came within {_WAIT_S:.0f} s")
+            await asyncio.sleep(0.1)
+        await load([gateway], 1, 0.1, _WHOLE)
+    (engine_socket,) = cluster.run_dir.glob("*/engine.sock")
+    return engine_socket
+
+
+@asynccontextmanager
+async def hop_before(engine_socket: Path) -> AsyncIterator[Target]:
+    (address,) = free_addresses(1)
+    async with child("loadtest.byte_hop", address, str(engine_socket)) as pid:
+        await until(lambda: listens(address), "the hop")
+        yield Target("hop", address, pid)
+
+
+@asynccontextmanager
+async def child(module: str, *arguments: str) -> AsyncIterator[int]:
+    """A Python process that dies with this one."""
+    command = ["setpriv", "--pdeathsig", "KILL", sys.executable, "-m", module, *arguments]
+    process = await asyncio.create_subprocess_exec(*command, cwd=_ROOT)
+    try:
+        yield process.pid
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+def listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    wanted = f"{int(port):04X} 00000000:0000 0A "
+    assert host == "127.0.0.1"
+    return f"0100007F:{wanted}" in Path("/proc/net/tcp").read_text()
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + _WAIT_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"waited {_WAIT_S:.0f} s for {what}")
+        await asyncio.sleep(0.02)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m loadtest.gateway", description=__doc__)
+    parser.add_argument("--connections", default="1,32", help="numbers, with commas between")
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, help="of load, for each target and case"
+    )
+    parser.add_argument("--model", type=Path, default=_MODEL, help="folder of the real model")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--simulated", action="store_true", help="only the simulated engine")
+    only.add_argument("--real", action="store_true", help="only the real engine")
+    return parser.parse_args()
+
+
+async def main() -> None:
+    given = arguments()
+    connections = [int(count) for count in given.connections.split(",")]
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(
+        signal.SIGTERM, task.cancel
+    )  # so that it cleans up
+    bench = Bench("gateway")
+    if not given.real:
+        await simulated(bench, connections, given.seconds)
+    if not given.simulated:
+        await real(bench, connections, given.seconds, given.model)
+    bench.finish()
+
+
+if __name__ == "__main__":
+    try:
+        asyncio.run(main())
+    except (RuntimeError, WoodfrogError) as error:
+        sys.exit(f"gateway bench: {error}")

@@ -1,0 +1,60 @@
+"""One climb: an effort to get one more serving replica of a model, over as many attempts as it takes. Pure."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from woodfrog.model.spec import ModelSpec
+from woodfrog.scheduler.board import Ticket
+from woodfrog.scheduler.events import ClimbFailed
+from woodfrog.scheduler.policy import Placement
+
+
+class Phase(Enum):
+    ROOM = "room"  # waits until its victims are frozen
+    RUNNING = "running"  # a node works on it
+
+
+class Effort(Enum):
+    FIRST = "first"  # where it is fastest
+    ELSEWHERE = "elsewhere"  # on a node that did not fail
+    COLD = "cold"  # anywhere, without the snapshot
+
+
+#: What is tried, in this order, after an attempt of each kind failed.
+RETRIES: dict[Effort, tuple[Effort, ...]] = {
+    Effort.FIRST: (Effort.ELSEWHERE, Effort.COLD),
+    Effort.ELSEWHERE: (Effort.COLD,),
+    Effort.COLD: (),
+}
+
+
+@dataclass(slots=True)
+class Climb:
+    name: str
+    spec: ModelSpec
+    ticket: int  # that caused it
+    began: float
+    waiters: dict[int, Ticket] = field(default_factory=dict)
+    effort: Effort = Effort.FIRST
+    attempts: int = 0
+    phase: Phase = Phase.ROOM
+    placement: Placement | None = None  #: of the attempt at hand
+    victims: set[str] = field(default_factory=set)  #: in ROOM: replicas that still hold its memory
+    replica_id: str | None = None  #: that it lifts, once it has a name
+    reserved: bool = False  #: its node's reservation counts it
+    failed_nodes: frozenset[str] = frozenset()
+    restored: bool = False  #: a snapshot was used
+    failure: ClimbFailed | None = None  #: the last
+
+    @property
+    def attempt(self) -> str:
+        return f"{self.name}.{self.attempts}"
+
+    @property
+    def thaws(self) -> bool:
+        return self.placement is not None and self.placement.replica_id is not None
+
+    @property
+    def node(self) -> str:
+        assert self.placement is not None
+        return self.placement.node

@@ -1,0 +1,194 @@
+"""A SIMULATED node agent behind the real gRPC service: it keeps true books, but its replicas are names without processes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from typing import Any
+
+from woodfrog import rpc
+from woodfrog.api.node_agent.v1 import replicas_pb2 as pb
+from woodfrog.api.node_agent.v1 import replicas_pb2_grpc
+from woodfrog.catalog import Catalog, NodeRecord
+from woodfrog.clients import node_agent as convert
+from woodfrog.errors import FailedPrecondition, WoodfrogError
+from woodfrog.model.node import (
+    Climbed,
+    NodeFacts,
+    NodeUpdate,
+    Replica,
+    ReplicaState,
+    Resident,
+    Stage,
+)
+from woodfrog.model.rung import Rung
+from woodfrog.model.snapshot import SnapshotPointer
+from woodfrog.model.spec import ModelSpec
+
+SERVICE = "woodfrog.api.node_agent.v1.Replicas"
+PRINT = {"kernel": "simulated"}
+_LEASE_S = 2
+_WAIT_S = 10.0
+
+
+class SimulatedNodeAgent(replicas_pb2_grpc.ReplicasServicer):
+    """`async with SimulatedNodeAgent("a", catalog) as agent`: registered and serving until it leaves or is killed."""
+
+    def __init__(self, node: str, catalog: Catalog, memory_bytes: int = 16 << 30) -> None:
+        self.node = node
+        self.memory_bytes = memory_bytes
+        self.hidden_bytes = 0  #: promised, but never told: what a lagging stream looks like
+        self.replicas: dict[str, Replica] = {}
+        self.residents: dict[str, Resident] = {}
+        self.busy: set[str] = set()  #: replicas that answer requests just now
+        self.climbs: list[pb.ClimbRequest] = []
+        self.descents: list[pb.DescendRequest] = []
+        self.traceparents: list[str] = []  #: of the climbs
+        self.gate = asyncio.Event()  #: climbs end once it is set
+        self.gate.set()
+        self.failures: list[WoodfrogError] = []  #: of the next climbs
+        self._catalog = catalog
+        self._watchers: set[asyncio.Queue[NodeUpdate]] = set()
+        self._changed = asyncio.Condition()
+        self._answers: dict[str, asyncio.Task[Climbed]] = {}  # by request id
+        self._stack = AsyncExitStack()
+        self._lives = 0
+
+    async def __aenter__(self) -> "SimulatedNodeAgent":
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.kill()
+        await self._stack.aclose()
+
+    async def start(self) -> None:
+        """A new life without replicas, on a new port."""
+        await self._stack.aclose()
+        self._lives += 1
+        self._server = rpc.Server("127.0.0.1:0")
+        replicas_pb2_grpc.add_ReplicasServicer_to_server(self, self._server.grpc)  # type: ignore[no-untyped-call]
+        await self._server.start(SERVICE)
+        record = NodeRecord(self.node, f"127.0.0.1:{self._server.port}")
+        await self._stack.enter_async_context(self._catalog.register_node(record, _LEASE_S))
+
+    async def kill(self) -> None:
+        """Its connections break, its replicas are gone; its lease stays for now."""
+        await self._server.grpc.stop(None)
+        for task in self._answers.values():
+            task.cancel()
+        await asyncio.gather(*self._answers.values(), return_exceptions=True)
+        self._answers.clear()
+        self.replicas.clear()
+
+    async def until(self, condition: Callable[["SimulatedNodeAgent"], bool]) -> None:
+        async with asyncio.timeout(_WAIT_S), self._changed:
+            await self._changed.wait_for(lambda: condition(self))
+
+    async def end(self, replica_id: str) -> None:
+        """Its process died."""
+        del self.replicas[replica_id]
+        await self._tell(NodeUpdate(False, self.facts, gone=(replica_id,)))
+
+    @property
+    def facts(self) -> NodeFacts:
+        return NodeFacts(self.node, PRINT, self.memory_bytes, self._promised_bytes, 8)
+
+    @property
+    def _promised_bytes(self) -> int:
+        return sum(replica.memory_bytes for replica in self.replicas.values())
+
+    async def Climb(self, request: pb.ClimbRequest, context: Any) -> pb.ClimbResponse:
+        metadata = dict(context.invocation_metadata())
+        self.traceparents.append(str(metadata.get("traceparent", "")))
+        self.climbs.append(request)
+        if request.request_id not in self._answers:
+            self._answers[request.request_id] = asyncio.create_task(self._climb(request))
+        await self._moved()
+        return convert.climbed_to_pb(await asyncio.shield(self._answers[request.request_id]))
+
+    async def Descend(self, request: pb.DescendRequest, context: Any) -> pb.DescendResponse:
+        self.descents.append(request)
+        await self._moved()
+        replica = self.replicas.get(request.replica_id)
+        if request.replica_id in self.busy:
+            raise FailedPrecondition("REPLICA_BUSY", "it answers requests; it serves on")
+        if replica is not None:
+            await self._put(replace(replica, state=ReplicaState.DESCENDING))
+            if request.rung == Rung.PARKED.value:
+                await self._put(replace(replica, state=ReplicaState.PARKED))
+            else:
+                await self.end(request.replica_id)
+        return pb.DescendResponse(rung=request.rung)
+
+    async def Watch(
+        self, request: pb.WatchRequest, context: Any
+    ) -> AsyncIterator[pb.WatchResponse]:
+        queue: asyncio.Queue[NodeUpdate] = asyncio.Queue()
+        self._watchers.add(queue)
+        try:
+            replicas, residents = tuple(self.replicas.values()), tuple(self.residents.values())
+            yield convert.update_to_pb(NodeUpdate(True, self.facts, replicas, residents=residents))
+            while True:
+                yield convert.update_to_pb(await queue.get())
+        finally:
+            self._watchers.discard(queue)
+
+    async def _climb(self, request: pb.ClimbRequest) -> Climbed:
+        spec = ModelSpec.decode(request.spec)
+        pointer = SnapshotPointer.decode(request.snapshot) if request.snapshot else None
+        if request.replica_id:
+            replica = self.replicas.get(request.replica_id)
+            if replica is None:
+                raise FailedPrecondition("REPLICA_GONE", f"{request.replica_id} is gone")
+        else:
+            replica = self._new(spec)
+        await self._put(replace(replica, state=ReplicaState.CLIMBING))
+        await self.gate.wait()
+        if self.failures:
+            await self.end(replica.replica_id)
+            raise self.failures.pop(0)
+        serving = replace(replica, state=ReplicaState.SERVING)
+        await self._put(serving)
+        if request.replica_id:
+            return Climbed(serving, Rung.PARKED)
+        return Climbed(serving, self._rung(pointer), (Stage("simulated", 0.0, 0.001),))
+
+    def _new(self, spec: ModelSpec) -> Replica:
+        """Promises its memory, or refuses."""
+        taken = self._promised_bytes + self.hidden_bytes
+        if spec.memory_bytes > self.memory_bytes - taken:
+            facts = replace(self.facts, memory_promised_bytes=taken)
+            raise convert.node_full(facts, "NODE_FULL", f"{taken} bytes are promised")
+        name = f"{self.node}-{self._lives}-{len(self.climbs)}"
+        replica = Replica(
+            name,
+            spec.name,
+            spec.weights,
+            ReplicaState.CLIMBING,
+            f"/simulated/{name}.sock",
+            spec.slots,
+            self.node,
+            spec.memory_bytes,
+        )
+        self.replicas[name] = replica
+        return replica
+
+    def _rung(self, pointer: SnapshotPointer | None) -> Rung:
+        if pointer is None:
+            return Rung.ABSENT
+        resident = self.residents.get(pointer.manifest)
+        return Rung.FROZEN if resident is not None and resident.complete else Rung.STORED
+
+    async def _put(self, replica: Replica) -> None:
+        self.replicas[replica.replica_id] = replica
+        await self._tell(NodeUpdate(False, self.facts, (replica,)))
+
+    async def _tell(self, update: NodeUpdate) -> None:
+        for queue in self._watchers:
+            queue.put_nowait(update)
+        await self._moved()
+
+    async def _moved(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()

@@ -1,0 +1,390 @@
+"""The scheduler as a process, with a real etcd, over real gRPC, between simulated node agents and routers of the test's own."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from pathlib import Path
+
+import grpc
+import pytest
+import pytest_asyncio
+from tests.capabilities import need
+from tests.memory.simulated_node_agent import PRINT, SimulatedNodeAgent
+from tests.service.etcd import EtcdServer
+from tests.service.processes import ServiceProcess, free_addresses
+
+from woodfrog.api.scheduler.v1 import placements_pb2, placements_pb2_grpc
+from woodfrog.catalog import Catalog
+from woodfrog.cli import trace_file
+from woodfrog.clients.scheduler import SchedulerClient
+from woodfrog.coordination import Session
+from woodfrog.errors import (
+    DeadlineExceeded,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+    WoodfrogError,
+)
+from woodfrog.model import digest
+from woodfrog.model.node import ReplicaState, Resident
+from woodfrog.model.placement import ClusterView, ReadyReplica, ReplicaUsage
+from woodfrog.model.rung import Rung
+from woodfrog.model.snapshot import Fingerprint, SnapshotPointer
+from woodfrog.model.spec import ModelSpec
+
+pytestmark = need("etcd")
+WAIT_S = 10.0
+GIB = 1 << 30
+
+
+def spec(name: str = "frog", **changes: object) -> ModelSpec:
+    values = {"memory_bytes": 4 * GIB, "slots": 16} | changes
+    return ModelSpec(name, digest.of_bytes(name.encode()), 270 << 20, **values)  # type: ignore[arg-type]
+
+
+def pointer(model: ModelSpec) -> SnapshotPointer:
+    fingerprint = Fingerprint(PRINT, {"engine": "simulated"}, model.weights)
+    return SnapshotPointer(model.name, digest.of_bytes(b"snapshot"), fingerprint, 280 << 20, 1.0)
+
+
+class Router:
+    """What a router knows from its stream, and says on it."""
+
+    def __init__(self) -> None:
+        self.ready: dict[str, ReadyReplica] = {}
+        self.reports: asyncio.Queue[list[ReplicaUsage]] = asyncio.Queue()
+        self.changed = asyncio.Condition()
+
+    async def run(self, client: SchedulerClient) -> None:
+        """Until cancelled; a broken stream is taken up again."""
+        while True:
+            try:
+                async with aclosing(client.track(self._reports())) as updates:
+                    async for update in updates:
+                        if update.full:
+                            self.ready.clear()
+                        for name in update.gone:
+                            self.ready.pop(name, None)
+                        self.ready.update({each.replica_id: each for each in update.ready})
+                        async with self.changed:
+                            self.changed.notify_all()
+            except Unavailable:
+                await asyncio.sleep(0.05)
+
+    async def until(self, condition: Callable[[dict[str, ReadyReplica]], bool]) -> None:
+        async with asyncio.timeout(WAIT_S), self.changed:
+            await self.changed.wait_for(lambda: condition(self.ready))
+
+    async def _reports(self) -> AsyncIterator[Sequence[ReplicaUsage]]:
+        while True:
+            yield await self.reports.get()
+
+
+class Bench:
+    def __init__(self, folder: Path, etcd: EtcdServer, catalog: Catalog, stack: AsyncExitStack):
+        (address,) = free_addresses(1)
+        env = {
+            "WOODFROG_SCHEDULER_LISTEN": address,
+            "WOODFROG_SCHEDULER_ETCD": etcd.endpoint,
+            "WOODFROG_SCHEDULER_NODE_PATIENCE_S": "1.0",
+        }
+        self.etcd = etcd
+        self.catalog = catalog
+        self.env = env
+        self.process = ServiceProcess("woodfrog.scheduler", address, env, folder)
+        self.client = SchedulerClient(address, "router-1")
+        self._stack = stack
+
+    async def node(self, name: str, memory_bytes: int = 16 * GIB) -> SimulatedNodeAgent:
+        agent = SimulatedNodeAgent(name, self.catalog, memory_bytes)
+        return await self._stack.enter_async_context(agent)
+
+    async def start(self) -> None:
+        """Call when nodes and models are there, so that the scheduler finds them."""
+        await self._stack.enter_async_context(self.process)
+        await self._stack.enter_async_context(self.client)
+
+    async def until(self, condition: Callable[[ClusterView], bool]) -> None:
+        """Also across a restart of the scheduler."""
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                with suppress(Unavailable):
+                    if condition(await self.client.describe()):
+                        return
+                await asyncio.sleep(0.02)
+
+    @asynccontextmanager
+    async def router(self) -> AsyncIterator[Router]:
+        router = Router()
+        running = asyncio.create_task(router.run(self.client))
+        try:
+            yield router
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest_asyncio.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with (
+        EtcdServer(tmp_path / "etcd") as etcd,
+        Session([etcd.endpoint]) as session,
+        AsyncExitStack() as stack,
+    ):
+        yield Bench(tmp_path, etcd, Catalog(session), stack)
+
+
+def active(view: ClusterView) -> int:
+    return sum(replica.active for model in view.models for replica in model.replicas)
+
+
+async def test_twenty_requests_one_climb_and_a_view_of_it(bench: Bench) -> None:
+    await bench.catalog.add_model(spec(slots=32))
+    agents = [await bench.node(name) for name in "abc"]
+    for agent in agents:
+        agent.gate.clear()
+    await bench.start()
+    acquires = [
+        asyncio.create_task(bench.client.acquire("frog", timeout_s=WAIT_S)) for _ in range(20)
+    ]
+    await agents[0].until(lambda agent: len(agent.climbs) == 1)
+    for agent in agents:
+        agent.gate.set()
+    acquired = await asyncio.gather(*acquires)
+    assert sum(len(agent.climbs) for agent in agents) == 1
+    assert {each.replica.replica_id for each in acquired} == {"a-1-1"}
+    assert len({each.placement_id for each in acquired}) == 20
+    waited = {each.rung for each in acquired if each.climb_ms > 0}  # the others came just after it
+    assert waited == {Rung.ABSENT}
+    later = await bench.client.acquire("frog", timeout_s=WAIT_S)
+    assert (later.rung, later.climb_ms) == (Rung.SERVING, 0)
+    view = await bench.client.describe()
+    assert [(node.node, node.memory_promised_bytes) for node in view.nodes] == [
+        ("a", 4 * GIB),
+        ("b", 0),
+        ("c", 0),
+    ]
+    (model,) = view.models
+    assert (model.rung, model.replicas[0].state) == (Rung.SERVING, ReplicaState.SERVING)
+    assert active(view) == 21
+    for each in [*acquired, later, later]:
+        await bench.client.release(each.placement_id)
+    assert active(await bench.client.describe()) == 0
+
+
+async def test_a_refusal_leads_to_the_second_choice_and_then_to_none(bench: Bench) -> None:
+    await bench.catalog.add_model(spec(replicas_max=3, slots=1))
+    agents = [await bench.node(name, 4 * GIB) for name in "ab"]
+    agents[0].hidden_bytes = GIB
+    await bench.start()
+    acquired = await bench.client.acquire("frog", timeout_s=WAIT_S)
+    assert acquired.replica.node == "b"
+    assert [len(agent.climbs) for agent in agents] == [1, 1]
+    with pytest.raises(ResourceExhausted) as refused:
+        await bench.client.acquire("frog", timeout_s=WAIT_S)
+    assert refused.value.reason == "NO_CAPACITY"
+    assert refused.value.retry_after_s == 1.0
+    with pytest.raises(NotFound) as unknown:
+        await bench.client.acquire("newt", timeout_s=WAIT_S)
+    assert unknown.value.reason == "MODEL_NOT_FOUND"
+
+
+async def test_a_node_killed_during_a_climb_is_replaced_and_may_come_back(bench: Bench) -> None:
+    await bench.catalog.add_model(spec(replicas_max=2, slots=1))
+    first, second = await bench.node("a"), await bench.node("b")
+    first.gate.clear()
+    await bench.start()
+    waiting = asyncio.create_task(bench.client.acquire("frog", timeout_s=WAIT_S))
+    await first.until(lambda agent: len(agent.climbs) == 1)
+    await first.kill()
+    acquired = await waiting
+    assert acquired.replica.node == "b"
+    await bench.until(lambda view: [node.node for node in view.nodes] == ["b"])
+    await second.kill()
+    waiting = asyncio.create_task(bench.client.acquire("frog", timeout_s=WAIT_S))
+    first.gate.set()
+    await bench.until(lambda view: not view.nodes)
+    await first.start()
+    assert (await waiting).replica.replica_id.startswith("a-2-")
+
+
+async def test_a_killed_scheduler_finds_everything_again(bench: Bench) -> None:
+    await bench.catalog.add_model(spec())
+    agents = [await bench.node(name) for name in "abc"]
+    await bench.start()
+    async with bench.router() as router:
+        acquired = await bench.client.acquire("frog", timeout_s=WAIT_S)
+        name = acquired.replica.replica_id
+        await router.until(lambda ready: name in ready)
+        await router.reports.put([ReplicaUsage(name, 1, 1)])
+        bench.process.kill9()
+        await bench.process.start()
+        await bench.until(lambda _: True)
+        again = await bench.client.acquire("frog", timeout_s=WAIT_S)
+        assert (again.replica, again.rung) == (acquired.replica, Rung.SERVING)
+        assert again.placement_id != acquired.placement_id
+        await bench.client.release(acquired.placement_id)
+        assert active(await bench.client.describe()) == 1
+        await router.until(lambda ready: name in ready)
+    assert sum(len(agent.climbs) for agent in agents) == 1
+    assert bench.process.stop() == 0
+
+
+async def test_an_idle_replica_parks_freezes_and_climbs_again(bench: Bench) -> None:
+    model = spec(park_after_s=0.2, freeze_after_s=0.8)
+    await bench.catalog.add_model(model)
+    snapshot = pointer(model)
+    agent = await bench.node("a")
+    agent.residents[snapshot.manifest] = Resident(snapshot.manifest, 9, 9, 9, complete=True)
+    await bench.start()
+    async with bench.router() as router:
+        acquired = await bench.client.acquire("frog", timeout_s=WAIT_S)
+        await bench.catalog.put_snapshot(snapshot)
+        await router.until(bool)
+        await bench.client.release(acquired.placement_id)
+        await router.until(lambda ready: not ready)
+        thawed = await bench.client.acquire("frog", timeout_s=WAIT_S)
+        assert (thawed.rung, thawed.replica) == (Rung.PARKED, acquired.replica)
+        agent.busy.add(thawed.replica.replica_id)
+        await bench.client.release(thawed.placement_id)
+        await agent.until(lambda agent: len(agent.descents) == 2)
+        await router.until(bool)  # busy: it serves on
+        agent.busy.clear()
+        await agent.until(lambda agent: not agent.replicas)
+        assert [descent.rung for descent in agent.descents][-2:] == ["parked", "frozen"]
+    woken = await bench.client.acquire("frog", timeout_s=WAIT_S)
+    assert woken.rung is Rung.FROZEN
+    assert agent.climbs[-1].snapshot == snapshot.encode()
+
+
+async def test_a_lost_router_leaves_nothing_running(bench: Bench) -> None:
+    await bench.catalog.add_model(spec(park_after_s=0.2))
+    agent = await bench.node("a")
+    await bench.start()
+    async with bench.router() as router:
+        acquired = await bench.client.acquire("frog", timeout_s=WAIT_S)
+        name = acquired.replica.replica_id
+        await router.reports.put([ReplicaUsage(name, 2, 2)])
+        await bench.until(lambda view: active(view) == 2)
+        assert agent.descents == []
+    await agent.until(lambda agent: len(agent.descents) == 1)
+    assert agent.descents[0].rung == "parked"
+
+
+async def test_a_replica_that_failed_its_router_is_replaced(bench: Bench) -> None:
+    await bench.catalog.add_model(spec())
+    agent = await bench.node("a")
+    await bench.start()
+    first = await bench.client.acquire("frog", timeout_s=WAIT_S)
+    name = first.replica.replica_id
+    await bench.client.release(first.placement_id, replica_failed=True)
+    second = await bench.client.acquire("frog", {name}, timeout_s=WAIT_S)
+    assert second.replica.replica_id != name
+    await agent.until(lambda agent: name not in agent.replicas)
+    await agent.end(second.replica.replica_id)
+    await bench.until(lambda view: not view.models[0].replicas)
+    third = await bench.client.acquire("frog", timeout_s=WAIT_S)
+    assert third.replica.replica_id not in (name, second.replica.replica_id)
+
+
+async def test_failed_climbs_end_in_a_cold_start_or_in_the_last_reason(bench: Bench) -> None:
+    model = spec()
+    await bench.catalog.add_model(model)
+    await bench.catalog.put_snapshot(pointer(model))
+    agent = await bench.node("a")
+    broken = Unavailable("CLIMB_FAILED", "the simulated engine broke")
+    agent.failures = [broken, broken, broken]
+    await bench.start()
+    with pytest.raises(Unavailable) as failed:
+        await bench.client.acquire("frog", timeout_s=WAIT_S)
+    assert failed.value.reason == "CLIMB_FAILED"
+    assert "the simulated engine broke" in failed.value.message
+    assert [bool(climb.snapshot) for climb in agent.climbs] == [True, False]
+    cold = await bench.client.acquire("frog", timeout_s=WAIT_S)
+    assert [bool(climb.snapshot) for climb in agent.climbs[2:]] == [True, False]
+    assert cold.rung is Rung.ABSENT
+
+
+async def test_who_gives_up_leaves_the_climb_to_the_next(bench: Bench) -> None:
+    await bench.catalog.add_model(spec())
+    agent = await bench.node("a")
+    agent.gate.clear()
+    await bench.start()
+    with pytest.raises(DeadlineExceeded) as late:
+        await bench.client.acquire("frog", timeout_s=0.4)
+    assert late.value.reason in ("ACQUIRE_DEADLINE", "RPC_DEADLINE_EXCEEDED")
+    waiting = asyncio.create_task(bench.client.acquire("frog", timeout_s=WAIT_S))
+    leaving = asyncio.create_task(bench.client.acquire("frog", timeout_s=WAIT_S))
+    await bench.until(lambda view: view.models[0].idle_s is not None)
+    leaving.cancel()
+    agent.gate.set()
+    await waiting
+    assert len(agent.climbs) == 1
+    await bench.until(lambda view: active(view) == 1)
+
+
+async def test_room_is_made_for_a_model_that_sleeps(bench: Bench) -> None:
+    for name in ("frog", "toad"):
+        await bench.catalog.add_model(spec(name))
+    agent = await bench.node("a", 4 * GIB)
+    await bench.start()
+    frog = await bench.client.acquire("frog", timeout_s=WAIT_S)
+    with pytest.raises(WoodfrogError) as refused:
+        await bench.client.acquire("toad", timeout_s=WAIT_S)
+    assert refused.value.reason == "NO_CAPACITY"
+    await bench.client.release(frog.placement_id)
+    toad = await bench.client.acquire("toad", timeout_s=WAIT_S)
+    assert list(agent.replicas) == [toad.replica.replica_id]
+    await bench.catalog.remove_model("toad")
+    await bench.client.release(toad.placement_id)
+    await agent.until(lambda agent: not agent.replicas)
+
+
+async def test_one_trace_from_acquire_over_place_to_climb(bench: Bench, tmp_path: Path) -> None:
+    (receiver,) = free_addresses(1)
+    path = tmp_path / "traces.jsonl"
+    server = await trace_file.serve(path, receiver)
+    bench.process = ServiceProcess(
+        "woodfrog.scheduler",
+        bench.process.address,
+        {**bench.env, "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{receiver}"},
+        tmp_path,
+    )
+    await bench.catalog.add_model(spec())
+    agent = await bench.node("a")
+    await bench.start()
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    parent = f"00-{trace_id}-b7ad6b7169203331-01"
+    async with grpc.aio.insecure_channel(bench.process.address) as channel:
+        stub = placements_pb2_grpc.PlacementsStub(channel)  # type: ignore[no-untyped-call]
+        request = placements_pb2.AcquireRequest(model="frog", router="r")
+        acquired = await stub.Acquire(request, metadata=(("traceparent", parent),))
+    assert await asyncio.to_thread(bench.process.stop) == 0  # what was seen is sent
+    await server.stop(0)
+    acquire, place, climb = trace_file.read(path, trace_id)
+    assert acquire["parent_id"] == "b7ad6b7169203331"
+    assert (place["name"], place["parent_id"]) == ("scheduler.place", acquire["span_id"])
+    assert climb["name"].endswith("Replicas/Climb")
+    assert climb["parent_id"] == place["span_id"]
+    assert agent.traceparents == [f"00-{trace_id}-{climb['span_id']}-01"]
+    assert acquired.climb_traceparent == f"00-{trace_id}-{place['span_id']}-01"
+    told = place["attributes"]
+    assert (told["node"], told["rung"], told["predicted_ms"]) == ("a", "absent", 5000.0)
+
+
+async def test_etcd_may_be_away_for_a_while(bench: Bench) -> None:
+    await bench.catalog.add_model(spec())
+    await bench.node("a")
+    await bench.start()
+    await bench.until(lambda view: bool(view.nodes))
+    bench.etcd.kill9()
+    assert (await bench.client.acquire("frog", timeout_s=WAIT_S)).rung is Rung.ABSENT
+    await bench.etcd.start()
+    await bench.catalog.add_model(spec("toad"))
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            try:
+                await bench.client.acquire("toad", timeout_s=WAIT_S)
+                break
+            except NotFound:
+                await asyncio.sleep(0.05)

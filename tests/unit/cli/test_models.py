@@ -1,0 +1,59 @@
+"""What is no model is refused before anything is ingested."""
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+
+from woodfrog.cli.models import check_folder
+from woodfrog.errors import InvalidArgument, NotFound, WoodfrogError
+
+
+def safetensors(size_bytes: int = 8) -> bytes:
+    header = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(size_bytes)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "model.safetensors").write_bytes(safetensors())
+    (tmp_path / "config.json").write_text('{"architectures": ["X"]}')
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "training_args.bin").write_bytes(b"\x80\x04N.")
+    return tmp_path
+
+
+def test_a_whole_model_passes_and_its_pickles_stay_out(folder: Path) -> None:
+    assert check_folder(folder) == ["config.json", "model.safetensors", "tokenizer.json"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda f: (f / "model.safetensors").unlink(), "PICKLE_REFUSED"),
+        (lambda f: [(f / "model.safetensors").unlink(), (f / "training_args.bin").unlink()], "NO_WEIGHTS"),
+        (lambda f: (f / "model.safetensors").write_bytes(safetensors(4)), "WEIGHTS_DAMAGED"),
+        (lambda f: (f / "model.safetensors").write_bytes(b""), "WEIGHTS_DAMAGED"),
+        (lambda f: (f / "model.safetensors").write_bytes(struct.pack("<Q", 1 << 62)), "WEIGHTS_DAMAGED"),
+        (lambda f: (f / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}"), "NO_WEIGHTS"),
+        (lambda f: (f / "config.json").unlink(), "NO_CONFIG"),
+        (lambda f: (f / "config.json").write_text("{"), "BAD_CONFIG"),
+        (lambda f: (f / "config.json").write_text("[]"), "BAD_CONFIG"),
+        (lambda f: (f / "tokenizer.json").unlink(), "NO_TOKENIZER"),
+    ],
+)  # fmt: skip
+def test_each_defect_has_its_sentence(folder: Path, change: object, reason: str) -> None:
+    assert callable(change)
+    change(folder)
+    with pytest.raises(InvalidArgument) as caught:
+        check_folder(folder)
+    assert caught.value.reason == reason
+    assert "\n" not in caught.value.message
+
+
+def test_a_path_that_is_not_there_or_no_folder_says_so(folder: Path) -> None:
+    with pytest.raises(NotFound, match="does not exist"):
+        check_folder(folder / "nowhere")
+    with pytest.raises(WoodfrogError, match="not a folder"):
+        check_folder(folder / "config.json")

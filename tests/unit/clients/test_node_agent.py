@@ -1,0 +1,42 @@
+"""What goes over the wire comes back the same."""
+
+from dataclasses import replace
+
+from woodfrog.clients import node_agent as convert
+from woodfrog.errors import Unavailable, status
+from woodfrog.model.node import (
+    Climbed,
+    NodeFacts,
+    NodeUpdate,
+    Replica,
+    ReplicaState,
+    Resident,
+    Stage,
+)
+from woodfrog.model.rung import Rung
+
+FACTS = NodeFacts("a", {"kernel": "6.18", "cpu": "one"}, 9, 4, 3, draining=True)
+REPLICA = Replica("a-1", "org/m", "sha256:00", ReplicaState.PARKED, "/run/s", 4, "a", 7)
+RESIDENT = Resident("sha256:11", 9, 5, 2, complete=False)
+
+
+def test_updates() -> None:
+    full = NodeUpdate(True, FACTS, (REPLICA,), ("a-0",), (RESIDENT,), ("sha256:22",))
+    for update in (full, NodeUpdate()):
+        assert convert.update(convert.update_to_pb(update)) == update
+
+
+def test_climbed() -> None:
+    climbed = Climbed(REPLICA, Rung.STORED, (Stage("restore.criu", 0.5, 0.25),), "it was damaged")
+    assert convert.climbed(convert.climbed_to_pb(climbed)) == climbed
+
+
+def test_a_refusal_carries_the_fresh_facts() -> None:
+    fresh = replace(FACTS, memory_promised_bytes=9, draining=False)
+    known = replace(FACTS, draining=False)
+    error = convert.node_full(fresh, "NODE_FULL", "no memory is left")
+    assert status.to_status(error).message.startswith("node 'a' takes no other replica")
+    assert convert.refused(error, known) == fresh
+    draining = convert.node_full(fresh, "NODE_DRAINING", "it is draining")
+    assert convert.refused(draining, known) == replace(fresh, draining=True)
+    assert convert.refused(Unavailable("CLIMB_FAILED", "no"), known) is None

@@ -1,0 +1,39 @@
+"""What goes over the wire comes back the same."""
+
+from woodfrog.clients import scheduler as convert
+from woodfrog.model.node import ReplicaState
+from woodfrog.model.placement import (
+    Acquired,
+    ClusterView,
+    ModelView,
+    NodeView,
+    ReadyReplica,
+    ReplicaUsage,
+    ReplicaView,
+    TrackUpdate,
+)
+from woodfrog.model.rung import Rung
+
+READY = ReadyReplica("a-1", "org/m", "a", "/run/s", 4)
+
+
+def test_acquired() -> None:
+    acquired = Acquired("e-1@a-1", READY, Rung.FROZEN, 12.5, "it was damaged", "00-1-2-01")
+    assert convert.acquired(convert.acquired_to_pb(acquired)) == acquired
+
+
+def test_track() -> None:
+    update = TrackUpdate(True, (READY,), ("a-0",))
+    assert convert.track_update(convert.track_update_to_pb(update)) == update
+    usage = ReplicaUsage("a-1", 3, 2)
+    assert convert.usage(convert.usage_to_pb(usage)) == usage
+
+
+def test_view() -> None:
+    replica = ReplicaView("a-1", "a", ReplicaState.DESCENDING, 2)
+    models = (
+        ModelView("m", Rung.PARKED, (replica,), 1.5, 0.0),
+        ModelView("n", Rung.ABSENT, (), None, None),
+    )
+    view = ClusterView(models, (NodeView("a", 9, 4),))
+    assert convert.cluster_view(convert.cluster_view_to_pb(view)) == view

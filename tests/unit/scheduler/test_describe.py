@@ -1,0 +1,59 @@
+"""The view for people."""
+
+from dataclasses import replace
+
+from tests.unit.scheduler.cell import GIB, Cell, facts, pointer, replica, resident, spec
+
+from woodfrog.model.node import ReplicaState
+from woodfrog.model.placement import NodeView, ReplicaUsage
+from woodfrog.model.rung import Rung
+from woodfrog.scheduler import events as on
+from woodfrog.scheduler.describe import describe
+
+FROG = spec()
+
+
+def test_the_best_rung_anywhere_and_what_a_request_would_wait() -> None:
+    cell = Cell(FROG, nodes=("a", "b"))
+    snapshot = pointer(FROG)
+    seen = []
+    for event in (
+        lambda: None,
+        lambda: cell.do(on.SnapshotListed(snapshot)),
+        lambda: cell.report("b", residents=(resident(snapshot.manifest, snapshot.size_bytes),)),
+        lambda: cell.report("a", replica("f1", FROG, "a", ReplicaState.PARKED)),
+        lambda: cell.report("a", replica("f1", FROG, "a")),
+    ):
+        event()
+        (model,) = describe(cell.state, cell.now).models
+        assert model.predicted_ms is not None
+        seen.append((model.rung, model.predicted_ms))
+    assert [rung for rung, _ in seen] == [
+        Rung.ABSENT,
+        Rung.STORED,
+        Rung.FROZEN,
+        Rung.PARKED,
+        Rung.SERVING,
+    ]
+    waits = [predicted for _, predicted in seen]
+    assert waits == sorted(waits, reverse=True)
+    assert (waits[0], waits[-1]) == (5000, 0)
+
+
+def test_replicas_nodes_and_idle_time() -> None:
+    cell = Cell(FROG, replace(FROG, name="never"), nodes=("a",))
+    cell.report("a", replica("f1", FROG, "a"))
+    cell.do(on.UsageReported("r", (ReplicaUsage("f1", 1, 1),)))
+    view = describe(cell.state, cell.now + 3)
+    frog, never = view.models
+    assert [(each.replica_id, each.active) for each in frog.replicas] == [("f1", 1)]
+    assert (frog.idle_s, never.idle_s, never.replicas) == (0, None, ())
+    assert view.nodes == (NodeView("a", 16 * GIB, 4 * GIB),)
+    cell.do(on.UsageReported("r", (ReplicaUsage("f1", 0),)))
+    assert describe(cell.state, cell.now + 3).models[0].idle_s == 3
+
+
+def test_without_room_nothing_is_predicted() -> None:
+    cell = Cell(FROG)
+    cell.report("a", facts=facts("a", draining=True))
+    assert describe(cell.state, cell.now).models[0].predicted_ms is None
