@@ -1,4 +1,4 @@
-.PHONY: setup demo test protos fmt lint types layers unit slow load down docs
+.PHONY: setup demo test protos fmt lint types layers down
 PY := .venv/bin/python
 
 setup:

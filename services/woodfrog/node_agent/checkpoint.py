@@ -120,7 +120,10 @@ class Checkpointer:
 
     async def discard(self, pointer: SnapshotPointer) -> None:
         """Forgets a snapshot that proved damaged: first its pointer, then its bytes."""
-        await self._catalog.remove_snapshot(pointer)
+        try:
+            await self._catalog.remove_snapshot(pointer)
+        except WoodfrogError as error:  # its successor will take the pointer's place
+            log.warning("pointer left behind", extra={"error": error.message})
         await self._drop(pointer)
 
     async def _drop(self, pointer: SnapshotPointer) -> None:
@@ -159,7 +162,14 @@ class Checkpointer:
             raise
         if replaced and replaced.manifest != pointer.manifest:
             await self._drop(replaced)
+        await self._drop_outdated(pointer)
         return pointer
+
+    async def _drop_outdated(self, pointer: SnapshotPointer) -> None:
+        """Snapshots of this model and this kind of node that an older engine or other weights made: none fits again."""
+        for other in await self._catalog.list_snapshots(pointer.model):
+            if other.fingerprint.node == pointer.fingerprint.node and other != pointer:
+                await self.discard(other)
 
     async def _prove(self, dumped: Dumped, tree: Path, image: Rewritten) -> list[tuple[int, int]]:
         """Restores the image once, before anybody relies on it.

@@ -21,6 +21,7 @@ from woodfrog.node_agent.stages import Stages
 
 log = logging.getLogger(__name__)
 PAGES = "pages"  # the file of a snapshot's tree that private memory is mapped from
+PAGE_IN_BYTES_MIN = 16 << 20  # a smaller file is not worth a thread
 _POLL_S = 0.02
 
 
@@ -141,12 +142,12 @@ class Climber:
     def _page_in(self, *trees: Tree) -> None:
         """Beside the climb: what it will touch of the files that are here."""
         for tree in trees:
-            for file in tree.manifest.files if tree.cache_path else ():
-                extents = (
-                    tree.manifest.attributes.get("first_pages") if file.path == PAGES else None
-                )
-                path = _folder(tree) / file.path
-                self._spawn(asyncio.to_thread(page_in, path, extents), "page_in")
+            for file in tree.manifest.files:
+                if tree.cache_path and file.size_bytes >= PAGE_IN_BYTES_MIN:
+                    first = tree.manifest.attributes.get("first_pages")
+                    extents = first if file.path == PAGES else None
+                    path = tree.cache_path / file.path
+                    self._spawn(asyncio.to_thread(page_in, path, extents), "page_in")
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)

@@ -76,6 +76,7 @@ class NodeLoop:
         self._numbers = itertools.count(1)
         self._climbing = 0
         self._refill = asyncio.Event()
+        self._broken = asyncio.Event()  # an invariant does not hold
 
     async def climb(
         self,
@@ -114,7 +115,11 @@ class NodeLoop:
             yield self._full()
             while True:
                 update = await queue.get()
-                yield self._full() if queue.qsize() >= _WATCH_QUEUE_MAX - 1 else update
+                if queue.qsize() >= _WATCH_QUEUE_MAX - 1:  # it was full, and something may be lost
+                    while not queue.empty():
+                        queue.get_nowait()
+                    update = self._full()
+                yield update
         finally:
             self._watchers.discard(queue)
 
@@ -124,6 +129,7 @@ class NodeLoop:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follow_weight_fs(), name="weight_fs")
                 group.create_task(self._keep_pool_full(), name="pool")
+                group.create_task(self._end_when_broken(), name="broken")
         finally:
             for task in [*self._climbs.values(), *self._background]:
                 task.cancel()
@@ -174,6 +180,7 @@ class NodeLoop:
         self._specs[replica_id] = spec
         self._publish_replica(replica_id)
         dumped: Dumped | None = None
+        live: Live | None = None
         try:
             own_print = fingerprint.of_snapshot(self._print, spec)
             live, rung, reason, damaged = await self._restore(
@@ -184,6 +191,8 @@ class NodeLoop:
                 if spec.snapshot == "eager" and (pointer is None or damaged):
                     dumped = await self._dump(live, stages)
         except BaseException:
+            if live is not None:
+                await live.sandbox.close()
             self._forget(replica_id)
             raise
         self._live[replica_id] = live
@@ -225,29 +234,23 @@ class NodeLoop:
         return live, rung, "", False
 
     async def _dump(self, live: Live, stages: Stages) -> Dumped | None:
-        """A checkpoint that fails costs the next wake, not this request."""
+        """A checkpoint that fails costs the next wake, not this request. Raises when the replica was lost over it."""
         try:
             return await self._parts.checkpointer.dump(live, stages)
-        except WoodfrogError as error:
-            log.error(
-                "checkpoint failed",
-                extra={"model": live.spec.name, "reason": error.reason, "error": error.message},
+        except (WoodfrogError, OSError) as error:
+            _log_failed(live.spec, error)
+        if (await live.control("describe"))["state"] != "serving":
+            raise Unavailable(
+                "REPLICA_LOST", f"{live.spec.name} did not go on after its checkpoint failed"
             )
-            return None
+        return None
 
     async def _finish(self, dumped: Dumped, own_print: Fingerprint) -> None:
         with telemetry.tracer().start_as_current_span("checkpoint"):
             try:
                 pointer = await self._parts.checkpointer.finish(dumped, own_print)
-            except WoodfrogError as error:
-                log.error(
-                    "checkpoint failed",
-                    extra={
-                        "model": dumped.spec.name,
-                        "reason": error.reason,
-                        "error": error.message,
-                    },
-                )
+            except (WoodfrogError, OSError) as error:
+                _log_failed(dumped.spec, error)
                 return
         log.info(
             "snapshot made",
@@ -372,6 +375,11 @@ class NodeLoop:
             await self._refill.wait()
             await asyncio.sleep(_CALM_S)
 
+    async def _end_when_broken(self) -> None:
+        """The process ends and recovers by starting."""
+        await self._broken.wait()
+        raise AssertionError("an invariant of the node's state is broken; the log has the event")
+
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)
         self._background.add(task)
@@ -381,8 +389,12 @@ class NodeLoop:
 
     def _decide(self, event: state.Event) -> state.Command:
         """The command; a refusal is raised. The invariants hold after each event, or the process ends."""
-        command = self._state.handle(event)
-        self._state.check()
+        try:
+            command = self._state.handle(event)
+            self._state.check()
+        except AssertionError:
+            self._broken.set()
+            raise
         if isinstance(command, state.Refuse):
             if command.reason in ("NODE_FULL", "NODE_DRAINING"):
                 raise node_full(self._facts(), command.reason, command.message)
@@ -437,3 +449,11 @@ class NodeLoop:
         for queue in self._watchers:
             if not queue.full():  # the watcher sees that it is full and asks for everything
                 queue.put_nowait(update)
+
+
+def _log_failed(spec: ModelSpec, error: Exception) -> None:
+    reason = error.reason if isinstance(error, WoodfrogError) else type(error).__name__
+    log.error(
+        "checkpoint failed",
+        extra={"model": spec.name, "reason": reason, "error": str(error)},
+    )
