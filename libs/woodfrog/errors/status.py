@@ -49,10 +49,15 @@ def from_rpc_error(error: grpc.aio.AioRpcError, target: str) -> errors.WoodfrogE
         detail.Unpack(info)
         if detail.Unpack(retry):
             retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
-    cls = _CODES.get(error.code(), errors.Internal)
+    code = error.code()
+    if (
+        code is grpc.StatusCode.CANCELLED
+    ):  # by the other side: it is ending; our own cancelling is CancelledError
+        code = grpc.StatusCode.UNAVAILABLE
+    cls = _CODES.get(code, errors.Internal)
     if not info.reason:
         return cls(
-            f"RPC_{error.code().name}",
+            f"RPC_{code.name}",
             f"call to {target} failed: {error.code().name}: {error.details()}",
             target=target,
         )
