@@ -1,21 +1,13 @@
-"""Memory that a replica gives back without losing its address, and pages brought in before they are touched."""
+"""Memory that a replica gives back without losing its address."""
 
 import ctypes
-import logging
 import mmap
 import os
-import threading
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
-
-log = logging.getLogger(__name__)
 
 _PROT_NONE = 0
 _READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
-_ADVICE = {"read": 22, "write": 23}  # MADV_POPULATE_READ, MADV_POPULATE_WRITE: Linux 5.14
 
 _libc = ctypes.CDLL(None, use_errno=True)  # its calls leave the GIL to others
 _libc.mmap.restype = ctypes.c_void_p
@@ -69,53 +61,3 @@ class Region:
 def trim_heap() -> None:
     """Give the allocator's free memory back to the kernel."""
     _libc.malloc_trim(0)
-
-
-@dataclass
-class Populating:
-    """Page ranges being brought in by a helper thread; errors are counted, never raised."""
-
-    ranges: list[tuple[int, int, str]]  # address, length in bytes, "read" or "write"
-    done: int = 0
-    failed: int = 0
-    _thread: threading.Thread = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="populate", daemon=True)
-
-    def start(self) -> None:
-        if self.ranges:
-            self._thread.start()
-
-    def join(self, timeout_s: float) -> None:
-        if self._thread.ident is not None:
-            self._thread.join(timeout_s)
-
-    def counts(self) -> dict[str, int]:
-        return {"ranges": len(self.ranges), "done": self.done, "failed": self.failed}
-
-    def _run(self) -> None:
-        for address, length, access in self.ranges:
-            if _libc.madvise(address, length, _ADVICE[access]) == 0:
-                self.done += 1
-            else:
-                self.failed += 1
-        log.info("pages populated", extra=self.counts())
-
-
-def parse_ranges(value: Any) -> list[tuple[int, int, str]]:
-    """Check `[[address, length, "read" | "write"], ...]`; raises ValueError."""
-    if not isinstance(value, Iterable) or isinstance(value, str | bytes):
-        raise ValueError("populate is not a list")
-    ranges = []
-    for entry in value:
-        match entry:
-            case [int() as address, int() as length, ("read" | "write") as access]:
-                if address < 0 or length <= 0 or address + length >= 1 << 64:
-                    raise ValueError(f"populate range {entry!r} is not an address range")
-                ranges.append((address, length, access))
-            case _:
-                raise ValueError(
-                    f'populate range {entry!r} is not [address, length, "read"|"write"]'
-                )
-    return ranges

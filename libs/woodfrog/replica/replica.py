@@ -60,7 +60,6 @@ class Replica:
         self._engine = engine
         self._ring = ring
         self._state = State.LOADING
-        self._populating = memory.Populating([])
         self.verbs: dict[str, Verb] = {
             "describe": self._describe,
             "quiesce": self._quiesce,
@@ -88,7 +87,6 @@ class Replica:
             "state": self.state.value,
             "replica_id": self.replica_id,
             "gate": "open" if self.gate.is_set() else "closed",
-            "populate": self._populating.counts(),
         }
 
     async def _quiesce(self, fields: Fields) -> dict[str, Any]:
@@ -133,16 +131,10 @@ class Replica:
         if gate not in ("open", "closed"):
             raise InvalidArgument("BAD_FIELD", 'thaw takes gate "open" or "closed"')
         fresh = _entropy(fields.get("entropy"))
-        try:
-            ranges = memory.parse_ranges(fields.get("populate", []))
-        except ValueError as error:
-            raise InvalidArgument("BAD_FIELD", str(error)) from None
         if self.state is State.SERVING and replica_id == self.replica_id:
             return {}  # the answer to an earlier thaw was lost
         self._check(Event.THAWED)
         self._engine.regain()
-        self._populating = memory.Populating(ranges)
-        self._populating.start()
         entropy.reseed(fresh)
         self.replica_id = replica_id
         if gate == "closed":

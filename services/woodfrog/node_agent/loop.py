@@ -355,6 +355,8 @@ class NodeLoop:
         lost = set(update.gone)
         if update.full:
             lost |= self._residents.keys() - fresh.keys()
+        for manifest in (manifest for manifest, tree in fresh.items() if not tree.complete):
+            self._parts.climber.forget_tree(manifest)  # it was complete, and then found damaged
         for manifest in lost:
             self._residents.pop(manifest, None)
             self._parts.climber.forget_tree(manifest)

@@ -21,7 +21,7 @@ class Limits:
     suspect_s: float = (
         2.0  # a replica that failed a router is ended unless its node names it by then
     )
-    promise_s: float = 30.0  # a grant that no router reports counts so long
+    promise_s: float = 10.0  # a grant that no router reports counts so long
     refusal_s: float = 2.0  # a node that refused with room is asked again after this
     descend_retry_s: float = 1.0  # a replica that was not lowered counts as used for so long
     retry_after_s: float = 1.0  # what a caller without capacity is told

@@ -172,7 +172,6 @@ async def test_canary_and_draw_and_logs(serving: Harness) -> None:
         {"replica_id": "r", "entropy": "zz" * 64},
         {"replica_id": "r"},
         {"replica_id": "r", "entropy": ENTROPY, "gate": "ajar"},
-        {"replica_id": "r", "entropy": ENTROPY, "populate": [[1, 2]]},
     ],
 )
 async def test_thaw_checks_before_it_changes_anything(

@@ -1,14 +1,13 @@
 """Memory that goes and comes back at its address."""
 
 import ctypes
-import mmap
 import os
 import signal
 from pathlib import Path
 
 import pytest
 
-from woodfrog.replica.memory import Populating, Region, parse_ranges
+from woodfrog.replica.memory import Region
 
 
 def resident_bytes(address: int) -> int:
@@ -59,34 +58,3 @@ def test_touching_released_memory_ends_the_process(region: Region) -> None:
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGSEGV
     region.close()
-
-
-def test_populating_brings_pages_in_and_counts_what_fails() -> None:
-    memory = mmap.mmap(-1, 4 * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    view = ctypes.c_char.from_buffer(memory)
-    address = ctypes.addressof(view)
-    before = resident_bytes(address)
-    populating = Populating(
-        [(address, len(memory), "write"), (mmap.PAGESIZE, mmap.PAGESIZE, "read")]
-    )
-    populating.start()
-    populating.join(timeout_s=10)
-    assert populating.counts() == {"ranges": 2, "done": 1, "failed": 1}
-    assert resident_bytes(address) >= before + len(memory)
-    del view
-    memory.close()
-
-
-def test_ranges_are_checked() -> None:
-    assert parse_ranges([[4096, 8192, "read"]]) == [(4096, 8192, "read")]
-    for bad in (
-        "x",
-        7,
-        [[1, 2]],
-        [[1, 0, "read"]],
-        [[-1, 1, "read"]],
-        [[0, 1, "run"]],
-        [["0", 1, "read"]],
-    ):
-        with pytest.raises(ValueError, match="populate"):
-            parse_ranges(bad)

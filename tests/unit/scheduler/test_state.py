@@ -468,7 +468,7 @@ def test_a_grant_that_no_router_ever_reports_ends_by_itself() -> None:
     cell = Cell(FROG)
     cell.report("a", replica("f1", FROG, "a"))
     cell.acquire()
-    cell.wait(29.0)
+    cell.wait(9.0)
     assert cell.state.active("f1") == 1
     cell.wait(1.0)
     assert cell.state.active("f1") == 0
