@@ -85,6 +85,24 @@ async def test_it_cannot_write_to_the_host(pool: SandboxPool, tmp_path: Path) ->
     await sandbox.close()
 
 
+async def test_code_that_lies_in_a_hidden_folder_is_kept_visible(
+    cgroups: Cgroups, tmp_path: Path
+) -> None:
+    """pytest's folder is below /tmp, as a checkout may be."""
+    assert str(tmp_path).startswith("/tmp/")
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "engine").write_text("here")
+    (tmp_path / "kdat").touch()
+    config = SandboxConfig(tmp_path / "kdat", (), tmp_path / "run", (tmp_path / "code",))
+    pool = SandboxPool(cgroups, config, size=0)
+    sandbox = await pool.take(GIB)
+    assert await shell(sandbox, f"cat {tmp_path}/code/engine") == (0, "here")
+    _status, said = await shell(sandbox, f"touch {tmp_path}/code/x; ls {tmp_path}")
+    assert said.splitlines()[-1] == "code"
+    assert not (tmp_path / "code" / "x").exists()
+    await sandbox.close()
+
+
 async def test_processes_start_where_they_are_told_and_are_reaped(pool: SandboxPool) -> None:
     sandbox = await pool.take(GIB)
     pid = await sandbox.spawn(
@@ -127,8 +145,11 @@ async def test_what_cannot_be_done_is_one_sentence(pool: SandboxPool, tmp_path: 
         await sandbox.place(tmp_path / "nowhere", WEIGHTS)
     with pytest.raises(Unavailable, match="mount on"):
         await sandbox.place(tmp_path, Path("/run/nowhere"))
-    pid = await sandbox.spawn(["/no/such/program"], ENV)
+    pid = await sandbox.spawn(["/no/such/program"], ENV, stderr=REPLICA / "out")
     assert await sandbox.wait(pid) == 127
+    assert (
+        sandbox.folder / "out"
+    ).read_text() == "cannot start /no/such/program: No such file or directory\n"
     await sandbox.close()
 
 

@@ -66,6 +66,13 @@ def run(home: Path) -> int:
 def ask(cluster: Cluster, question: str, max_tokens: int = 48) -> Answer:
     """Through the official client, streaming; the time runs until the first token is here."""
     client = openai.OpenAI(base_url=cluster.base_url, api_key="none", max_retries=0, timeout=600)
+    try:
+        return _ask(client, question, max_tokens)
+    except openai.APIError as error:
+        raise Unavailable("NO_ANSWER", f"{MODEL} did not answer: {error}") from None
+
+
+def _ask(client: openai.OpenAI, question: str, max_tokens: int) -> Answer:
     began = time.perf_counter()
     raw = client.chat.completions.with_raw_response.create(
         model=MODEL,

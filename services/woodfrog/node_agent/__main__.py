@@ -15,6 +15,7 @@ from woodfrog.node_agent import fingerprint
 from woodfrog.node_agent.checkpoint import Checkpointer
 from woodfrog.node_agent.climb import Climber
 from woodfrog.node_agent.criu import Criu
+from woodfrog.node_agent.engines import code_folders
 from woodfrog.node_agent.loop import NodeLoop, Parts
 from woodfrog.node_agent.recovery import recover
 from woodfrog.node_agent.sandbox import SandboxConfig, SandboxPool
@@ -35,7 +36,8 @@ async def main(stop: asyncio.Event) -> None:
     criu = Criu(settings.criu)
     kdat = settings.state_dir / "criu.kdat"
     criu_version = await criu.probe(kdat)
-    config = SandboxConfig(kdat, (settings.mount_dir,), settings.run_dir)
+    code = code_folders(settings.criu)
+    config = SandboxConfig(kdat, (settings.mount_dir,), settings.run_dir, code)
     pool = SandboxPool(cgroups, config, settings.pool_size)
     memory = settings.memory_bytes or _machine_memory() * 4 // 5
     async with (

@@ -1,13 +1,24 @@
 """The engines that this node can start, and how."""
 
 import json
+import os
 import sys
+from pathlib import Path
 
 from woodfrog.model.spec import ModelSpec
 from woodfrog.node_agent.sandbox import FIRST_PID, REPLICA, WEIGHTS, Sandbox
 
 ENGINES = {"transformers": "woodfrog.engine"}  # the module that is run
 STDERR = REPLICA / "stderr"
+
+
+def code_folders(criu: Path) -> tuple[Path, ...]:
+    """Where the code of engines and of CRIU lies on the host; none within another."""
+    entries = [sys.prefix, sys.base_prefix, *sys.path, str(criu.parent)]
+    found = sorted({Path(os.path.abspath(e)) for e in entries if e and os.path.isdir(e)})
+    return tuple(
+        path for path in found if not any(path.is_relative_to(o) for o in found if o != path)
+    )
 
 
 async def start_engine(sandbox: Sandbox, spec: ModelSpec) -> int:

@@ -44,6 +44,7 @@ class SandboxConfig:
     kdat: Path  # CRIU's probe of the kernel
     hide: tuple[Path, ...]  # mounts of the host that a sandbox must not keep alive
     replicas_dir: Path  # each sandbox's own folder is made here
+    keep: tuple[Path, ...] = ()  # folders with code, none within another, that must be seen inside
 
 
 class Sandbox:
@@ -71,6 +72,7 @@ class Sandbox:
         self._socket = ours
         config = {
             "kdat": str(self._config.kdat),
+            "keep": [str(path) for path in self._config.keep],
             "hide": [str(path) for path in self._config.hide],
             "hostname": self.name,
             "cgroups": self.cgroup.procs_files,

@@ -23,9 +23,15 @@ CLONE_NEWPID, CLONE_NEWNET = 0x20000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 1 << 14, 1 << 18
 MNT_DETACH = 2
 PR_SET_PDEATHSIG = 1
-SYS_MOVE_MOUNT, SYS_MOUNT_SETATTR = 429, 442
+SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_MOUNT_SETATTR = 428, 429, 442
+OPEN_TREE_CLONE = 1
 MOVE_MOUNT_F_EMPTY_PATH, AT_RECURSIVE, AT_FDCWD = 4, 0x8000, -100
 ROOT = "/run/woodfrog"
+HIDDEN = (
+    "/tmp/",
+    "/run/",
+    "/dev/shm/",
+)  # the sandbox has its own; code that lies there is kept visible
 FOLDERS = ("weights", "snapshot", "replica", "work", "dump")
 
 
@@ -63,6 +69,19 @@ def set_read_only(target: str, flags: int) -> None:
     )
 
 
+def open_tree(path: str) -> int:
+    flags = OPEN_TREE_CLONE | AT_RECURSIVE
+    return check(LIBC.syscall(SYS_OPEN_TREE, AT_FDCWD, path.encode(), flags), f"keep {path}")
+
+
+def move_mount(fd: int, target: str) -> None:
+    flags = MOVE_MOUNT_F_EMPTY_PATH
+    check(
+        LIBC.syscall(SYS_MOVE_MOUNT, fd, b"", AT_FDCWD, target.encode(), flags),
+        f"mount on {target}",
+    )
+
+
 def prepare(config: dict[str, Any]) -> None:
     """Mounts: the host's tree read-only, own /proc, /dev/shm, /tmp and /run; the agent's trees come in later by descriptor."""
     with open(config["kdat"], "rb") as file:
@@ -71,12 +90,17 @@ def prepare(config: dict[str, Any]) -> None:
     for stale in config["hide"]:  # a copy of the FUSE mount would outlive the mount itself
         LIBC.umount2(stale.encode(), MNT_DETACH)
     set_read_only("/", AT_RECURSIVE)
+    kept = [(path, open_tree(path)) for path in config["keep"] if path.startswith(HIDDEN)]
     mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     mount("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777,size=64m")
     mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777,size=64m")
     mount("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=64m")
     for name in FOLDERS:
         os.makedirs(f"{ROOT}/{name}")
+    for path, fd in kept:
+        os.makedirs(path, exist_ok=True)
+        move_mount(fd, path)
+        os.close(fd)
     with open("/run/criu.kdat", "wb") as file:  # CRIU's probe of the kernel, taken once
         file.write(kdat)
     socket.sethostname(config["hostname"])
@@ -86,12 +110,7 @@ def place(request: dict[str, Any], fd: int) -> dict[str, Any]:
     """Mounts the detached mount `fd` at request["target"]."""
     target = request["target"]
     try:
-        check(
-            LIBC.syscall(
-                SYS_MOVE_MOUNT, fd, b"", AT_FDCWD, target.encode(), MOVE_MOUNT_F_EMPTY_PATH
-            ),
-            f"mount on {target}",
-        )
+        move_mount(fd, target)
     finally:
         os.close(fd)
     if request["read_only"]:
@@ -121,6 +140,8 @@ def spawn(request: dict[str, Any]) -> dict[str, Any]:
             os.closerange(3, 4096)
             os.chdir(request.get("cwd", "/"))
             os.execve(request["argv"][0], request["argv"], request["env"])
+        except OSError as error:
+            os.write(2, f"cannot start {request['argv'][0]}: {error.strerror}\n".encode())
         finally:
             os._exit(127)
     return {"pid": pid}
