@@ -238,17 +238,28 @@ class SchedulerLoop:
                 task.cancel()
             case on.Descend():
                 self._spawn(self._descend(command), command.replica_id)
-            case on.Grant(ticket, acquired, climb):
-                span = self._spans.get(climb) if climb is not None else None
-                if span is not None:
-                    acquired = replace(acquired, climb_traceparent=_traceparent(span))
-                self._callers[ticket].answer.set_result(acquired)
+            case on.Grant():
+                self._grant(command)
             case on.Refuse(ticket, refusal, reason, message, retry_after_s):
                 error = _REFUSALS[refusal](reason, message, retry_after_s=retry_after_s)
-                self._callers[ticket].answer.set_exception(error)
+                answer = self._callers[ticket].answer if ticket in self._callers else None
+                if answer is not None and not answer.done():
+                    answer.set_exception(error)
             case on.Announce(ready, gone):
                 for track in self._tracks.values():
                     track.announce(ready, gone)
+
+    def _grant(self, grant: on.Grant) -> None:
+        acquired = grant.acquired
+        span = self._spans.get(grant.climb) if grant.climb is not None else None
+        if span is not None:
+            acquired = replace(acquired, climb_traceparent=_traceparent(span))
+        caller = self._callers.get(grant.ticket)
+        if caller is not None and not caller.answer.done():
+            caller.answer.set_result(acquired)
+        else:  # it gave up in this very moment, and its cancellation is still to be told
+            released = on.Released(acquired.placement_id)
+            asyncio.get_running_loop().call_soon(self.submit, released)
 
     def _place_span(self, order: on.StartClimb, began: float) -> trace.Span:
         """The decision, in the trace of the request that caused it; the climb is its child."""

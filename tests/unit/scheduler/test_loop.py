@@ -1,0 +1,79 @@
+"""The shell where two things happen in one moment."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+from tests.unit.scheduler.cell import facts, replica, spec
+
+from woodfrog.clock import FakeClock
+from woodfrog.errors import Unavailable
+from woodfrog.model.node import NodeUpdate
+from woodfrog.scheduler import events as on
+from woodfrog.scheduler.loop import SchedulerLoop, Waits
+from woodfrog.scheduler.state import SchedulerState
+
+FROG = spec()
+SERVES = on.NodeReported("a", NodeUpdate(True, facts("a"), (replica("f1", FROG, "a"),)))
+
+
+async def run(story: Callable[[SchedulerLoop, SchedulerState], Awaitable[None]]) -> None:
+    state = SchedulerState("e")
+    async with asyncio.TaskGroup() as group:
+        loop = SchedulerLoop(state, FakeClock(), Waits(1.0, 60.0, 1.0), group)
+        try:
+            loop.submit(on.CatalogListed((FROG,), (), ("a",)))
+            await story(loop, state)
+        finally:
+            loop.end()
+    state.check()
+
+
+async def turns() -> None:
+    """Lets everything run that can."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("granted_first", [True, False])
+async def test_a_grant_and_a_cancellation_cross(granted_first: bool) -> None:
+    async def story(loop: SchedulerLoop, state: SchedulerState) -> None:
+        caller = asyncio.create_task(loop.acquire("frog", frozenset(), "r", None))
+        await turns()
+        if granted_first:
+            loop.submit(SERVES)
+            caller.cancel()
+        else:
+            caller.cancel()
+            loop.submit(SERVES)
+        assert state.active("f1") == 1
+        await turns()
+        assert caller.cancelled()
+        assert state.active("f1") == 0
+
+    await run(story)
+
+
+async def test_a_scheduler_that_stops_lets_nobody_wait() -> None:
+    async def story(loop: SchedulerLoop, state: SchedulerState) -> None:
+        caller = asyncio.create_task(loop.acquire("frog", frozenset(), "r", None))
+        await turns()
+        loop.refuse_all()
+        loop.submit(SERVES)
+        with pytest.raises(Unavailable) as stopping:
+            await caller
+        assert stopping.value.reason == "SCHEDULER_STOPPING"
+        await turns()
+        assert state.active("f1") == 0
+
+    await run(story)
+
+
+async def test_a_broken_invariant_ends_everything() -> None:
+    async def story(loop: SchedulerLoop, state: SchedulerState) -> None:
+        loop.submit(on.AcquireRequested(7, "frog", 60.0))
+        loop.submit(on.AcquireRequested(7, "frog", 60.0))
+
+    with pytest.raises(ExceptionGroup) as broken:
+        await run(story)
+    assert broken.group_contains(AssertionError)
