@@ -31,6 +31,7 @@ from woodfrog.model.placement import ClusterView, ReadyReplica, ReplicaUsage
 from woodfrog.model.rung import Rung
 from woodfrog.model.snapshot import Fingerprint, SnapshotPointer
 from woodfrog.model.spec import ModelSpec
+from woodfrog.telemetry import names
 
 pytestmark = need("etcd")
 WAIT_S = 10.0
@@ -371,7 +372,8 @@ async def test_one_trace_from_acquire_over_place_to_climb(bench: Bench, tmp_path
     assert agent.traceparents == [f"00-{trace_id}-{climb['span_id']}-01"]
     assert acquired.climb_traceparent == f"00-{trace_id}-{place['span_id']}-01"
     told = place["attributes"]
-    assert (told["node"], told["rung"], told["predicted_ms"]) == ("a", "absent", 5000.0)
+    found = (told[names.NODE], told[names.RUNG], told[names.PREDICTED_MS])
+    assert found == ("a", "absent", 5000.0)
 
 
 async def test_etcd_may_be_away_for_a_while(bench: Bench) -> None:

@@ -32,8 +32,12 @@ from woodfrog.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from woodfrog.host.cgroup import Cgroups
 from woodfrog.model import digest as digests
 from woodfrog.model.manifest import CHUNK_BYTES, Kind
+from woodfrog.node_agent.climb import Climber
+from woodfrog.node_agent.criu import Criu
+from woodfrog.node_agent.sandbox import SandboxConfig, SandboxPool
 from woodfrog.weight_fs.stale_mount import mounted
 
 pytestmark = need("root", "fuse")
@@ -440,6 +444,34 @@ async def test_the_limit_evicts_and_what_was_evicted_comes_back(make: Make) -> N
     assert await off_loop(same, path, OTHER)
     used = sum(file.stat().st_blocks * 512 for file in node.cache_dir.rglob("*") if file.is_file())
     assert used <= (18 << 20) + (1 << 20)
+
+
+async def test_a_tree_is_pinned_in_the_step_that_opens_it(node: Node) -> None:
+    await node.client.open(SNAPSHOT, "replica-1")
+    with pytest.raises(FailedPrecondition) as caught:
+        await node.client.evict(SNAPSHOT)
+    assert caught.value.reason == "TREE_PINNED"
+    await node.client.pin(SNAPSHOT, "replica-2")
+    await node.client.unpin("", "replica-*", kept=("replica-1",))
+    with pytest.raises(FailedPrecondition, match="pinned by replica-1;"):
+        await node.client.evict(SNAPSHOT)
+
+
+async def test_an_agent_finds_out_at_its_pin_that_a_tree_which_it_knew_was_evicted(
+    node: Node, tmp_path: Path
+) -> None:
+    pool = SandboxPool(Cgroups("unused"), SandboxConfig(tmp_path, (), tmp_path), 0)
+    climber = Climber(node.client, pool, Criu(tmp_path), 1.0)
+    await node.client.fetch(SNAPSHOT)
+    assert (await climber.tree(SNAPSHOT, "replica-1")).cache_path
+    with pytest.raises(FailedPrecondition):
+        await node.client.evict(SNAPSHOT)
+    await climber.let_go("replica-1")
+    await evictable(node, SNAPSHOT)
+    assert await node.client.evict(SNAPSHOT) > 0
+    again = await climber.tree(SNAPSHOT, "replica-2")  # no news of the eviction reached it
+    assert again.cache_path is None
+    assert await off_loop(same, again.mount_path, FILES)
 
 
 async def evictable(node: Node, digest: str) -> None:

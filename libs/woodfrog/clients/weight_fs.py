@@ -74,8 +74,9 @@ class WeightFsClient:
     async def __aexit__(self, *_: object) -> None:
         await self._channel.close(None)
 
-    async def open(self, digest: str) -> Tree:
-        request = pb.OpenRequest(manifest_digest=digest)
+    async def open(self, digest: str, owner: str = "") -> Tree:
+        """With an owner, it is pinned in the same step."""
+        request = pb.OpenRequest(manifest_digest=digest, owner=owner)
         reply = await _call(self._stub.Open, request, timeout_s=TREE_TIMEOUT_S)
         return Tree(
             mount_path=Path(reply.mount_path),
@@ -112,9 +113,9 @@ class WeightFsClient:
         request = pb.PinRequest(manifest_digest=digest, owner=owner)
         await _call(self._stub.Pin, request, timeout_s=CALL_TIMEOUT_S)
 
-    async def unpin(self, digest: str, owner: str) -> None:
-        """With no digest every tree; an owner that ends in "*" stands for all that start so."""
-        request = pb.UnpinRequest(manifest_digest=digest, owner=owner)
+    async def unpin(self, digest: str, owner: str, kept: Iterable[str] = ()) -> None:
+        """With no digest every tree; an owner that ends in "*" stands for all that start so, except those kept."""
+        request = pb.UnpinRequest(manifest_digest=digest, owner=owner, kept_owners=kept)
         await _call(self._stub.Unpin, request, timeout_s=CALL_TIMEOUT_S)
 
     async def watch(self) -> AsyncIterator[ResidencyUpdate]:

@@ -4,7 +4,6 @@ import hashlib
 from pathlib import Path
 
 PREFIX = "sha256:"
-_READ_BYTES = 1 << 20
 
 
 def of_bytes(data: bytes | bytearray | memoryview) -> str:

@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         case "demo":
             return demo.run(args.home)
         case "chat":
-            return _chat(Cluster.existing(args.home), args.model, " ".join(args.question))
+            return _chat(up.running(args.home), args.model, " ".join(args.question))
         case _:
             asyncio.run(_ACTIONS[args.verb, getattr(args, "action", "")](args))
             return 0
@@ -113,19 +113,17 @@ async def _add(args: argparse.Namespace) -> None:
         memory_bytes=int(args.memory * (1 << 30)),
         snapshot=args.snapshot,
     )
-    await commands.models_add(Cluster.existing(args.home), spec, args.path)
+    await commands.models_add(up.running(args.home), spec, args.path)
 
 
 _Action = Callable[[argparse.Namespace], Coroutine[Any, Any, None]]
 _ACTIONS: dict[tuple[str, str], _Action] = {
-    ("ps", ""): lambda args: commands.ps(Cluster.existing(args.home)),
+    ("ps", ""): lambda args: commands.ps(up.running(args.home)),
     ("models", "add"): _add,
-    ("models", "list"): lambda args: commands.models_list(Cluster.existing(args.home)),
-    ("models", "rm"): lambda args: commands.models_rm(Cluster.existing(args.home), args.name),
-    ("snapshots", "list"): lambda args: commands.snapshots_list(Cluster.existing(args.home)),
-    ("snapshots", "rm"): lambda args: commands.snapshots_rm(
-        Cluster.existing(args.home), args.model
-    ),
+    ("models", "list"): lambda args: commands.models_list(up.running(args.home)),
+    ("models", "rm"): lambda args: commands.models_rm(up.running(args.home), args.name),
+    ("snapshots", "list"): lambda args: commands.snapshots_list(up.running(args.home)),
+    ("snapshots", "rm"): lambda args: commands.snapshots_rm(up.running(args.home), args.model),
 }
 
 

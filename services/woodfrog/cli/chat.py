@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from woodfrog.errors import InvalidArgument, Unavailable
 
 _TIMEOUT_S = 600
+# Small models ramble at the API's default temperature of 1, and need not come to an end.
+_SAMPLING = {"temperature": 0.2, "top_p": 0.9, "max_tokens": 512}
 
 
 def ask(base_url: str, model: str, messages: list[dict[str, str]]) -> Iterator[str]:
     """Pieces of the answer. Raises InvalidArgument with the gateway's words, Unavailable when it cannot be reached."""
-    body = {"model": model, "messages": messages, "stream": True}
+    body = {"model": model, "messages": messages, "stream": True, **_SAMPLING}
     request = urllib.request.Request(
         f"{base_url}/chat/completions",
         json.dumps(body).encode(),

@@ -6,25 +6,21 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from woodfrog import rpc
-from woodfrog.api.scheduler.v1 import placements_pb2, placements_pb2_grpc
 from woodfrog.cli import models
 from woodfrog.cli.cluster import Cluster
 from woodfrog.cli.show import size, table
+from woodfrog.clients.scheduler import SchedulerClient
 from woodfrog.errors import NotFound, Unavailable
+from woodfrog.model.placement import ClusterView
 from woodfrog.model.spec import ModelSpec
 
 _TIMEOUT_S = 5.0
 _KNOWN_S = 10.0
 
 
-async def describe(cluster: Cluster) -> placements_pb2.DescribeResponse:
-    async with rpc.open_channel(cluster.address("scheduler")) as channel:
-        stub = placements_pb2_grpc.PlacementsStub(channel)  # type: ignore[no-untyped-call]
-        response: placements_pb2.DescribeResponse = await rpc.call(
-            stub.Describe, placements_pb2.DescribeRequest(), timeout_s=_TIMEOUT_S
-        )
-        return response
+async def describe(cluster: Cluster) -> ClusterView:
+    async with SchedulerClient(cluster.address("scheduler"), router="") as scheduler:
+        return await scheduler.describe()
 
 
 async def ps(cluster: Cluster) -> None:
@@ -32,10 +28,11 @@ async def ps(cluster: Cluster) -> None:
     rows = [
         (
             m.model,
-            m.rung,
-            ", ".join(f"{r.replica_id} {r.state} ({r.active} active)" for r in m.replicas) or "-",
-            f"{m.idle_s:.0f} s" if m.idle_s >= 0 else "-",
-            f"{m.predicted_ms:.0f} ms",
+            m.rung.value,
+            ", ".join(f"{r.replica_id} {r.state.value} ({r.active} active)" for r in m.replicas)
+            or "-",
+            "-" if m.idle_s is None else f"{m.idle_s:.0f} s",
+            "-" if m.predicted_ms is None else f"{m.predicted_ms:.0f} ms",
         )
         for m in view.models
     ]

@@ -54,7 +54,7 @@ def run(home: Path) -> int:
         print("  asleep: no process of the model is left\n")
         with progress(f"woken: {QUESTIONS[1]}"):
             woken = ask(cluster, QUESTIONS[1])
-            owned = memory()
+            owned = memory(cluster.node)
         print(f"  {woken.text}\n")
         report(cluster, cold, woken, asyncio.run(_attributes(cluster, pointer)), owned)
     except KeyboardInterrupt:
@@ -159,15 +159,16 @@ def _depth_first(spans: list[dict[str, Any]], ids: set[str]) -> Iterator[dict[st
         stack += [(s, depth + 1) for s in reversed(spans) if s["parent_id"] == span["span_id"]]
 
 
-def memory() -> tuple[int, int, int]:
-    """Of the running replica, bytes: what it owns, what it maps of its snapshot, what it maps of its weights."""
+def memory(node: str) -> tuple[int, int, int]:
+    """Of the node's replica, bytes: what it owns, what it maps of its snapshot, what it maps of its weights."""
     private = pages = weights = 0
-    for smaps in Path("/proc").glob("[0-9]*/smaps"):
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            text = smaps.read_text()
+            text = (process / "smaps").read_text()
+            cgroup = (process / "cgroup").read_text()
         except OSError:
             continue
-        if "/run/woodfrog/snapshot/pages" not in text:
+        if "/run/woodfrog/snapshot/pages" not in text or node not in cgroup:
             continue
         path = ""
         for line in text.splitlines():

@@ -100,7 +100,11 @@ async def add(cell: Cell, spec: ModelSpec, path: Path, progress: Progress) -> Mo
 
 
 async def remove(cell: Cell, name: str) -> None:
-    """Removes a model with its snapshots and its weights. Raises NotFound MODEL_NOT_FOUND."""
+    """Removes a model with its snapshots and its weights.
+
+    Raises NotFound MODEL_NOT_FOUND, Unavailable when the store is away; then nothing is removed.
+    """
+    await cell.store.list()
     spec = await cell.catalog.get_model(name)
     pointers = await cell.catalog.remove_model(name)
     for pointer in pointers:
@@ -109,6 +113,8 @@ async def remove(cell: Cell, name: str) -> None:
 
 
 async def drop_snapshot(cell: Cell, pointer: SnapshotPointer) -> None:
+    """Raises Unavailable when the store is away; then nothing is removed."""
+    await cell.store.list()
     await cell.catalog.remove_snapshot(pointer)
     await _drop(cell, pointer.manifest, pointer.holder)
 

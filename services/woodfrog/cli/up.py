@@ -58,6 +58,16 @@ def down(home: Path) -> int:
     return 0
 
 
+def running(home: Path) -> Cluster:
+    """Raises FailedPrecondition NO_CLUSTER, or NOT_UP when it is stopped."""
+    cluster = Cluster.existing(home)
+    if supervisor.Lock(cluster.home).holder() is None:
+        raise FailedPrecondition(
+            "NOT_UP", f"the cluster in {cluster.home} is not running; start it with: woodfrog up"
+        )
+    return cluster
+
+
 def check_machine() -> None:
     """Raises FailedPrecondition with what to type for the first need that is not met."""
     for finding in doctor.examine(Tools.find()):

@@ -61,6 +61,8 @@ class Checkpointer:
         self._catalog = catalog
         self._clock = clock
         self._staging = staging
+        # Its sandbox is promised to nobody, so that a node as full as it can be still gets snapshots.
+        self._one_proof = asyncio.Lock()
 
     async def dump(self, live: Live, stages: Stages) -> Dumped:
         """Takes the image of a replica that has not answered anybody yet; it serves afterwards.
@@ -93,7 +95,8 @@ class Checkpointer:
             with stages.stage("checkpoint.rewrite"):
                 image = await asyncio.to_thread(_rewrite, dumped.folder / "dump", tree)
             with stages.stage("checkpoint.prove"):
-                first_pages = await self._prove(dumped, tree, image)
+                async with self._one_proof:
+                    first_pages = await self._prove(dumped, tree, image)
             with stages.stage("checkpoint.digest"):
                 attributes = {
                     "model": dumped.spec.name,
@@ -176,23 +179,27 @@ class Checkpointer:
 
         The extents (offset, length) of the pages file that the restore and a first request touched.
         """
-        weights = await self._climber.tree(dumped.spec.weights)
-        live = await self._climber.restore_tree(
-            f"{dumped.folder.name}-proof",
-            dumped.spec,
-            Stages(),
-            dumped.canary,
-            snapshot=tree,
-            weights=weights.cache_path or weights.mount_path,
-        )
+        proof = f"{dumped.folder.name}-proof"
         try:
-            await live.prove(dumped.canary)
-            await _ask(live)
-            pid = live.sandbox.host_pid(live.pid)
-            extents = await asyncio.to_thread(touched.touched, image.areas, pid)
-            return touched.in_file(extents, image.areas)
+            weights = await self._climber.tree(dumped.spec.weights, proof)
+            live = await self._climber.restore_tree(
+                proof,
+                dumped.spec,
+                Stages(),
+                dumped.canary,
+                snapshot=tree,
+                weights=weights.cache_path or weights.mount_path,
+            )
+            try:
+                await live.prove(dumped.canary)
+                await _ask(live)
+                pid = live.sandbox.host_pid(live.pid)
+                extents = await asyncio.to_thread(touched.touched, image.areas, pid)
+                return touched.in_file(extents, image.areas)
+            finally:
+                await live.sandbox.close()
         finally:
-            await live.sandbox.close()
+            await self._climber.let_go(proof)
 
 
 def _rewrite(source: Path, tree: Path) -> Rewritten:

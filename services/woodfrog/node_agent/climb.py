@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from woodfrog.clients.weight_fs import Tree, WeightFsClient
-from woodfrog.errors import Unavailable, WoodfrogError
+from woodfrog.errors import NotFound, Unavailable, WoodfrogError
 from woodfrog.model.rung import Rung
 from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.model.spec import ModelSpec
@@ -35,6 +35,7 @@ class Climber:
         self._cold_timeout_s = cold_timeout_s
         self._trees: dict[str, Tree] = {}  # complete ones only; they do not change
         self.proven: set[str] = set()  # manifests whose full canary was right on this node
+        self.owners: set[str] = set()  # who may pin trees
         self._background: set[asyncio.Task[None]] = set()
 
     async def restore(
@@ -43,11 +44,11 @@ class Climber:
         """A replica from its snapshot, proven by its canary; and the rung that it rested on.
 
         Raises DataLoss when the snapshot is damaged (bytes, or what they compute), Unavailable when it could not be
-        fetched or CRIU refused it.
+        fetched or CRIU refused it. Its trees are pinned until `let_go`, whatever the outcome.
         """
         with stages.stage("restore.fetch"):
             snapshot, weights = await asyncio.gather(
-                self.tree(pointer.manifest), self.tree(spec.weights)
+                self.tree(pointer.manifest, replica_id), self.tree(spec.weights, replica_id)
             )
             rung = Rung.FROZEN if snapshot.cache_path and weights.cache_path else Rung.STORED
             if not snapshot.cache_path:
@@ -58,7 +59,6 @@ class Climber:
         live = await self.restore_tree(
             replica_id, spec, stages, canary, snapshot=_folder(snapshot), weights=_folder(weights)
         )
-        live.snapshot = pointer.manifest
         live.through_mount = rung is Rung.STORED
         if pointer.manifest not in self.proven:
             try:
@@ -99,9 +99,12 @@ class Climber:
         return live
 
     async def cold_start(self, replica_id: str, spec: ModelSpec, stages: Stages) -> Live:
-        """A replica from its weights alone. Raises Unavailable COLD_START_FAILED with the engine's own words."""
+        """A replica from its weights alone, which are pinned until `let_go`.
+
+        Raises Unavailable COLD_START_FAILED with the engine's own words.
+        """
         with stages.stage("cold.fetch"):
-            weights = await self.tree(spec.weights)
+            weights = await self.tree(spec.weights, replica_id)
         self._fetch_rest(weights)
         with stages.stage("cold.sandbox"):
             sandbox = await self._pool.take(spec.memory_bytes)
@@ -116,13 +119,27 @@ class Climber:
             raise
         return live
 
-    async def tree(self, manifest: str) -> Tree:
-        if manifest not in self._trees:
-            tree = await self._weight_fs.open(manifest)
-            if not tree.cache_path:
-                return tree
+    async def tree(self, manifest: str, owner: str) -> Tree:
+        """Pinned for its owner until `let_go`."""
+        self.owners.add(owner)
+        if known := self._trees.get(manifest):
+            try:
+                await self._weight_fs.pin(manifest, owner)
+                return known
+            except NotFound:  # evicted; the news of it is on its way
+                self.forget_tree(manifest)
+        tree = await self._weight_fs.open(manifest, owner)
+        if tree.cache_path:
             self._trees[manifest] = tree
-        return self._trees[manifest]
+        return tree
+
+    async def let_go(self, owner: str) -> None:
+        """Its trees may be evicted. What fails is made up for when weight_fs comes back."""
+        self.owners.discard(owner)
+        try:
+            await self._weight_fs.unpin("", owner)
+        except WoodfrogError as error:
+            log.warning("unpin failed", extra={"owner": owner, "error": error.message})
 
     def forget_tree(self, manifest: str) -> None:
         """The tree was evicted."""

@@ -7,6 +7,8 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+import woodfrog.clock
+import woodfrog.errors
 import woodfrog.replica
 from woodfrog.model import digest
 from woodfrog.model.snapshot import Fingerprint
@@ -54,7 +56,8 @@ def _versions() -> dict[str, str]:
 @cache
 def _code_digest() -> str:
     """Of the source that a replica runs: a snapshot holds old code, so a change of code ends it."""
-    folders = [Path(__file__).parent.parent / "engine", *map(Path, woodfrog.replica.__path__)]
+    packages = (woodfrog.replica, woodfrog.errors, woodfrog.clock)
+    folders = [Path(__file__).parent.parent / "engine", *(Path(p.__path__[0]) for p in packages)]
     sha = hashlib.sha256()
     for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
         sha.update(path.name.encode() + b"\0" + path.read_bytes())

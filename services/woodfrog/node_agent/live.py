@@ -29,9 +29,6 @@ class Live:
     spec: ModelSpec
     sandbox: Sandbox
     through_mount: bool  #: it maps files of the FUSE mount, and is lost when that is
-    snapshot: str | None = (
-        None  #: manifest that it was restored from; such a replica is never checkpointed
-    )
     pid: int = FIRST_PID  #: inside the sandbox
 
     @property

@@ -40,6 +40,7 @@ from woodfrog.node_agent.climb import Climber
 from woodfrog.node_agent.live import Live
 from woodfrog.node_agent.sandbox import SandboxPool
 from woodfrog.node_agent.stages import Stages
+from woodfrog.telemetry import names
 
 log = logging.getLogger(__name__)
 _WATCH_QUEUE_MAX = 256
@@ -146,7 +147,7 @@ class NodeLoop:
         stages = Stages()
         self._climbing += 1
         with telemetry.tracer().start_as_current_span("climb") as span:
-            span.set_attribute("woodfrog.model", spec.name)
+            span.set_attribute(names.MODEL, spec.name)
             try:
                 if replica_id:
                     return await self._thaw(replica_id, stages)
@@ -194,16 +195,16 @@ class NodeLoop:
             if live is not None:
                 await live.sandbox.close()
             self._forget(replica_id)
+            self._spawn(self._parts.climber.let_go(replica_id), "unpin")
             raise
         self._live[replica_id] = live
         self._decide(state.ClimbFinished(replica_id))
         self._spawn(self._watch_end(live), "ended")
-        self._spawn(self._pin(live), "pin")
         if dumped:
             self._spawn(self._finish(dumped, own_print), "checkpoint")
-        span.set_attribute("woodfrog.rung", rung.value)
+        span.set_attribute(names.RUNG, rung.value)
         if reason:
-            span.set_attribute("woodfrog.fallback_reason", reason)
+            span.set_attribute(names.FALLBACK, reason)
         self._publish_replica(replica_id)
         return Climbed(self._replica(replica_id), rung, tuple(stages.done), reason)
 
@@ -228,6 +229,7 @@ class NodeLoop:
                 extra={"model": spec.name, "reason": error.reason, "error": error.message},
             )
             damaged = isinstance(error, DataLoss) or error.reason == "CRIU_RESTORE_FAILED"
+            await self._parts.climber.let_go(replica_id)
             if damaged:
                 await self._parts.checkpointer.discard(pointer)
             return None, Rung.ABSENT, error.message, damaged
@@ -298,24 +300,11 @@ class NodeLoop:
         log.info("replica ended", extra={"replica": live.replica_id, "why": why})
         await live.sandbox.close()
         self._forget(live.replica_id)
-        self._spawn(self._unpin(live), "unpin")
+        self._spawn(self._parts.climber.let_go(live.replica_id), "unpin")
 
     async def _watch_end(self, live: Live) -> None:
         status = await live.sandbox.wait(live.pid)
         await self._end(live, f"its process ended with status {status}")
-
-    async def _unpin(self, live: Live) -> None:
-        try:
-            await self._parts.weight_fs.unpin("", live.replica_id)
-        except WoodfrogError as error:
-            log.warning("unpin failed", extra={"error": error.message})
-
-    async def _pin(self, live: Live) -> None:
-        for manifest in filter(None, (live.spec.weights, live.snapshot)):
-            try:
-                await self._parts.weight_fs.pin(manifest, live.replica_id)
-            except WoodfrogError as error:
-                log.warning("pin failed", extra={"error": error.message})
 
     # --- what runs beside ---
 
@@ -325,7 +314,9 @@ class NodeLoop:
             try:
                 async for update in self._parts.weight_fs.watch():
                     if update.full:
-                        await self._pin_anew()
+                        # Pins of a predecessor of ours, or of replicas that ended while weight_fs was away, go.
+                        kept = self._parts.climber.owners
+                        await self._parts.weight_fs.unpin("", f"{self._node}-*", kept)
                     self._residency_changed(update)
             except WoodfrogError as error:
                 if self._residents:
@@ -334,12 +325,6 @@ class NodeLoop:
             for live in [live for live in self._live.values() if live.through_mount]:
                 await self._end(live, "the mount that it maps its weights from is gone")
             await asyncio.sleep(_RETRY_S)
-
-    async def _pin_anew(self) -> None:
-        """Pins of a predecessor of ours, or of replicas that ended while weight_fs was away, go."""
-        await self._parts.weight_fs.unpin("", f"{self._node}-*")
-        for live in list(self._live.values()):
-            await self._pin(live)
 
     def _residency_changed(self, update: ResidencyUpdate) -> None:
         fresh = {

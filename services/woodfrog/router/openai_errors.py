@@ -56,10 +56,6 @@ class Refusal(Exception):
         return json.dumps({"error": self.error}).encode()
 
 
-def status_of(error: errors.WoodfrogError) -> int:
-    return _TABLE[type(error)][0]
-
-
 def refusal(error: errors.WoodfrogError) -> Refusal:
     """`param` comes from the error's metadata; when to come back goes in both forms that OpenAI's clients obey."""
     status, type_ = _TABLE[type(error)]

@@ -23,6 +23,7 @@ from woodfrog.scheduler.events import Command, Event, Refusal
 from woodfrog.scheduler.nodes import NodeLinks
 from woodfrog.scheduler.state import SchedulerState
 from woodfrog.scheduler.tracks import Track
+from woodfrog.telemetry import names
 
 log = logging.getLogger(__name__)
 _STORY_MAX = 1000
@@ -190,11 +191,11 @@ class SchedulerLoop:
     def _catalog_changed(self, change: catalog.CatalogEvent) -> None:
         match change:
             case catalog.CatalogSnapshot(models, snapshots, nodes):
-                names = tuple(record.name for record in nodes)
-                self.submit(on.CatalogListed(models, snapshots, names))
+                listed = tuple(record.name for record in nodes)
+                self.submit(on.CatalogListed(models, snapshots, listed))
                 for record in nodes:
                     self._links.put(record.name, record.address)
-                self._links.keep(set(names))
+                self._links.keep(set(listed))
             case catalog.ModelPut(spec):
                 self.submit(on.ModelListed(spec))
             case catalog.ModelRemoved(spec):
@@ -275,11 +276,11 @@ class SchedulerLoop:
             parent,
             start_time=int(began * 1e9),
             attributes={
-                "model": order.spec.name,
-                "node": order.node,
-                "rung": order.rung.value,
-                "predicted_ms": order.predicted_s * 1000,
-                "attempt": order.attempt,
+                names.MODEL: order.spec.name,
+                names.NODE: order.node,
+                names.RUNG: order.rung.value,
+                names.PREDICTED_MS: order.predicted_s * 1000,
+                names.ATTEMPT: order.attempt,
             },
         )
         span.end()

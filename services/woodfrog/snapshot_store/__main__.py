@@ -55,4 +55,4 @@ async def tend(store: Store, threads: Threads, ingest_idle_s: float) -> None:
 
 
 if __name__ == "__main__":
-    rpc.run("snapshot-store", main, loop_factory=asyncio.new_event_loop)
+    rpc.run("snapshot_store", main, loop_factory=asyncio.new_event_loop)

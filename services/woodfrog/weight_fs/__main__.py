@@ -76,4 +76,4 @@ def prepare_process() -> None:
 
 
 if __name__ == "__main__":
-    rpc.run("weight-fs", main)
+    rpc.run("weight_fs", main)

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -213,10 +214,10 @@ class NodeCache:
         self._save_pins(tree)
         self.touch(tree)
 
-    def unpin(self, digest: str, owner: str) -> None:
-        """With no digest every tree; an owner that ends in "*" stands for all that start so."""
+    def unpin(self, digest: str, owner: str, kept: Collection[str] = ()) -> None:
+        """With no digest every tree; an owner that ends in "*" stands for all that start so, except those kept."""
         for tree in self.trees.values():
-            gone = {each for each in tree.owners if _named(each, owner)}
+            gone = {each for each in tree.owners if _named(each, owner)}.difference(kept)
             if gone and digest in ("", tree.digest):
                 tree.owners -= gone
                 self._save_pins(tree)

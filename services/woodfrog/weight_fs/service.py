@@ -29,6 +29,8 @@ class TreesServicer(pb_grpc.TreesServicer):
 
     async def Open(self, request: pb.OpenRequest, _: Context) -> pb.OpenResponse:
         tree = await self._cache.open(request.manifest_digest)
+        if request.owner:
+            self._cache.pin(tree.digest, request.owner)
         await self._cache.recheck(tree)
         self._cache.touch(tree)
         return pb.OpenResponse(
@@ -58,7 +60,7 @@ class TreesServicer(pb_grpc.TreesServicer):
         return pb.PinResponse()
 
     async def Unpin(self, request: pb.UnpinRequest, _: Context) -> pb.UnpinResponse:
-        self._cache.unpin(request.manifest_digest, request.owner)
+        self._cache.unpin(request.manifest_digest, request.owner, request.kept_owners)
         return pb.UnpinResponse()
 
     async def Watch(self, _request: pb.WatchRequest, _: Context) -> AsyncIterator[pb.WatchResponse]:
