@@ -97,7 +97,7 @@ class Lab:
                     await agent.descend(replica.replica_id, rung)
             wanted = ["parked"] if rung is Rung.PARKED else []
             deadline = time.monotonic() + _WAIT_S
-            while [r.state for r in await self._replicas(model)] != wanted:
+            while [r.state.value for r in await self._replicas(model)] != wanted:
                 if time.monotonic() > deadline:
                     raise SystemExit(f"{model} does not descend to {rung.value}")
                 await asyncio.sleep(0.02)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import openai
 import pytest
 
 from tests.capabilities import MODEL
@@ -59,6 +60,35 @@ def test_a_replica_killed_while_nobody_looks_is_replaced_without_an_error(frog: 
     answer = frog.ask(QUESTION)
     assert answer.text == expected.text
     assert answer.replica != expected.replica
+
+
+def test_a_stuck_replica_is_ended_and_its_requests_go_to_another(frog: Running) -> None:
+    expected = frog.ask(QUESTION)
+    sandbox = next(path for path in frog.cluster.run_dir.glob("*/engine.sock"))
+    os.kill(replica_pid(sandbox), signal.SIGSTOP)
+    answer = frog.ask(QUESTION)
+    assert answer.text == expected.text
+    assert answer.replica != expected.replica
+    assert not sandbox.exists()
+
+
+def test_a_model_with_too_little_memory_says_so(frog: Running) -> None:
+    frog.add("tight", memory_bytes=64 << 20)
+    with pytest.raises(openai.APIStatusError, match="needs more than its 67108864 bytes of memory"):
+        frog.ask(QUESTION, "tight")
+    frog.remove("tight")
+
+
+def test_a_removed_model_leaves_no_bytes(frog: Running) -> None:
+    before = _manifests(frog)
+    frog.add("gone", memory_bytes=3 << 30)  # another manifest than smollm2's
+    frog.ask(QUESTION, "gone")
+    frog.freeze("gone")
+    (pointer,) = frog.snapshots("gone")
+    frog.remove("gone")
+    assert _manifests(frog) == before
+    tree = frog.cluster.home / "node" / "cache" / pointer.manifest.removeprefix("sha256:")
+    assert not tree.exists()
 
 
 @pytest.mark.parametrize("where", ["store", "cache", "cache-images"])

@@ -54,7 +54,7 @@ def test_a_parked_model_wakes_with_its_process(frog: Running) -> None:
     frog.ask(QUESTION)
     (replica,) = frog.replicas()
     asyncio.run(descend(frog.cluster, replica.replica_id, "parked"))
-    wait(lambda: [r.state for r in frog.replicas()] == ["parked"], "a parked replica")
+    wait(lambda: [r.state.value for r in frog.replicas()] == ["parked"], "a parked replica")
     answer = frog.ask(QUESTION)
     assert answer.rung == "parked"
     assert answer.replica == replica.replica_id

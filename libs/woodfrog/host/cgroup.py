@@ -34,6 +34,15 @@ class Cgroup:
                     continue
         return found
 
+    def out_of_memory(self) -> bool:
+        """Whether the kernel killed a process inside for want of memory."""
+        for folder in self.folders:
+            for name in ("memory.events", "memory.oom_control"):  # v2, v1
+                if (folder / name).exists():
+                    fields = dict(line.split() for line in (folder / name).read_text().splitlines())
+                    return int(fields.get("oom_kill", 0)) > 0
+        return False
+
     def kill(self) -> None:
         """Kills everything inside, and waits until it is gone, for at most five seconds."""
         deadline = time.monotonic() + _EMPTY_WAIT_S

@@ -14,6 +14,7 @@ from woodfrog.cli.cluster import Cluster
 from woodfrog.cli.import_model import import_gguf
 from woodfrog.clients.ingest import build_manifest, ingest
 from woodfrog.clients.store import ChunkClient, StoreClient
+from woodfrog.clients.weight_fs import WeightFsClient
 from woodfrog.clock import SystemClock
 from woodfrog.coordination import Session
 from woodfrog.errors import (
@@ -21,6 +22,7 @@ from woodfrog.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    Unavailable,
     WoodfrogError,
 )
 from woodfrog.model.manifest import Kind
@@ -39,6 +41,7 @@ class Cell:
     catalog: Catalog
     store: StoreClient
     chunks: ChunkClient
+    weight_fs: WeightFsClient  # of the local node
 
 
 @asynccontextmanager
@@ -47,8 +50,9 @@ async def connect(cluster: Cluster) -> AsyncIterator[Cell]:
         Session([cluster.address("etcd")], SystemClock()) as session,
         StoreClient(cluster.address("snapshot_store")) as store,
         ChunkClient() as chunks,
+        WeightFsClient(cluster.address("weight_fs")) as weight_fs,
     ):
-        yield Cell(Catalog(session), store, chunks)
+        yield Cell(Catalog(session), store, chunks, weight_fs)
 
 
 def check_folder(folder: Path) -> list[str]:
@@ -150,8 +154,9 @@ async def _drop(cell: Cell, manifest: str, holder: str) -> None:
     try:
         await cell.store.unhold(manifest, holder)
         await cell.store.delete(manifest)
-    except (FailedPrecondition, NotFound):
-        return
+        await cell.weight_fs.evict(manifest)
+    except (FailedPrecondition, NotFound, Unavailable):
+        return  # the cache has a limit, beyond which it goes first
 
 
 def _exists(name: str) -> AlreadyExists:

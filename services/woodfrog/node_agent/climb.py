@@ -193,7 +193,7 @@ class Climber:
                 if state == "serving":
                     return
                 if ended.done() or state == "failed":
-                    raise _cold_start_failed(live, f"its engine ended: {_said(live)}")
+                    raise _cold_start_failed(live, _why_it_ended(live))
                 await asyncio.wait([ended], timeout=_POLL_S)
         finally:
             ended.cancel()
@@ -208,6 +208,15 @@ def _first_extents(tree: Tree) -> list[tuple[str, int, int]]:
     """What a restore needs before anything else, in order: CRIU's images, then the pages that it touches first."""
     images = [(f.path, 0, f.size_bytes) for f in tree.manifest.files if f.path != PAGES]
     return [*images, *((PAGES, o, n) for o, n in tree.manifest.attributes.get("first_pages", []))]
+
+
+def _why_it_ended(live: Live) -> str:
+    if live.sandbox.cgroup.out_of_memory():
+        return (
+            f"its engine needs more than its {live.spec.memory_bytes} bytes of memory; "
+            "add the model with more"
+        )
+    return f"its engine ended: {_said(live)}"
 
 
 def _said(live: Live) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from woodfrog.errors import DataLoss
+from woodfrog.errors import DataLoss, WoodfrogError
 from woodfrog.model.spec import ModelSpec
 from woodfrog.node_agent.sandbox import FIRST_PID, Sandbox
 from woodfrog.replica.client import ControlClient
@@ -41,6 +41,13 @@ class Live:
         """Raises woodfrog.errors classes."""
         client = ControlClient(self.sandbox.folder / "control.sock")
         return await client.call(verb, within_s, **fields)
+
+    async def answers(self, within_s: float) -> bool:
+        """Whether it lives: a stopped or stuck process does not answer."""
+        try:
+            return bool((await self.control("describe", within_s))["state"] != "failed")
+        except WoodfrogError:
+            return False
 
     async def thaw(self) -> None:
         await self.control("thaw", **self._thawing())

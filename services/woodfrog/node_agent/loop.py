@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 _WATCH_QUEUE_MAX = 256
 _RETRY_S = 0.3
 _CALM_S = 0.3  # after a climb, before sandboxes are made again
+_HEALTH_S = 5.0  # between two looks at the replicas, and how long each may take to answer
 _CLIMBS_KEPT_MAX = 1024
 
 
@@ -130,6 +131,7 @@ class NodeLoop:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follow_weight_fs(), name="weight_fs")
                 group.create_task(self._keep_pool_full(), name="pool")
+                group.create_task(self._end_the_stuck(), name="health")
                 group.create_task(self._end_when_broken(), name="broken")
         finally:
             for task in [*self._climbs.values(), *self._background]:
@@ -361,6 +363,27 @@ class NodeLoop:
                     log.error("no sandbox can be made", extra={"error": error.message})
             await self._refill.wait()
             await asyncio.sleep(_CALM_S)
+
+    async def _end_the_stuck(self) -> None:
+        """A replica that does not answer twice in a row is ended, so that its requests go to another one."""
+        silent: set[str] = set()
+        while True:
+            await asyncio.sleep(_HEALTH_S)
+            serving = [
+                live
+                for replica_id, live in self._live.items()
+                if self._state.promises[replica_id].state is ReplicaState.SERVING
+            ]
+            answers = await asyncio.gather(*(live.answers(_HEALTH_S) for live in serving))
+            now_silent = {
+                live.replica_id
+                for live, answered in zip(serving, answers, strict=True)
+                if not answered
+            }
+            for live in serving:
+                if live.replica_id in now_silent & silent:
+                    await self._end(live, "it is stuck: it did not answer its control socket")
+            silent = now_silent
 
     async def _end_when_broken(self) -> None:
         """The process ends and recovers by starting."""
