@@ -44,8 +44,32 @@ async def test_large_body_passes_and_a_larger_one_is_refused(tmp_path: Path) -> 
         answer_head, body = await bench.raw(head + 40 * chunk + b"0\r\n\r\n")
         assert answer_head.startswith(b"HTTP/1.1 413"), "an undeclared length is counted"
         assert error_of(body)["code"] == "request_too_large"
+        answer_head, body = await bench.raw(post(b" " * (8 << 20)))
+        assert answer_head.startswith(b"HTTP/1.1 413"), "a connection that closes is read first"
         await bench.ask()
         assert len(engine.requests) == 2
+
+
+async def test_numbers_of_any_length_in_headers(tmp_path: Path) -> None:
+    async with Bench.open(tmp_path) as bench:
+        await bench.ready("a")
+        body = b'{"model": "m", "messages": []}'
+        many = "0" * 5000
+        padded = post(body).replace(b"content-length: ", b"content-length: " + many.encode())
+        head, _ = await bench.raw(padded)
+        assert head.startswith(b"HTTP/1.1 200")
+        head, _ = await bench.raw(post(body, "x-stainless-retry-count: 1" + many))
+        assert head.startswith(b"HTTP/1.1 200")
+
+
+async def test_a_client_that_would_rather_speak_http2_keeps_its_body(tmp_path: Path) -> None:
+    async with Bench.open(tmp_path) as bench:
+        engine = await bench.ready("a")
+        body = b'{"model": "m", "messages": ["\\r\\nUpgrade: x"]}'
+        wishes = ("connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "http2-settings: AAMAAABk")
+        head, _ = await bench.raw(post(body, *wishes))
+        assert head.startswith(b"HTTP/1.1 200")
+        assert engine.requests[0].body == body
 
 
 async def test_slow_body_and_slow_head_end(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from woodfrog.model import digest as digests
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 FORMAT = 1
+_MEMORY_BYTES_MIN, _MEMORY_BYTES_MAX = 16 << 20, 1 << 50
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "name": str, "weights": str, "weights_bytes": int, "engine": str, "engine_args": Mapping, "slots": int,
     "replicas_max": int, "park_after_s": (int, float), "freeze_after_s": (int, float), "memory_bytes": int,
@@ -66,6 +67,10 @@ class ModelSpec:
             raise ValueError(f"slots is {self.slots}, it must be 1 to 1024")
         if not 1 <= self.replicas_max <= 1024:
             raise ValueError(f"replicas_max is {self.replicas_max}, it must be 1 to 1024")
+        if not _MEMORY_BYTES_MIN <= self.memory_bytes <= _MEMORY_BYTES_MAX:
+            raise ValueError(
+                f"memory is {self.memory_bytes} bytes, it must be 16 MiB to 1 PiB for one replica"
+            )
         if not 0 <= self.park_after_s <= self.freeze_after_s:
             raise ValueError("park_after_s must be at least 0 and at most freeze_after_s")
         return self

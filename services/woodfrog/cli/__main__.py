@@ -13,6 +13,8 @@ from woodfrog.cli.cluster import Cluster, Tools
 from woodfrog.errors import WoodfrogError
 from woodfrog.model.spec import ModelSpec
 
+_CONTEXT_TOKENS_MIN, _CONTEXT_TOKENS_MAX = 16, 1 << 20
+_GIB_MAX = 1 << 20
 HOME = Path(os.environ.get("WOODFROG_HOME", ".woodfrog"))
 
 
@@ -51,9 +53,13 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--slots", type=int, default=16, help="requests that a replica runs at once")
     add.add_argument("--replicas-max", type=int, default=1)
     add.add_argument(
-        "--memory", type=float, default=4.0, metavar="GIB", help="limit of a replica's own memory"
+        "--memory",
+        type=_gib,
+        default=4 << 30,
+        metavar="GIB",
+        help="limit of a replica's own memory",
     )
-    add.add_argument("--context", type=int, default=2048, metavar="TOKENS")
+    add.add_argument("--context", type=_context, default=2048, metavar="TOKENS")
     add.add_argument("--snapshot", choices=("eager", "never"), default="eager")
     models.add_parser("list", help="list models")
     rm = models.add_parser("rm", help="remove a model, its snapshots and its weights")
@@ -70,6 +76,24 @@ def parser() -> argparse.ArgumentParser:
     talk.add_argument("model")
     talk.add_argument("question", nargs="*", help="ask this and end; without it, a conversation")
     return top
+
+
+def _context(text: str) -> int:
+    """As the engine takes it."""
+    tokens = int(text)
+    if not _CONTEXT_TOKENS_MIN <= tokens <= _CONTEXT_TOKENS_MAX:
+        raise argparse.ArgumentTypeError(
+            f"{tokens} is not from {_CONTEXT_TOKENS_MIN} to {_CONTEXT_TOKENS_MAX} tokens"
+        )
+    return tokens
+
+
+def _gib(text: str) -> int:
+    """Bytes."""
+    gib = float(text)
+    if not 0 < gib < _GIB_MAX:
+        raise argparse.ArgumentTypeError(f"{text} is not a size in GiB")
+    return int(gib * (1 << 30))
 
 
 def main() -> None:
@@ -110,7 +134,7 @@ async def _add(args: argparse.Namespace) -> None:
         replicas_max=args.replicas_max,
         park_after_s=min(args.park_after, args.freeze_after),
         freeze_after_s=args.freeze_after,
-        memory_bytes=int(args.memory * (1 << 30)),
+        memory_bytes=args.memory,
         snapshot=args.snapshot,
     )
     await commands.models_add(up.running(args.home), spec, args.path)

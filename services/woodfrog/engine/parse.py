@@ -1,5 +1,6 @@
 """From an OpenAI request body to a checked GenerationRequest. Unknown fields are ignored, as OpenAI's servers do."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -13,6 +14,7 @@ _ROLES = {"system", "developer", "user", "assistant", "tool", "function"}
 _COMPLETION_TOKENS = 16  # OpenAI's default for text completions
 _LOGPROBS_MAX = 20
 _STOPS_MAX = 4
+_TOKEN = re.compile(r"[0-9]{1,9}")
 _COLDEST = 1e-4  # below this, dividing by the temperature overflows
 
 
@@ -124,7 +126,7 @@ def _messages(value: Any) -> list[dict[str, Any]]:
         if not isinstance(message, dict):
             _bad(place, "is an object")
         role = message.get("role")
-        if role not in _ROLES:
+        if not isinstance(role, str) or role not in _ROLES:
             _bad(f"{place}.role", f"is one of {', '.join(sorted(_ROLES))}")
         content = _content(message.get("content"), role, f"{place}.content")
         messages.append({"role": "system" if role == "developer" else role, "content": content})
@@ -206,8 +208,8 @@ def _logit_bias(value: Any, limits: Limits) -> dict[int, float]:
         _bad("logit_bias", "is an object from token to bias")
     bias = {}
     for key, amount in value.items():
-        if not (key.isascii() and key.isdigit() and int(key) < limits.vocabulary_size):
-            _bad("logit_bias", f"has the key {key!r}, which is not a token of this model")
+        if not (_TOKEN.fullmatch(key) and int(key) < limits.vocabulary_size):
+            _bad("logit_bias", f"has the key {key[:80]!r}, which is not a token of this model")
         if isinstance(amount, bool) or not isinstance(amount, int | float):
             _bad("logit_bias", "holds numbers only")
         if not -100 <= amount <= 100:

@@ -21,6 +21,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 LOST = "woodfrog.lost"  # in the scope: a future that is done when the client's connection is lost
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}")
+_DISCARDED_BYTES_MAX = 64 << 20
+_COUNT = re.compile(rb"[1-9][0-9]{0,5}")
 _CLIENT_SHARE = 0.95  # of a client's time-out, so that it hears why before it gives up
 _CLOSE = [(b"connection", b"close")]
 
@@ -60,7 +62,7 @@ class Arrival:
     def retry_attributes(self) -> dict[str, int]:
         """For the span: how often OpenAI's client has sent the request before."""
         count = self.headers.get(b"x-stainless-retry-count", b"0")
-        return {names.CLIENT_RETRY: int(count)} if count.isdigit() and count != b"0" else {}
+        return {names.CLIENT_RETRY: int(count)} if _COUNT.fullmatch(count) else {}
 
     def wait_s(self, cap_s: float, *, stream: bool) -> float:
         """How long the client will wait for a replica. A stream's time-out runs anew at each comment, so it is no bound."""
@@ -75,8 +77,11 @@ class Arrival:
 
 async def read_body(arrival: Arrival, receive: Receive, *, bytes_max: int, wait_s: float) -> bytes:
     """Raises Refusal when it is too long or too slow, Disconnected when it ends early."""
-    declared = arrival.headers.get(b"content-length", b"0")
-    if declared.isdigit() and int(declared) > bytes_max:
+    declared = arrival.headers.get(b"content-length", b"0").lstrip(b"0")  # HTTP allows any number
+    # On a connection that ends with the answer, a client would lose the answer over bytes that nobody read.
+    closes = arrival.headers.get(b"connection", b"").lower() == b"close"
+    read_max = bytes_max + (_DISCARDED_BYTES_MAX if closes else 0)
+    if len(declared) > len(str(read_max)) or int(declared or b"0") > read_max:
         raise _too_long(bytes_max)
     parts: list[bytes] = []
     size = 0
@@ -86,11 +91,13 @@ async def read_body(arrival: Arrival, receive: Receive, *, bytes_max: int, wait_
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise Disconnected
-                parts.append(message["body"])
-                size += len(parts[-1])
-                if size > bytes_max:
+                size += len(message["body"])
+                more = message.get("more_body", False)
+                if size > read_max or (size > bytes_max and not more):
                     raise _too_long(bytes_max)
-                if not message.get("more_body"):
+                if size <= bytes_max:
+                    parts.append(message["body"])
+                if not more:
                     return b"".join(parts)
     except TimeoutError:
         text = f"the request's body did not arrive within {wait_s:.0f} s"

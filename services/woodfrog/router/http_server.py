@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import re
 import socket
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75
 _DISCARDED_BYTES_MAX = 64 << 20  # of a refused body: read on, so that the client sees why
+_UPGRADE = re.compile(rb"(?i)\r\nupgrade:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,7 @@ class _Protocol(HttpToolsProtocol):
 
     limits: ConnectionLimits  # set by a subclass, since uvicorn makes the instances
     _in_head = True
+    _in_body = False
     _head_bytes = 0
     _discarded_bytes = 0
     _slow: asyncio.TimerHandle | None = None
@@ -149,6 +152,8 @@ class _Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if b"pgrade" in data and not self._in_body:
+            data = _without_upgrade(data)
         super().data_received(data)
         if self._in_head and not self.transport.is_closing():
             self._head_bytes += len(data)
@@ -164,6 +169,7 @@ class _Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._in_body = True
         self._head_bytes = len(self.url) + sum(len(n) + len(v) for n, v in self.headers)
         if self._head_bytes > self.limits.head_bytes_max:
             raise ValueError("the head is too long")  # the parser stops, and asks for a 400
@@ -177,6 +183,7 @@ class _Protocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._in_body = False
         self._end_timing()
         super().on_message_complete()
 
@@ -209,3 +216,9 @@ class _Protocol(HttpToolsProtocol):
         if self._slow is not None:
             self._slow.cancel()
             self._slow = None
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """Clients that would rather speak HTTP/2 (Java's, curl --http2) ask to upgrade; the parser would drop their body."""
+    head, end, body = data.partition(b"\r\n\r\n")
+    return _UPGRADE.sub(b"\r\nx-upgrade:", head) + end + body

@@ -185,8 +185,27 @@ FIELDS = [
 ]
 
 
-@given(st.dictionaries(st.sampled_from(FIELDS), json_values), st.booleans())
-def test_any_json_is_taken_or_refused(body: dict[str, Any], as_chat: bool) -> None:
+# What lies deeper: messages and their parts with anything in each field, and keys of any length.
+parts = st.fixed_dictionaries(
+    {}, optional={"type": json_values | st.just("text"), "text": json_values}
+)
+messages = st.lists(
+    st.fixed_dictionaries(
+        {},
+        optional={"role": json_values | st.just("user"), "content": json_values | st.lists(parts)},
+    )
+)
+digits = st.integers(1, 6000).map(lambda count: "1" * count)
+deeper = st.fixed_dictionaries(
+    {}, optional={"messages": messages, "logit_bias": st.dictionaries(digits, json_values)}
+)
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), json_values), deeper, st.booleans())
+def test_any_json_is_taken_or_refused(
+    fields: dict[str, Any], deep: dict[str, Any], as_chat: bool
+) -> None:
+    body = fields | deep
     try:
         request = chat(**body) if as_chat else completion(**{"prompt": "a", **body})
     except InvalidArgument:

@@ -1,0 +1,26 @@
+"""Arguments that no model can have are refused before anything is read."""
+
+import pytest
+
+from woodfrog.cli.__main__ import parser
+
+ADD = ["models", "add", "frog", "folder"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(["--memory", text] for text in ("nan", "inf", "-1", "0", "1e9", "much")),
+        *(["--context", text] for text in ("0", "-5", "99999999", "1.5", "9" * 5000)),
+        ["--slots", "x"],
+    ],
+)
+def test_wrong_sizes_are_refused(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parser().parse_args(ADD + wrong)
+    assert f"argument {wrong[0]}: " in capsys.readouterr().err
+
+
+def test_sizes_are_read() -> None:
+    args = parser().parse_args([*ADD, "--memory", "0.5", "--context", "16"])
+    assert (args.memory, args.context) == (1 << 29, 16)
