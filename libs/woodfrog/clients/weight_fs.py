@@ -109,9 +109,10 @@ class WeightFsClient:
         freed_bytes: int = reply.freed_bytes
         return freed_bytes
 
-    async def pin(self, digest: str, owner: str) -> None:
+    async def pin(self, digest: str, owner: str) -> bool:
+        """Whether the tree is complete."""
         request = pb.PinRequest(manifest_digest=digest, owner=owner)
-        await _call(self._stub.Pin, request, timeout_s=CALL_TIMEOUT_S)
+        return bool((await _call(self._stub.Pin, request, timeout_s=CALL_TIMEOUT_S)).complete)
 
     async def unpin(self, digest: str, owner: str, kept: Iterable[str] = ()) -> None:
         """With no digest every tree; an owner that ends in "*" stands for all that start so, except those kept."""

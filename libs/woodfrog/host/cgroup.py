@@ -71,6 +71,7 @@ class Cgroups:
     """The cgroups of one node. `name` is the node's."""
 
     def __init__(self, name: str, root: Path = ROOT) -> None:
+        self._root = root
         self._v2 = (root / "cgroup.controllers").exists()
         parents = [root] if self._v2 else [root / c for c in _CONTROLLERS if (root / c).is_dir()]
         self._parents = [parent / "woodfrog" / name for parent in parents]
@@ -122,7 +123,7 @@ class Cgroups:
         """v2: a controller works in a group only when every group above hands it down."""
         for parent in reversed(folder.parents):
             control = parent / "cgroup.subtree_control"
-            if parent.is_relative_to(ROOT) and parent != folder:
+            if parent.is_relative_to(self._root):
                 parent.mkdir(exist_ok=True)
                 have = control.read_text().split() if control.exists() else []
                 for controller in _CONTROLLERS:

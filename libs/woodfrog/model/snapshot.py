@@ -52,7 +52,8 @@ class SnapshotPointer:
     @property
     def holder(self) -> str:
         """Under this name the store holds the manifest."""
-        return f"snapshot/{self.model}/{self.fingerprint.digest}"
+        name = f"{self.model}/{self.fingerprint.digest}"
+        return f"snapshot/{digests.hex_of(digests.of_bytes(name.encode()))[:32]}"
 
     def encode(self) -> bytes:
         return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True).encode()
@@ -66,7 +67,7 @@ class SnapshotPointer:
                 raise ValueError("snapshot pointer has another format than this version knows")
             fingerprint = Fingerprint(**value.pop("fingerprint"))
             pointer = SnapshotPointer(fingerprint=fingerprint, **value)
-        except (TypeError, KeyError, AttributeError) as error:
+        except (TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(f"snapshot pointer is malformed: {error!r}") from None
         texts = (pointer.model, pointer.manifest, fingerprint.weights)
         numbers = (pointer.size_bytes, pointer.create_time)

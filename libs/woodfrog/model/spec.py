@@ -10,6 +10,7 @@ from woodfrog.model import digest as digests
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 FORMAT = 1
+_NAME_MAX = 160
 _MEMORY_BYTES_MIN, _MEMORY_BYTES_MAX = 16 << 20, 1 << 50
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "name": str, "weights": str, "weights_bytes": int, "engine": str, "engine_args": Mapping, "slots": int,
@@ -44,7 +45,7 @@ class ModelSpec:
             if value.pop("format") != FORMAT:
                 raise ValueError("model spec has another format than this version knows")
             spec = ModelSpec(**value)
-        except (TypeError, KeyError, AttributeError) as error:
+        except (TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(f"model spec is malformed: {error!r}") from None
         return spec.checked()
 
@@ -56,6 +57,8 @@ class ModelSpec:
                 raise ValueError(
                     f"model spec's {name} is {value!r:.80}, which is of the wrong type"
                 )
+        if len(self.name) > _NAME_MAX:
+            raise ValueError(f"model name is longer than {_NAME_MAX} characters; shorten it")
         if not _NAME.fullmatch(self.name):
             raise ValueError(
                 f"model name {self.name[:80]!r} is not letters, digits, '.', '_', '-' and at most one '/'"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from woodfrog.cli import chat, commands, demo, doctor, up
+from woodfrog.cli import chat, commands, doctor, up
 from woodfrog.cli.cluster import Cluster, Tools
 from woodfrog.errors import WoodfrogError
 from woodfrog.model.spec import ModelSpec
@@ -39,9 +39,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add = models.add_parser("add", help="add a Hugging Face folder or a GGUF file")
     add.add_argument("name")
-    add.add_argument("path", type=Path)
+    add.add_argument("path", type=_path)
     add.add_argument(
-        "--park-after", type=float, default=60.0, metavar="S", help="idle seconds until it parks"
+        "--park-after",
+        type=float,
+        metavar="S",
+        help="idle seconds until it parks, 60 at most if not given",
     )
     add.add_argument(
         "--freeze-after",
@@ -78,6 +81,12 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; give a model's folder or a GGUF file")
+    return Path(text)
+
+
 def _context(text: str) -> int:
     """As the engine takes it."""
     tokens = int(text)
@@ -105,6 +114,8 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # whoever read our output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run(args: argparse.Namespace) -> int:
@@ -116,6 +127,8 @@ def run(args: argparse.Namespace) -> int:
         case "doctor":
             return _doctor()
         case "demo":
+            from woodfrog.cli import demo  # needs the extra of the same name
+
             return demo.run(args.home)
         case "chat":
             return _chat(up.running(args.home), args.model, " ".join(args.question))
@@ -132,7 +145,7 @@ async def _add(args: argparse.Namespace) -> None:
         engine_args={"context_tokens": args.context},
         slots=args.slots,
         replicas_max=args.replicas_max,
-        park_after_s=min(args.park_after, args.freeze_after),
+        park_after_s=min(60.0, args.freeze_after) if args.park_after is None else args.park_after,
         freeze_after_s=args.freeze_after,
         memory_bytes=args.memory,
         snapshot=args.snapshot,

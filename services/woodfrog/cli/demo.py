@@ -111,6 +111,7 @@ def report(
             for span in spans
         ]
         print(table(("stage", "in", "ms"), rows) + "\n")
+    print("stages of one parent may run at the same time; `checkpoint` runs behind the answer\n")
     print(rule("figures"))
     private, pages, weights = owned
     figures = [
@@ -131,7 +132,8 @@ def report(
     print(rule("it stays up"))
     print(
         f"""ask it   curl {cluster.base_url}/chat/completions -H 'content-type: application/json' \\
-           -d '{{"model": "{MODEL}", "messages": [{{"role": "user", "content": "Why is the sea salty?"}}]}}'
+           -d '{{"model": "{MODEL}", "messages": [{{"role": "user", "content": "Why is the sea salty?"}}],
+                "temperature": 0, "max_tokens": 64}}'
 look     .venv/bin/woodfrog ps         (it sleeps again {_FREEZE_S:g} s after its last answer)
 traces   {cluster.traces_file}
 logs     {cluster.home}/logs

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import shutil
+import struct
 import sys
 import tempfile
 from pathlib import Path
@@ -93,7 +94,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(
             **place, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
         )
-    except (ValueError, KeyError, OSError, RuntimeError) as error:
+    except (ValueError, LookupError, OSError, RuntimeError, EOFError, struct.error) as error:
         raise _unreadable(gguf, str(error)) from error
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,6 +66,7 @@ def check_folder(folder: Path) -> list[str]:
             "NOT_A_FOLDER", f"{folder} is not a folder; give a model's folder or a GGUF file"
         )
     files = sorted(path for path in folder.iterdir() if path.is_file())
+    _check_links(folder, files)
     weights = [path for path in files if path.suffix == ".safetensors"]
     if not weights:
         pickles = [path.name for path in files if path.suffix in _PICKLES]
@@ -80,7 +81,7 @@ def check_folder(folder: Path) -> list[str]:
     for path in weights:
         _check_safetensors(path)
     _check_config(folder / "config.json")
-    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise InvalidArgument(
             "NO_TOKENIZER", f"{folder} has no tokenizer.json; add the model's tokenizer"
         )
@@ -180,16 +181,27 @@ def _check_safetensors(path: Path) -> None:
         ) from None
 
 
+def _check_links(folder: Path, files: Sequence[Path]) -> None:
+    """A link may lead to its neighbours, or as in Hugging Face's cache to the model's own blobs: nowhere else."""
+    near = (folder.resolve(), folder.resolve().parent.parent / "blobs")
+    for path in files:
+        if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in near):
+            raise InvalidArgument(
+                "LINK_REFUSED", f"{path} is a link to outside of the model; replace it by a copy"
+            )
+
+
 def _check_config(path: Path) -> None:
-    try:
-        config = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    if not path.is_file():
         raise InvalidArgument(
             "NO_CONFIG", f"{path.parent} has no config.json; give a Hugging Face model folder"
-        ) from None
-    except ValueError:
+        )
+    try:
+        config = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
         raise InvalidArgument("BAD_CONFIG", f"{path} is not JSON; fetch it again") from None
-    if not isinstance(config, dict) or "architectures" not in config:
+    names = config.get("architectures") if isinstance(config, dict) else None
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise InvalidArgument(
             "BAD_CONFIG", f"{path} names no architecture; it must be a Transformers config"
         )

@@ -14,7 +14,8 @@ from woodfrog.errors import InvalidArgument
 def load_model(folder: Path) -> Any:
     """The concrete class that config.json names: Transformers' Auto classes would import all of them."""
     names = _read(folder / "config.json").get("architectures") or []
-    kind = getattr(transformers, names[0], None) if names else None
+    listed = isinstance(names, list) and bool(names)
+    kind = getattr(transformers, str(names[0]), None) if listed else None
     if kind is None or not hasattr(kind, "init_continuous_batching"):
         raise InvalidArgument(
             "UNKNOWN_ARCHITECTURE",
@@ -22,9 +23,19 @@ def load_model(folder: Path) -> Any:
             f" Transformers {transformers.__version__}",
         )
     # The dtype of the file: another one would copy the weights out of the mapping.
-    model = kind.from_pretrained(
-        folder, dtype="auto", local_files_only=True, attn_implementation="sdpa"
+    model, found = kind.from_pretrained(
+        folder,
+        dtype="auto",
+        local_files_only=True,
+        attn_implementation="sdpa",
+        output_loading_info=True,
     )
+    if lost := [*found["missing_keys"], *found["mismatched_keys"], *found["error_msgs"]]:
+        raise InvalidArgument(  # Transformers would go on with random numbers
+            "WEIGHTS_MISSING",
+            f"the weights lack {len(lost)} tensors of {names[0]}, e.g. {str(lost[0])[:100]}; give all of the"
+            " model's files",
+        )
     return model.eval()
 
 

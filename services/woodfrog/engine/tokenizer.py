@@ -45,7 +45,7 @@ class Tokenizer:
             text = self._template.render(
                 messages=messages, add_generation_prompt=True, **self._template_variables
             )
-        except (TemplateError, TypeError) as error:
+        except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
             raise InvalidArgument(
                 "MESSAGES_REFUSED",
                 f"the model's chat template refuses the messages: {error}",

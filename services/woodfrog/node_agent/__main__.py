@@ -1,7 +1,9 @@
 """Wires the node agent: settings → adapters → state → loop → server."""
 
 import asyncio
+import fcntl
 import os
+from pathlib import Path
 
 from woodfrog import rpc
 from woodfrog.api.node_agent.v1 import replicas_pb2, replicas_pb2_grpc
@@ -10,6 +12,7 @@ from woodfrog.clients.store import ChunkClient, StoreClient
 from woodfrog.clients.weight_fs import WeightFsClient
 from woodfrog.clock import SystemClock
 from woodfrog.coordination import Session
+from woodfrog.errors import FailedPrecondition
 from woodfrog.host.cgroup import Cgroups
 from woodfrog.node_agent import fingerprint
 from woodfrog.node_agent.checkpoint import Checkpointer
@@ -30,6 +33,7 @@ SERVICE = replicas_pb2.DESCRIPTOR.services_by_name["Replicas"].full_name
 async def main(stop: asyncio.Event) -> None:
     settings = load(Settings)
     clock = SystemClock()
+    _lock(settings.state_dir)
     cgroups = Cgroups(settings.node)
     staging = settings.state_dir / "staging"
     recover(cgroups, settings.run_dir, staging)
@@ -69,10 +73,25 @@ async def main(stop: asyncio.Event) -> None:
                 stopping = asyncio.create_task(stop.wait(), name="stop")
                 await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
                 stopping.cancel()
+                if running.done():
+                    running.result()  # it never just ends: its error ends the process
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
             cgroups.remove_node()
+
+
+def _lock(state_dir: Path) -> None:
+    """Held until the process ends. Raises FailedPrecondition: another agent would end this one's replicas as leftovers."""
+    state_dir.mkdir(parents=True, exist_ok=True)
+    fd = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise FailedPrecondition(
+            "NODE_IN_USE",
+            f"another node agent uses {state_dir}; stop it, or choose another folder and node name",
+        ) from None
 
 
 def _machine_memory() -> int:

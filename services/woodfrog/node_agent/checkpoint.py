@@ -7,6 +7,7 @@ pointer in etcd is written when the store has committed the manifest.
 import asyncio
 import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from woodfrog.clients.ingest import build_manifest, ingest
 from woodfrog.clients.store import ChunkClient, StoreClient
 from woodfrog.clients.weight_fs import WeightFsClient
 from woodfrog.clock import Clock
-from woodfrog.errors import Unavailable, WoodfrogError
+from woodfrog.errors import ResourceExhausted, Unavailable, WoodfrogError
 from woodfrog.model.manifest import Kind, Manifest
 from woodfrog.model.snapshot import Fingerprint, SnapshotPointer
 from woodfrog.model.spec import ModelSpec
@@ -30,6 +31,7 @@ from woodfrog.node_agent.stages import Stages
 
 log = logging.getLogger(__name__)
 _PROBE_TIMEOUT_S = 30.0
+_SWEEP_AGE_S = 3600.0  # a younger one may be on its way to its pointer
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +112,9 @@ class Checkpointer:
                 }
                 manifest = await asyncio.to_thread(build_manifest, Kind.SNAPSHOT, tree, attributes)
             with stages.stage("checkpoint.ingest"):
-                await ingest(self._store, self._chunks, manifest, tree)
-                await self._weight_fs.adopt(manifest, tree)
+                pointer = await self._keep(manifest, tree, dumped.spec, fingerprint)
             self._climber.proven.add(manifest.digest)
-            return await self._point(manifest, dumped.spec, fingerprint)
+            return pointer
         finally:
             await asyncio.to_thread(shutil.rmtree, dumped.folder, True)
             log.info(
@@ -127,27 +128,41 @@ class Checkpointer:
             await self._catalog.remove_snapshot(pointer)
         except WoodfrogError as error:  # its successor will take the pointer's place
             log.warning("pointer left behind", extra={"error": error.message})
-        await self._drop(pointer)
+        await self._drop(pointer.manifest, (pointer.holder,))
 
-    async def _drop(self, pointer: SnapshotPointer) -> None:
-        """Removes the bytes of a snapshot that nothing points to. What fails is left to the store's and cache's limits."""
-        self._climber.forget_tree(pointer.manifest)
+    async def sweep(self) -> None:
+        """Removes snapshots that were committed and never pointed to, because somebody died in between."""
+        try:
+            pointed = {pointer.manifest for pointer in await self._catalog.list_snapshots()}
+            old = self._clock.wall() - _SWEEP_AGE_S
+            for stored in await self._store.list():
+                lost = stored.kind == Kind.SNAPSHOT.value and stored.manifest_digest not in pointed
+                if lost and stored.create_time < old:
+                    log.warning("lost snapshot removed", extra={"manifest": stored.manifest_digest})
+                    await self._drop(stored.manifest_digest, stored.holders)
+        except WoodfrogError as error:
+            log.warning("no sweep of lost snapshots", extra={"error": error.message})
+
+    async def _drop(self, manifest: str, holders: Sequence[str]) -> None:
+        """Removes the bytes of a snapshot that nothing points to. What fails is left to a later `sweep`."""
+        self._climber.forget_tree(manifest)
         for step in (
-            self._weight_fs.evict(pointer.manifest),
-            self._store.unhold(pointer.manifest, pointer.holder),
-            self._store.delete(pointer.manifest),
+            self._weight_fs.evict(manifest),
+            *(self._store.unhold(manifest, holder) for holder in holders),
+            self._store.delete(manifest),
         ):
             try:
                 await step
             except WoodfrogError as error:
                 log.warning(
                     "bytes of a snapshot left behind",
-                    extra={"manifest": pointer.manifest, "error": error.message},
+                    extra={"manifest": manifest, "error": error.message},
                 )
 
-    async def _point(
-        self, manifest: Manifest, spec: ModelSpec, fingerprint: Fingerprint
+    async def _keep(
+        self, manifest: Manifest, tree: Path, spec: ModelSpec, fingerprint: Fingerprint
     ) -> SnapshotPointer:
+        """In the store, in this node's cache if there is room, and then in the catalog. All or nothing."""
         stored = sum(
             file.chunk_bytes(index)
             for file in manifest.files
@@ -157,16 +172,24 @@ class Checkpointer:
         pointer = SnapshotPointer(
             spec.name, manifest.digest, fingerprint, stored, self._clock.wall()
         )
-        await self._store.hold(pointer.manifest, pointer.holder)
+        await ingest(self._store, self._chunks, manifest, tree)
         try:
+            await self._adopt(manifest, tree)
+            await self._store.hold(pointer.manifest, pointer.holder)
             replaced = await self._catalog.put_snapshot(pointer)
         except WoodfrogError:
-            await self._drop(pointer)
+            await self._drop(pointer.manifest, (pointer.holder,))
             raise
         if replaced and replaced.manifest != pointer.manifest:
-            await self._drop(replaced)
+            await self._drop(replaced.manifest, (replaced.holder,))
         await self._drop_outdated(pointer)
         return pointer
+
+    async def _adopt(self, manifest: Manifest, tree: Path) -> None:
+        try:
+            await self._weight_fs.adopt(manifest, tree)
+        except ResourceExhausted as error:  # the next wake brings it from the store
+            log.warning("snapshot not kept on the node", extra={"error": error.message})
 
     async def _drop_outdated(self, pointer: SnapshotPointer) -> None:
         """Snapshots of this model and this kind of node that an older engine or other weights made: none fits again."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from woodfrog.clients.weight_fs import Tree, WeightFsClient
-from woodfrog.errors import NotFound, Unavailable, WoodfrogError
+from woodfrog.errors import DataLoss, NotFound, Unavailable, WoodfrogError
 from woodfrog.model.rung import Rung
 from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.model.spec import ModelSpec
@@ -47,15 +47,15 @@ class Climber:
         fetched or CRIU refused it. Its trees are pinned until `let_go`, whatever the outcome.
         """
         with stages.stage("restore.fetch"):
-            snapshot, weights = await asyncio.gather(
+            snapshot, weights = await _both(
                 self.tree(pointer.manifest, replica_id), self.tree(spec.weights, replica_id)
             )
+            canary = _canary(snapshot)
             rung = Rung.FROZEN if snapshot.cache_path and weights.cache_path else Rung.STORED
             if not snapshot.cache_path:
                 await self._weight_fs.fetch(pointer.manifest, _first_extents(snapshot))
         self._fetch_rest(snapshot, weights)
         self._page_in(snapshot, weights)
-        canary = Canary(**snapshot.manifest.attributes["canary"])
         live = await self.restore_tree(
             replica_id, spec, stages, canary, snapshot=_folder(snapshot), weights=_folder(weights)
         )
@@ -124,10 +124,11 @@ class Climber:
         self.owners.add(owner)
         if known := self._trees.get(manifest):
             try:
-                await self._weight_fs.pin(manifest, owner)
-                return known
-            except NotFound:  # evicted; the news of it is on its way
-                self.forget_tree(manifest)
+                if await self._weight_fs.pin(manifest, owner):
+                    return known
+            except NotFound:
+                pass
+            self.forget_tree(manifest)  # evicted or damaged; the news of it is on its way
         tree = await self._weight_fs.open(manifest, owner)
         if tree.cache_path:
             self._trees[manifest] = tree
@@ -188,8 +189,8 @@ class Climber:
             while time.monotonic() < deadline:
                 try:
                     state = (await live.control("describe"))["state"]
-                except Unavailable:
-                    state = "loading"  # its socket is not there yet
+                except WoodfrogError:
+                    state = "loading"  # its socket is not there yet, or it is too busy to answer
                 if state == "serving":
                     return
                 if ended.done() or state == "failed":
@@ -198,6 +199,26 @@ class Climber:
         finally:
             ended.cancel()
         raise _cold_start_failed(live, f"it took longer than {self._cold_timeout_s:.0f} s")
+
+
+async def _both(one: Coroutine[Any, Any, Tree], other: Coroutine[Any, Any, Tree]) -> list[Tree]:
+    """Both end before an error of either is raised, so that no pin comes after `let_go`."""
+    trees: list[Tree] = []
+    for found in await asyncio.gather(one, other, return_exceptions=True):
+        if isinstance(found, BaseException):
+            raise found
+        trees.append(found)
+    return trees
+
+
+def _canary(snapshot: Tree) -> Canary:
+    try:
+        return Canary(**snapshot.manifest.attributes["canary"])
+    except (KeyError, TypeError):
+        raise DataLoss(
+            "SNAPSHOT_MALFORMED",
+            f"snapshot {snapshot.manifest.digest} does not say what its replica must compute",
+        ) from None
 
 
 def _folder(tree: Tree) -> Path:

@@ -51,7 +51,12 @@ class Criu:
             "unshare", "-m", "sh", "-c", script, self._command, str(kdat),
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
         )  # fmt: skip
-        out, _ = await process.communicate()
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                out, _ = await process.communicate()
+        except TimeoutError:
+            process.kill()
+            out = b"it did not end"
         said = out.decode(errors="replace")
         version = re.search(r"Version: (\S+)", said)
         if process.returncode != 0 or version is None:

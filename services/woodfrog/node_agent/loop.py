@@ -3,8 +3,9 @@
 import asyncio
 import itertools
 import logging
-import os
+import secrets
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,8 @@ _RETRY_S = 0.3
 _CALM_S = 0.3  # after a climb, before sandboxes are made again
 _HEALTH_S = 5.0  # between two looks at the replicas, and how long each may take to answer
 _CLIMBS_KEPT_MAX = 1024
+# Once they may have another cause, e.g. a file system that went away. Twice in a row the snapshot is given up.
+_BLAMES_SNAPSHOT = frozenset(("CRIU_RESTORE_FAILED", "REPLICA_UNREACHABLE", "REPLICA_SILENT"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +73,12 @@ class NodeLoop:
         self._print = node_print
         self._live: dict[str, Live] = {}
         self._specs: dict[str, ModelSpec] = {}
-        self._sockets: dict[str, str] = {}
+        self._failures: Counter[str] = Counter()  # restores in a row, by manifest
         self._climbs: dict[str, asyncio.Task[Climbed]] = {}  # by request id, so that a retry joins
         self._residents: dict[str, Resident] = {}
         self._watchers: set[asyncio.Queue[NodeUpdate]] = set()
         self._background: set[asyncio.Task[None]] = set()
+        self._run = secrets.token_hex(3)  # no replica of an earlier run has the same name
         self._numbers = itertools.count(1)
         self._climbing = 0
         self._refill = asyncio.Event()
@@ -98,15 +102,13 @@ class NodeLoop:
         return await asyncio.shield(self._climbs[request_id])
 
     async def descend(self, replica_id: str, rung: Rung) -> Rung:
-        """Where it is then. Raises FailedPrecondition REPLICA_BUSY."""
+        """Where it is then. Goes on when its caller gives up. Raises FailedPrecondition REPLICA_BUSY."""
         command = self._decide(state.DescendRequested(replica_id, rung))
         match command:
-            case state.Nothing():
-                return rung
             case state.Park():
-                await self._park(self._live[replica_id])
+                await asyncio.shield(self._spawn(self._park(self._live[replica_id]), "park"))
             case state.Freeze():
-                await self._freeze(self._live[replica_id])
+                await asyncio.shield(self._spawn(self._freeze(self._live[replica_id]), "freeze"))
         return rung
 
     async def watch(self) -> AsyncIterator[NodeUpdate]:
@@ -132,6 +134,7 @@ class NodeLoop:
                 group.create_task(self._follow_weight_fs(), name="weight_fs")
                 group.create_task(self._keep_pool_full(), name="pool")
                 group.create_task(self._end_the_stuck(), name="health")
+                group.create_task(self._parts.checkpointer.sweep(), name="sweep")
                 group.create_task(self._end_when_broken(), name="broken")
         finally:
             for task in [*self._climbs.values(), *self._background]:
@@ -178,7 +181,7 @@ class NodeLoop:
     async def _start(
         self, spec: ModelSpec, pointer: SnapshotPointer | None, stages: Stages, span: trace.Span
     ) -> Climbed:
-        replica_id = f"{self._node}-{os.getpid()}-{next(self._numbers)}"
+        replica_id = f"{self._node}-{self._run}-{next(self._numbers)}"
         self._decide(state.StartRequested(replica_id, spec.name, spec.memory_bytes))
         self._specs[replica_id] = spec
         self._publish_replica(replica_id)
@@ -225,16 +228,22 @@ class NodeLoop:
             return None, Rung.ABSENT, mismatch, True
         try:
             live, rung = await self._parts.climber.restore(replica_id, spec, pointer, stages)
-        except WoodfrogError as error:
+        except (WoodfrogError, OSError) as error:
+            known = error if isinstance(error, WoodfrogError) else None
+            reason = known.reason if known else type(error).__name__
             log.warning(
                 "snapshot passed over",
-                extra={"model": spec.name, "reason": error.reason, "error": error.message},
+                extra={"model": spec.name, "reason": reason, "error": str(error)},
             )
-            damaged = isinstance(error, DataLoss) or error.reason == "CRIU_RESTORE_FAILED"
+            if reason in _BLAMES_SNAPSHOT:
+                self._failures[pointer.manifest] += 1
+            damaged = isinstance(error, DataLoss) or self._failures[pointer.manifest] > 1
             await self._parts.climber.let_go(replica_id)
             if damaged:
+                self._failures.pop(pointer.manifest, None)
                 await self._parts.checkpointer.discard(pointer)
-            return None, Rung.ABSENT, error.message, damaged
+            return None, Rung.ABSENT, known.message if known else str(error), damaged
+        self._failures.pop(pointer.manifest, None)
         return live, rung, "", False
 
     async def _dump(self, live: Live, stages: Stages) -> Dumped | None:
@@ -269,14 +278,16 @@ class NodeLoop:
 
     async def _park(self, live: Live) -> None:
         await self._leave_serving(live)
-        await live.park()
-        await live.sandbox.signal_all(signal.SIGSTOP)
+        try:
+            await live.park()
+            await live.sandbox.signal_all(signal.SIGSTOP)
+        except (WoodfrogError, OSError) as error:
+            await self._end(live, f"it could not be parked: {error}")
+            raise
         self._decide(state.DescendFinished(live.replica_id, ReplicaState.PARKED))
         self._publish_replica(live.replica_id)
 
     async def _freeze(self, live: Live) -> None:
-        if self._state.promises[live.replica_id].state is ReplicaState.DESCENDING:
-            await live.sandbox.signal_all(signal.SIGCONT)
         await self._leave_serving(live)
         await self._end(live, "it was frozen")
 
@@ -284,6 +295,7 @@ class NodeLoop:
         """Stops admission. Raises FailedPrecondition REPLICA_BUSY, with the replica serving on, when requests run."""
         self._publish_replica(live.replica_id)
         try:
+            await live.sandbox.signal_all(signal.SIGCONT)  # it may be parked
             if (await live.control("describe"))["state"] != "parked":
                 await live.quiesce()
         except ResourceExhausted:
@@ -292,17 +304,20 @@ class NodeLoop:
             raise FailedPrecondition(
                 "REPLICA_BUSY", f"replica {live.replica_id} has requests; it serves on"
             ) from None
-        except WoodfrogError as error:
-            await self._end(live, error.message)
+        except (WoodfrogError, OSError) as error:
+            await self._end(live, str(error))
             raise
 
     async def _end(self, live: Live, why: str) -> None:
         if self._live.pop(live.replica_id, None) is None:
             return
         log.info("replica ended", extra={"replica": live.replica_id, "why": why})
-        await live.sandbox.close()
-        self._forget(live.replica_id)
-        self._spawn(self._parts.climber.let_go(live.replica_id), "unpin")
+        self._decide(state.EndBegun(live.replica_id))  # its memory is promised until it is free
+        try:
+            await live.sandbox.close()
+        finally:
+            self._forget(live.replica_id)
+            self._spawn(self._parts.climber.let_go(live.replica_id), "unpin")
 
     async def _watch_end(self, live: Live) -> None:
         status = await live.sandbox.wait(live.pid)
@@ -359,8 +374,8 @@ class NodeLoop:
             if not self._climbing:
                 try:
                     await self._parts.pool.refill()
-                except WoodfrogError as error:
-                    log.error("no sandbox can be made", extra={"error": error.message})
+                except (WoodfrogError, OSError) as error:
+                    log.error("no sandbox can be made", extra={"error": str(error)})
             await self._refill.wait()
             await asyncio.sleep(_CALM_S)
 
@@ -390,10 +405,11 @@ class NodeLoop:
         await self._broken.wait()
         raise AssertionError("an invariant of the node's state is broken; the log has the event")
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        return task
 
     # --- state and its watchers ---
 
@@ -406,7 +422,7 @@ class NodeLoop:
             self._broken.set()
             raise
         if isinstance(command, state.Refuse):
-            if command.reason in ("NODE_FULL", "NODE_DRAINING"):
+            if command.reason == "NODE_FULL":
                 raise node_full(self._facts(), command.reason, command.message)
             raise FailedPrecondition(command.reason, command.message)
         return command
@@ -438,7 +454,6 @@ class NodeLoop:
             memory_bytes=self._state.memory_bytes,
             memory_promised_bytes=self._state.memory_promised_bytes,
             replica_count_max=self._state.replica_count_max,
-            draining=self._state.draining,
         )
 
     def _full(self) -> NodeUpdate:

@@ -15,7 +15,10 @@ def recover(cgroups: Cgroups, run_dir: Path, staging: Path) -> int:
     leftovers = cgroups.leftovers()
     for cgroup in leftovers:
         cgroup.kill()
-        cgroup.remove()
+        try:
+            cgroup.remove()
+        except OSError as error:  # a process that cannot be killed; the next start tries again
+            log.error("sandbox left behind", extra={"error": str(error)})
     for folder in run_dir.iterdir() if run_dir.exists() else ():
         remove_tree(folder)
     shutil.rmtree(staging, ignore_errors=True)

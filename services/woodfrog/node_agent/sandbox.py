@@ -33,7 +33,7 @@ REPLY_TIMEOUT_S = 10.0
 PIDS_MAX = 512
 FIRST_PID = 1000  # a replica's, inside; above what the init and CRIU take
 _SYS_OPEN_TREE = 428
-_OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC, _AT_FDCWD, _AT_RECURSIVE = 1, os.O_CLOEXEC, -100, 0x8000
+_OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC, _AT_FDCWD = 1, os.O_CLOEXEC, -100
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -92,7 +92,8 @@ class Sandbox:
 
     async def place(self, source: Path, target: Path, *, read_only: bool = False) -> None:
         """Mounts a folder of the host at `target` inside."""
-        fd = _open_tree(source)
+        # Beside the loop: on the mount it waits for weight_fs.
+        fd = await asyncio.to_thread(_open_tree, source)
         try:
             await self._ask({"op": "place", "target": str(target), "read_only": read_only}, fd)
         finally:
@@ -168,9 +169,12 @@ class Sandbox:
             raise Unavailable("SANDBOX_GONE", f"sandbox {self.name} has ended")
         future = self._expect()
         line = json.dumps(request).encode() + b"\n"
-        sent = socket.send_fds(self._socket, [line], [] if fd is None else [fd])
-        if sent < len(line):
-            await asyncio.get_running_loop().sock_sendall(self._socket, line[sent:])
+        try:
+            sent = socket.send_fds(self._socket, [line], [] if fd is None else [fd])
+            if sent < len(line):
+                await asyncio.get_running_loop().sock_sendall(self._socket, line[sent:])
+        except OSError as error:
+            self._fail(f"its init cannot be reached: {error}")
         return await self._reply(future)
 
     def _expect(self) -> asyncio.Future[dict[str, Any]]:
@@ -237,9 +241,12 @@ class SandboxPool:
     async def take(self, memory_bytes: int) -> Sandbox:
         while self._ready:
             sandbox = self._ready.popleft()
-            if not sandbox.ended.is_set():
-                self._cgroups.limit(sandbox.cgroup, memory_bytes, PIDS_MAX)
-                return sandbox
+            try:
+                if not sandbox.ended.is_set():
+                    self._cgroups.limit(sandbox.cgroup, memory_bytes, PIDS_MAX)
+                    return sandbox
+            except OSError as error:  # made anew below
+                log.warning("sandbox given up", extra={"error": str(error)})
             await sandbox.close()
         return await self._make(memory_bytes)
 
@@ -254,14 +261,24 @@ class SandboxPool:
     async def _make(self, memory_bytes: int) -> Sandbox:
         self._counter += 1
         name = f"s{os.getpid()}-{self._counter}"
-        cgroup = self._cgroups.make(name, memory_bytes, PIDS_MAX)
+        try:
+            cgroup = self._cgroups.make(name, memory_bytes, PIDS_MAX)
+        except OSError as error:
+            raise _failed(name, error) from None
         sandbox = Sandbox(name, cgroup, self._config)
         try:
             await sandbox.start()
+        except OSError as error:
+            await sandbox.close()
+            raise _failed(name, error) from None
         except BaseException:
             await sandbox.close()
             raise
         return sandbox
+
+
+def _failed(name: str, error: OSError) -> Unavailable:
+    return Unavailable("SANDBOX_FAILED", f"sandbox {name} cannot be made: {error}")
 
 
 def _open_tree(source: Path) -> int:

@@ -24,6 +24,8 @@ class ReplicasServicer(replicas_pb2_grpc.ReplicasServicer):
             pointer = SnapshotPointer.decode(request.snapshot) if request.snapshot else None
         except ValueError as error:
             raise InvalidArgument("BAD_CLIMB", f"the climb cannot be read: {error}") from None
+        if not request.request_id:
+            raise InvalidArgument("BAD_CLIMB", "the climb has no request id; give it one")
         if spec.engine not in ENGINES:
             raise InvalidArgument("ENGINE_UNKNOWN", f"this node has no engine {spec.engine!r}")
         climbed = await self._loop.climb(

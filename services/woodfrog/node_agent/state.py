@@ -52,15 +52,17 @@ class DescendFinished:
 
 
 @dataclass(frozen=True, slots=True)
-class ReplicaEnded:
-    """Its process is gone, on purpose or not, or a climb failed."""
+class EndBegun:
+    """Its process is being ended, from whatever state it was in; nobody may have it any more."""
 
     replica_id: str
 
 
 @dataclass(frozen=True, slots=True)
-class DrainRequested:
-    """No new replica from now on."""
+class ReplicaEnded:
+    """Its process is gone, on purpose or not, or a climb failed."""
+
+    replica_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ class Nothing:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    reason: str  # NODE_FULL, NODE_DRAINING, REPLICA_GONE or REPLICA_BUSY
+    reason: str  # NODE_FULL, REPLICA_GONE or REPLICA_BUSY
     message: str
 
 
@@ -100,8 +102,8 @@ Event = (
     | ClimbFinished
     | DescendRequested
     | DescendFinished
+    | EndBegun
     | ReplicaEnded
-    | DrainRequested
 )
 Command = Start | Thaw | Park | Freeze | Nothing | Refuse
 
@@ -120,7 +122,6 @@ class NodeState:
     def __init__(self, memory_bytes: int, replica_count_max: int) -> None:
         self.memory_bytes = memory_bytes
         self.replica_count_max = replica_count_max
-        self.draining = False
         self.promises: dict[str, Promise] = {}
 
     @property
@@ -144,10 +145,10 @@ class NodeState:
                 if replica_id in self.promises:
                     assert self._state(replica_id) is State.DESCENDING
                     self._move(replica_id, state)
+            case EndBegun(replica_id):
+                self._move(replica_id, State.DESCENDING)
             case ReplicaEnded(replica_id):
                 self.promises.pop(replica_id, None)
-            case DrainRequested():
-                self.draining = True
         return Nothing()
 
     def check(self) -> None:
@@ -158,8 +159,6 @@ class NodeState:
 
     def _start(self, event: StartRequested) -> Command:
         assert event.replica_id not in self.promises
-        if self.draining:
-            return Refuse("NODE_DRAINING", "it takes no new replica: it is draining")
         free = self.memory_bytes - self.memory_promised_bytes
         if event.memory_bytes > free:
             return Refuse(

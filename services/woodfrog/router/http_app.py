@@ -188,7 +188,7 @@ class HttpApp:
                 wait_s=self._limits.body_wait_s,
             )
             model, stream = parse_body(body)
-            span.set_attribute(names.GENAI_MODEL, model[:200])
+            span.set_attribute(names.GENAI_MODEL, model[:200].encode(errors="replace").decode())
             self._models.check(model)
             wait_s = arrival.wait_s(self._limits.wake_wait_s, stream=stream)
             call = Call(route, model, body, stream, wait_s, arrived, request_id, span)

@@ -9,7 +9,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
 
 from woodfrog.api.router.v1 import chats_pb2, completions_pb2
-from woodfrog.errors import Internal
+from woodfrog.errors import Internal, InvalidArgument
 from woodfrog.router import openai_errors
 from woodfrog.router.gateway import Wake
 
@@ -135,7 +135,10 @@ def _begun(extra: Struct, *, stream: bool) -> dict[str, Any]:
     value: dict[str, Any] = {}
     if stream:
         value["stream_options"] = {"include_usage": True}
-    value.update(_integers(MessageToDict(extra)))
+    try:
+        value.update(_integers(MessageToDict(extra)))
+    except ValueError:  # infinity, or what is no number
+        raise InvalidArgument("INVALID_VALUE", "'extra' holds a number that JSON has not") from None
     value["stream"] = stream
     return value
 

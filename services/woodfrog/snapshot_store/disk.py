@@ -19,6 +19,7 @@ from woodfrog.model import digest as digests
 
 DAMAGED_MAX = 64  # files kept for a post-mortem
 RETRY_FULL_S = 30.0
+_NAME_BYTES_MAX = 255
 _CHUNK_FOLDERS = [f"{value:02x}" for value in range(256)]
 
 
@@ -212,6 +213,10 @@ class Disk:
             digits, _, holder = path.name.partition(".")
             if holder and digests.valid(digests.PREFIX + digits):
                 yield digests.PREFIX + digits, unquote(holder)
+
+    def can_name(self, holder: str) -> bool:
+        """Whether a hold of this name fits a file's name."""
+        return len(self._hold_path(digests.PREFIX + "0" * 64, holder).name) <= _NAME_BYTES_MAX
 
     def add_hold(self, digest: str, holder: str) -> None:
         """Durable on return."""

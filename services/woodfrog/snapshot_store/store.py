@@ -27,7 +27,7 @@ from woodfrog.snapshot_store.state import UNKNOWN, Committed, Content, Ingest, I
 log = logging.getLogger(__name__)
 INGESTS_MAX = 64
 COLLECT_BATCH = 64  # chunks unlinked in one step: some 20 ms
-_HOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/@:-]{0,127}")
+_HOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/@:-]{0,199}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +52,15 @@ class Store:
         self._disk.open()
         manifests: dict[str, Committed] = {}
         for found in self._disk.find_manifests():
-            content = UNKNOWN
-            if found.encoded is None:
-                log.error("manifest damaged", extra={"manifest": found.digest})
-            else:
-                content = Content.of(Manifest.decode(found.encoded))
-            damaged = found.encoded is None
-            manifests[found.digest] = Committed(content, found.create_time, damaged)
+            content, why = UNKNOWN, "its bytes do not match its digest"
+            if found.encoded is not None:
+                try:
+                    content, why = Content.of(Manifest.decode(found.encoded)), ""
+                except ValueError as error:  # e.g. of a later version
+                    why = str(error)
+            if why:
+                log.error("manifest unusable", extra={"manifest": found.digest, "error": why})
+            manifests[found.digest] = Committed(content, found.create_time, damaged=bool(why))
         self.inventory.recover(manifests, self._disk.find_chunks())
         for digest, holder in list(self._disk.find_holds()):
             if digest in manifests:
@@ -219,10 +221,10 @@ class Store:
 
     def hold(self, digest: str, holder: str) -> None:
         self._require(digest)
-        if not _HOLDER.fullmatch(holder):
+        if not _HOLDER.fullmatch(holder) or not self._disk.can_name(holder):
             raise InvalidArgument(
                 "HOLDER_INVALID",
-                f"holder {holder[:80]!r} is not 1 to 128 letters, digits, '.', '_', '/', '@', ':', '-'",
+                f"holder {holder[:80]!r} is not 1 to 200 letters, digits, '.', '_', '/', '@', ':', '-'",
             )
         self._disk.add_hold(digest, holder)
         self.inventory.holders.setdefault(digest, set()).add(holder)

@@ -27,7 +27,7 @@ from woodfrog.model import digest as digests
 from woodfrog.model.manifest import Manifest
 from woodfrog.weight_fs import policy
 from woodfrog.weight_fs.on_disk import disk_errors, on_disk
-from woodfrog.weight_fs.presence import PRESENT, Presence
+from woodfrog.weight_fs.presence import PRESENT, SUSPECT, Presence
 from woodfrog.weight_fs.source import ChunkSource
 from woodfrog.weight_fs.tree_files import (
     Stamps,
@@ -142,6 +142,8 @@ class NodeCache:
                 return
             log.warning("sealed tree was changed from outside", extra={"manifest": tree.digest})
             tree.stamps = None
+            for number in range(len(tree.presence)):  # whatever becomes of the survey
+                tree.presence.set(number, SUSPECT)
             tree.jobs += 1
             try:
                 tree.presence, _ = await on_disk(tree.files.survey)
@@ -206,13 +208,14 @@ class NodeCache:
         await _delete([self._remove(tree)])
         return tree.allocated_bytes
 
-    def pin(self, digest: str, owner: str) -> None:
+    def pin(self, digest: str, owner: str) -> CachedTree:
         tree = self.trees.get(digest)
         if tree is None:
             raise NotFound("TREE_NOT_FOUND", f"tree {digest} is not here; open it first")
         tree.owners.add(owner)
         self._save_pins(tree)
         self.touch(tree)
+        return tree
 
     def unpin(self, digest: str, owner: str, kept: Collection[str] = ()) -> None:
         """With no digest every tree; an owner that ends in "*" stands for all that start so, except those kept."""

@@ -56,8 +56,9 @@ class TreesServicer(pb_grpc.TreesServicer):
         return pb.EvictResponse(freed_bytes=await self._cache.evict(request.manifest_digest))
 
     async def Pin(self, request: pb.PinRequest, _: Context) -> pb.PinResponse:
-        self._cache.pin(request.manifest_digest, request.owner)
-        return pb.PinResponse()
+        tree = self._cache.pin(request.manifest_digest, request.owner)
+        await self._cache.recheck(tree)
+        return pb.PinResponse(complete=tree.complete)
 
     async def Unpin(self, request: pb.UnpinRequest, _: Context) -> pb.UnpinResponse:
         self._cache.unpin(request.manifest_digest, request.owner, request.kept_owners)

@@ -1,6 +1,7 @@
 """What is no model is refused before anything is ingested."""
 
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -13,6 +14,11 @@ from woodfrog.errors import InvalidArgument, NotFound, WoodfrogError
 def safetensors(size_bytes: int = 8) -> bytes:
     header = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
     return struct.pack("<Q", len(header)) + header + bytes(size_bytes)
+
+
+def _fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
 
 
 @pytest.fixture
@@ -38,6 +44,12 @@ def test_a_whole_model_passes_and_its_pickles_stay_out(folder: Path) -> None:
         (lambda f: (f / "model.safetensors").write_bytes(struct.pack("<Q", 1 << 62)), "WEIGHTS_DAMAGED"),
         (lambda f: (f / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}"), "NO_WEIGHTS"),
         (lambda f: (f / "config.json").unlink(), "NO_CONFIG"),
+        (lambda f: _fifo(f / "config.json"), "NO_CONFIG"),
+        (lambda f: [(f / "config.json").unlink(), (f / "config.json").mkdir()], "NO_CONFIG"),
+        (lambda f: (f / "config.json").write_text("[" * 200_000), "BAD_CONFIG"),
+        (lambda f: (f / "config.json").write_text('{"architectures": [null]}'), "BAD_CONFIG"),
+        (lambda f: (f / "secret.json").symlink_to("/etc/shadow"), "LINK_REFUSED"),
+        (lambda f: _fifo(f / "tokenizer.json"), "NO_TOKENIZER"),
         (lambda f: (f / "config.json").write_text("{"), "BAD_CONFIG"),
         (lambda f: (f / "config.json").write_text("[]"), "BAD_CONFIG"),
         (lambda f: (f / "tokenizer.json").unlink(), "NO_TOKENIZER"),

@@ -67,14 +67,17 @@ def test_a_climbing_replica_cannot_descend_and_a_descending_one_cannot_thaw() ->
     assert refused.reason == "REPLICA_GONE"
 
 
-def test_a_draining_node_takes_nothing_new_but_thaws_what_it_has() -> None:
-    node = NodeState(memory_bytes=4 * GIB, replica_count_max=8)
+def test_a_replica_that_is_being_ended_is_nobody_s_and_keeps_its_memory() -> None:
+    node = NodeState(memory_bytes=GIB, replica_count_max=8)
     serving(node, "a")
     node.handle(state.DescendRequested("a", Rung.PARKED))
     node.handle(state.DescendFinished("a", ReplicaState.PARKED))
-    node.handle(state.DrainRequested())
+    node.handle(state.EndBegun("a"))
+    assert isinstance(node.handle(state.ThawRequested("a")), state.Refuse)
+    assert isinstance(node.handle(state.DescendRequested("a", Rung.FROZEN)), state.Refuse)
     assert isinstance(node.handle(state.StartRequested("b", "m", GIB)), state.Refuse)
-    assert node.handle(state.ThawRequested("a")) == state.Thaw("a")
+    node.handle(state.ReplicaEnded("a"))
+    assert node.handle(state.StartRequested("b", "m", GIB)) == state.Start("b")
 
 
 def test_the_end_of_a_climb_that_already_ended_changes_nothing() -> None:
