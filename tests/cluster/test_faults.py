@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -231,6 +232,29 @@ def test_a_model_that_is_there_cannot_be_added_again(frog: Running) -> None:
     assert frog.ask(QUESTION).text
 
 
+def test_a_port_that_is_taken_is_told_at_once_and_another_can_be_chosen(
+    frog: Running, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "woodfrog.cli", "--home", str(tmp_path / "home"), "up"]
+    taken = subprocess.run(
+        [*command, "--port", str(frog.cluster.http_port)],
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert taken.returncode == 1
+    assert "choose another with --port" in taken.stderr
+    assert len(taken.stderr.strip().splitlines()) == 1
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free = probe.getsockname()[1]
+    try:
+        assert subprocess.run([*command, "--port", str(free)], timeout=100).returncode == 0
+        assert Cluster.existing(tmp_path / "home").http_port == free
+    finally:
+        up.down(tmp_path / "home")
+
+
 def test_up_again_says_that_it_is_up(frog: Running) -> None:
     pid = frog.pid("router")
     done = _woodfrog(frog, "up")
@@ -255,7 +279,9 @@ def test_an_end_leaves_no_process_mount_or_cgroup(end: str, tmp_path: Path) -> N
     child: subprocess.Popen[bytes] | None = None
     if end == "ctrl-c":
         command = [sys.executable, "-m", "woodfrog.cli", "--home", str(home), "up", "--foreground"]
-        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        child = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
         asyncio.run(up.wait_ready(cluster))
     else:
         up.start(cluster)
@@ -268,7 +294,7 @@ def test_an_end_leaves_no_process_mount_or_cgroup(end: str, tmp_path: Path) -> N
             assert up.down(home) == 0
         case "ctrl-c":
             assert child is not None
-            os.kill(pid, signal.SIGINT)
+            os.killpg(child.pid, signal.SIGINT)  # as a terminal does: to all of the group
             assert child.wait(60) == 0
         case "kill-9":  # the children die with it, and the next command sweeps up
             os.kill(pid, signal.SIGKILL)

@@ -89,7 +89,7 @@ def test_two_clones_at_once_share_pages_and_no_randomness(frog: Running) -> None
     first, second = asyncio.run(_restore_twice(frog))
     try:
         one, two = asyncio.run(_draw(first)), asyncio.run(_draw(second))
-        assert one.keys() == {"openssl", "random", "numpy", "torch"}
+        assert one.keys() >= {"openssl", "random", "numpy", "torch"}
         for kind, value in one.items():
             assert value is not None, kind
             assert value != two[kind], kind

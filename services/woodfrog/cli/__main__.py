@@ -15,6 +15,7 @@ from woodfrog.model.spec import ModelSpec
 
 _CONTEXT_TOKENS_MIN, _CONTEXT_TOKENS_MAX = 16, 1 << 20
 _GIB_MAX = 1 << 20
+_PORT_MAX = 65_535
 HOME = Path(os.environ.get("WOODFROG_HOME", ".woodfrog"))
 
 
@@ -25,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", required=True)
 
     one = verbs.add_parser("up", help="start the local cluster")
-    one.add_argument("--port", type=int, help="of the gateway; chosen at the first start and kept")
+    one.add_argument("--port", type=_port, help="of the gateway; kept for the next start")
     one.add_argument(
         "--foreground", action="store_true", help="stay, show the log, end with Ctrl-C"
     )
@@ -79,6 +80,12 @@ def parser() -> argparse.ArgumentParser:
     talk.add_argument("model")
     talk.add_argument("question", nargs="*", help="ask this and end; without it, a conversation")
     return top
+
+
+def _port(text: str) -> int:
+    if not 1 <= int(text) <= _PORT_MAX:
+        raise argparse.ArgumentTypeError(f"{text} is not from 1 to {_PORT_MAX}")
+    return int(text)
 
 
 def _path(text: str) -> Path:

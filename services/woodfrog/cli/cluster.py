@@ -53,12 +53,15 @@ class Cluster:
         if file.exists():
             return Cluster.existing(home)
         cluster = Cluster(home, http_port or _free_port(HTTP_PORT), _free_ports())
-        home.mkdir(parents=True, exist_ok=True)
-        value = {"http_port": cluster.http_port, "ports": cluster.ports}
-        temporary = file.with_suffix(".new")
-        temporary.write_text(json.dumps(value, indent=1))
-        temporary.rename(file)
+        cluster.save()
         return cluster
+
+    def save(self) -> None:
+        self.home.mkdir(parents=True, exist_ok=True)
+        value = {"http_port": self.http_port, "ports": self.ports}
+        temporary = self.home / "cluster.new"
+        temporary.write_text(json.dumps(value, indent=1))
+        temporary.rename(self.home / "cluster.json")
 
     @staticmethod
     def existing(home: Path) -> "Cluster":

@@ -214,3 +214,5 @@ if __name__ == "__main__":
     except FailedPrecondition as error:
         log.error("cannot run", extra={"error": error.message})
         sys.exit(1)
+    except KeyboardInterrupt:  # before it had started anything
+        sys.exit(130)

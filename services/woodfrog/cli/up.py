@@ -1,11 +1,14 @@
 """`woodfrog up` and `woodfrog down`."""
 
 import asyncio
-import subprocess
+import json
+import os
+import socket
 import sys
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -24,12 +27,19 @@ def up(home: Path, port: int | None, foreground: bool) -> int:
     lock = supervisor.Lock(cluster.home)
     was_up = lock.holder() is not None
     if port and port != cluster.http_port:
-        raise FailedPrecondition(
-            "PORT_KEPT",
-            f"the cluster in {cluster.home} has port {cluster.http_port}; remove cluster.json to choose again",
-        )
+        if was_up:
+            raise FailedPrecondition(
+                "PORT_KEPT",
+                f"the cluster in {cluster.home} is up on port {cluster.http_port}; run woodfrog down first",
+            )
+        cluster = replace(cluster, http_port=port)
+        cluster.save()
     if foreground and not was_up:
-        return subprocess.call([sys.executable, "-m", "woodfrog.cli.supervisor", str(cluster.home)])
+        check_ports(cluster)
+        print(f"starting; gateway {cluster.base_url}; Ctrl-C ends it", flush=True)
+        # In our place, so that Ctrl-C reaches it and nobody ends it before it has cleaned up.
+        command = [sys.executable, "-m", "woodfrog.cli.supervisor", str(cluster.home)]
+        os.execv(sys.executable, command)
     start(cluster)
     print(f"the cluster in {cluster.home} {'was up already' if was_up else 'is up'}")
     print(f"  gateway  {cluster.base_url}")
@@ -43,6 +53,7 @@ def start(cluster: Cluster) -> None:
     lock = supervisor.Lock(cluster.home)
     started = lock.holder() is None
     if started:
+        check_ports(cluster)
         supervisor.start_detached(cluster.home)
     try:
         asyncio.run(wait_ready(cluster))
@@ -66,6 +77,21 @@ def running(home: Path) -> Cluster:
             "NOT_UP", f"the cluster in {cluster.home} is not running; start it with: woodfrog up"
         )
     return cluster
+
+
+def check_ports(cluster: Cluster) -> None:
+    """Raises FailedPrecondition when another program listens on a port of the stopped cluster."""
+    for name, port in {"gateway": cluster.http_port, **cluster.ports}.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                mend = "choose another with --port" if name == "gateway" else "stop what uses it"
+                raise FailedPrecondition(
+                    "PORT_TAKEN",
+                    f"port {port} of the {name} cannot be used ({error.strerror}); {mend}",
+                ) from None
 
 
 def check_machine() -> None:
@@ -115,7 +141,16 @@ def _gateway_ready(port: int) -> bool:
 def _not_ready(cluster: Cluster, service: str) -> Unavailable:
     log = cluster.home / "logs" / f"{service}.log"
     last = log.read_text().strip().splitlines()[-1:] if log.exists() else []
-    said = last[0][:400] if last else "it wrote no log"
+    said = _said(last[0]) if last else "it wrote no log"
     return Unavailable(
         "NOT_READY", f"{service} is not ready after {READY_TIMEOUT_S:.0f} s: {said}; see {log}"
     )
+
+
+def _said(line: str) -> str:
+    """What a line of a log says to people."""
+    try:
+        fields = json.loads(line)
+        return str(fields.get("error") or fields["message"])[:300]
+    except (ValueError, KeyError, AttributeError):
+        return line[:300]
