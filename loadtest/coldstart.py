@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,8 @@ class Lab:
                             break
                         except FailedPrecondition:  # still pinned by a replica that just ended
                             await asyncio.sleep(0.05)
+                    else:
+                        raise SystemExit(f"{manifest} cannot be evicted")
 
         asyncio.run(work())
 
@@ -232,7 +235,8 @@ def run_clones(lab: Lab, count: int, pointer: SnapshotPointer) -> tuple[float, l
                     spec, pointer, None, request_id=f"{began}-{index}", timeout_s=_WAIT_S
                 )
                 path = Path(climbed.replica.socket_path)
-                await asyncio.to_thread(first_token, lambda: _unix(path), _FROG)
+                asking = asyncio.get_running_loop()
+                await asking.run_in_executor(askers, first_token, lambda: _unix(path), _FROG)
                 ids.append(climbed.replica.replica_id)
                 return path
 
@@ -244,7 +248,8 @@ def run_clones(lab: Lab, count: int, pointer: SnapshotPointer) -> tuple[float, l
                 await agent.descend(replica_id, Rung.FROZEN)
         return took, owned
 
-    result = asyncio.run(work())
+    with ThreadPoolExecutor(count) as askers:
+        result = asyncio.run(work())
     time.sleep(2.0)
     return result
 
@@ -295,20 +300,29 @@ def measure(lab: Lab, runs: int, cases: list[str]) -> None:
     note = "one warm request + copying what the replica owns at this machine's memcpy rate"
     for case in ("parked", "frozen", "stored"):
         if case in cases:
-            timed = [_wake(lab, case, pointer) for _ in range(runs)]
+            pairs = [_wake(lab, case, pointer) for _ in range(runs)]
+            timed = [woken for _, woken in pairs]
             assert {each.rung for each in timed} == {case}, {each.rung for each in timed}
-            at = statistics.median(warm) if case == "parked" else floor
-            why = "one warm request" if case == "parked" else note
+            just_warm = statistics.median(warm for warm, _ in pairs)
+            at = just_warm if case == "parked" else just_warm + copy
+            why = "the warm request just before" if case == "parked" else note
             if case == "stored":
                 first = sum(n for _, n in _attributes(lab, pointer).get("first_pages", []))
                 at += first / store_rate(lab.cluster, pointer.manifest)
                 why += ", and fetching the first-touch bytes at the store's rate"
             samples = [t.first_token_s for t in timed]
             bench.add(case, "first_token_s", samples, floor=at, floor_note=why, rivals=rivals)
+            added = [woken.first_token_s - warm for warm, woken in pairs]
+            bench.add(
+                case, "over_warm_s", added, floor=0.0, floor_note="the warm request just before"
+            )
             before, stages = _stages(lab, timed)
             bench.add(case, "before_forward_s", before)
+            for name, _, durations in stages:
+                bench.add(case, f"stage {name}", durations)
             print(rule(f"{case}: where the time goes, medians"))
-            print(table(("stage", "starts at ms", "lasts ms"), stages))
+            rows = [(n, f"{at * 1e3:.1f}", f"{_median_ms(took):.1f}") for n, at, took in stages]
+            print(table(("stage", "starts at ms", "lasts ms"), rows))
     for case in ("clones4", "clones16"):
         if case in cases:
             count = int(case.removeprefix("clones"))
@@ -320,12 +334,14 @@ def measure(lab: Lab, runs: int, cases: list[str]) -> None:
     bench.finish()
 
 
-def _wake(lab: Lab, case: str, pointer: SnapshotPointer) -> Timed:
+def _wake(lab: Lab, case: str, pointer: SnapshotPointer) -> tuple[float, Timed]:
+    """Seconds of a warm request, and the wake that comes next."""
     lab.ask(_FROG)
+    warm = lab.ask(_FROG).first_token_s
     lab.descend(_FROG, Rung.PARKED if case == "parked" else Rung.FROZEN)
     if case == "stored":
         lab.evict(pointer.manifest, pointer.fingerprint.weights)
-    return lab.ask(_FROG)
+    return warm, lab.ask(_FROG)
 
 
 def _attributes(lab: Lab, pointer: SnapshotPointer) -> dict[str, Any]:
@@ -336,24 +352,29 @@ def _attributes(lab: Lab, pointer: SnapshotPointer) -> dict[str, Any]:
     return asyncio.run(work())
 
 
-def _stages(lab: Lab, timed: list[Timed]) -> tuple[list[float], list[tuple[str, str, str]]]:
-    """Request in → forward begins, of each run; and the spans' median starts and lengths by name, in order."""
+def _median_ms(seconds: list[float]) -> float:
+    return statistics.median(seconds) * 1000
+
+
+def _stages(
+    lab: Lab, timed: list[Timed]
+) -> tuple[list[float], list[tuple[str, float, list[float]]]]:
+    """Request in → forward begins, of each run; and the spans by name: median start, lengths, in order. Seconds."""
     before, found = [], dict[str, list[tuple[float, float]]]()
     for each in timed:
         spans = lab.spans(each.trace_id)
         root = next(span for span in spans if not span["parent_id"])
         for span in spans:
-            start = (span["start_ns"] - root["start_ns"]) / 1e6
+            start = (span["start_ns"] - root["start_ns"]) / 1e9
             name = f"{span['name']} ({span['service'].removeprefix('woodfrog-')})"
-            found.setdefault(name, []).append((start, span["duration_ms"]))
+            found.setdefault(name, []).append((start, span["duration_ms"] / 1000))
             if span["name"] == "router.forward":
-                before.append(start / 1000)
+                before.append(start)
     rows = [
-        (name, statistics.median(s for s, _ in times), statistics.median(d for _, d in times))
+        (name, statistics.median(s for s, _ in times), [d for _, d in times])
         for name, times in found.items()
     ]
-    ordered = sorted(rows, key=lambda row: row[1])
-    return before, [(name, f"{start:.1f}", f"{length:.1f}") for name, start, length in ordered]
+    return before, sorted(rows, key=lambda row: row[1])
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from woodfrog.model import digest as digests
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 FORMAT = 1
 _NAME_MAX = 160
+_SLOTS_MAX = 256
 _MEMORY_BYTES_MIN, _MEMORY_BYTES_MAX = 16 << 20, 1 << 50
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "name": str, "weights": str, "weights_bytes": int, "engine": str, "engine_args": Mapping, "slots": int,
@@ -66,8 +67,8 @@ class ModelSpec:
         digests.hex_of(self.weights)
         if self.snapshot not in ("eager", "never"):
             raise ValueError(f"snapshot is {self.snapshot!r}, it must be 'eager' or 'never'")
-        if not 1 <= self.slots <= 1024:
-            raise ValueError(f"slots is {self.slots}, it must be 1 to 1024")
+        if not 1 <= self.slots <= _SLOTS_MAX:
+            raise ValueError(f"slots is {self.slots}, it must be 1 to {_SLOTS_MAX}")
         if not 1 <= self.replicas_max <= 1024:
             raise ValueError(f"replicas_max is {self.replicas_max}, it must be 1 to 1024")
         if not _MEMORY_BYTES_MIN <= self.memory_bytes <= _MEMORY_BYTES_MAX:

@@ -9,12 +9,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
+from opentelemetry import context as contexts
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 
 from woodfrog import errors, telemetry
 from woodfrog.errors import status
 from woodfrog.rpc import propagation
+from woodfrog.telemetry import names
 
 log = logging.getLogger(__name__)
 GRACE_S = 1.0
@@ -103,10 +105,14 @@ class _Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 def _unary(name: str, inner: Callable[..., Awaitable[Any]], parent: Any) -> Callable[..., Any]:
     async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         span = telemetry.tracer().start_span(name[1:], parent, kind=SpanKind.SERVER)
-        with trace.use_span(span, end_on_exit=True):
+        # grpc's abort ends the call by an exception, which says nothing of the cause.
+        with trace.use_span(
+            span, end_on_exit=True, record_exception=False, set_status_on_exception=False
+        ):
             try:
                 return await inner(request, context)
             except Exception as error:  # noqa: BLE001  the outermost frame of a call
+                _tell(span, error)
                 await _abort(name, context, error)
 
     return handle
@@ -119,8 +125,11 @@ def _stream(
         request: Any, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[Any]:
         # A stream lives as long as its peer: its span marks the opening, so that one is seen before the end.
-        with telemetry.tracer().start_as_current_span(name[1:], parent, kind=SpanKind.SERVER):
-            pass
+        span = telemetry.tracer().start_span(name[1:], parent, kind=SpanKind.SERVER)
+        span.end()
+        contexts.attach(
+            trace.set_span_in_context(span)
+        )  # of this call's own task, which ends with it
         try:
             async for response in inner(request, context):
                 yield response
@@ -128,6 +137,12 @@ def _stream(
             await _abort(name, context, error)
 
     return handle
+
+
+def _tell(span: trace.Span, error: Exception) -> None:
+    if isinstance(error, errors.WoodfrogError):
+        span.set_attribute(names.ERROR_TYPE, error.reason)
+        span.set_status(trace.StatusCode.ERROR, error.message)
 
 
 async def _abort(name: str, context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> None:

@@ -1,5 +1,6 @@
 """`woodfrog chat`: one question, or a conversation, over the gateway's own HTTP."""
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -23,17 +24,27 @@ def ask(base_url: str, model: str, messages: list[dict[str, str]]) -> Iterator[s
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
             for line in response:
-                if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
+                if line.startswith(b"data: [DONE]"):
+                    return
+                if not line.startswith(b"data: "):
                     continue
                 event = json.loads(line[6:])
                 if "error" in event:
                     raise Unavailable("ANSWER_BROKEN", event["error"]["message"])
                 for choice in event["choices"]:
                     yield choice["delta"].get("content") or ""
+        raise Unavailable("ANSWER_CUT", "the answer broke off; ask again")
     except urllib.error.HTTPError as error:
-        raise InvalidArgument("REFUSED", json.load(error)["error"]["message"]) from None
-    except OSError as error:
+        raise InvalidArgument("REFUSED", _said(error.read())) from None
+    except (OSError, http.client.HTTPException) as error:
         raise Unavailable(
             "GATEWAY_AWAY",
             f"the gateway at {base_url} cannot be reached ({error}); run: woodfrog up",
         ) from None
+
+
+def _said(body: bytes) -> str:
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        return f"the gateway's answer is not its own: {body[:200]!r}"

@@ -114,6 +114,7 @@ def report(
     print("stages of one parent may run at the same time; `checkpoint` runs behind the answer\n")
     print(rule("figures"))
     private, pages, weights = owned
+    first = sum(length for _, length in attributes["first_pages"])
     figures = [
         ("cold start, first token", f"{cold.first_token_ms:,.0f} ms"),
         ("wake, first token", f"{woken.first_token_ms:,.0f} ms"),
@@ -124,7 +125,8 @@ def report(
         ),
         ("weights in the snapshot", size(attributes["weights_bytes"])),
         ("weights, mapped from the node's cache", size(weights)),
-        ("pages of the snapshot read by the wake", size(pages)),
+        ("snapshot, mapped after the answer", size(pages)),
+        ("snapshot, read by a wake and a short answer", size(first)),
         ("memory that the woken replica owns", size(private)),
     ]
     width = max(len(name) for name, _ in figures)

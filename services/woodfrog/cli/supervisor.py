@@ -24,7 +24,6 @@ from woodfrog.host.cgroup import Cgroups
 from woodfrog.host.folders import remove_tree
 
 log = logging.getLogger(__name__)
-READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
 _RESTART_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 _CALM_S = 10.0  # a child that lived so long starts again at the shortest pause

@@ -45,7 +45,9 @@ class Batcher:
             use_async_batching=False,
             seed=arguments.seed,
         )
-        greedy = GenerationConfig(do_sample=False, eos_token_id=eos, pad_token_id=eos[0])
+        greedy = GenerationConfig(
+            do_sample=False, eos_token_id=eos, pad_token_id=eos[0] if eos else 0
+        )
         with torch.inference_mode(), _LargeTensorsInRegions() as allocations:
             self._manager = model.init_continuous_batching(greedy, config)
             processors = ContinuousBatchingLogitsProcessorList(

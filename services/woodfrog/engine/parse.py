@@ -159,8 +159,11 @@ def _refuse_unsupported(body: Body) -> None:
             pass
         case _:
             _bad("response_format", 'is not supported beyond {"type": "text"}')
-    if body.get("tool_choice") not in (None, "none", "auto"):
-        _bad("tool_choice", "is not supported: this model calls no tools")
+    for name in ("tool_choice", "function_call"):
+        if body.get(name) not in (None, "none", "auto"):
+            _bad(name, "is not supported: this model calls no tools")
+    if body.get("modalities") not in (None, ["text"]):
+        _bad("modalities", 'is not supported beyond ["text"]')
 
 
 def _prompts(value: Any, limits: Limits, encode: Callable[[str], list[int]]) -> list[list[int]]:

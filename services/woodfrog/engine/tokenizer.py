@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as FastTokenizer
 
 from woodfrog.errors import InvalidArgument
@@ -21,7 +19,7 @@ class Tokenizer:
         config = _json(folder / "tokenizer_config.json")
         self._template_variables = {name: _content(config.get(name)) for name in _SPECIAL_TOKENS}
         source = _template_source(folder, config)
-        self._template = _environment().from_string(source) if source else None
+        self._template = _compile(source) if source else None
 
     @property
     def vocabulary_size(self) -> int:
@@ -94,20 +92,16 @@ def _template_source(folder: Path, config: dict[str, Any]) -> str | None:
     return template
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    """What Transformers gives templates; they come with the model, so they run in the sandbox."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(
-        value, ensure_ascii=False, indent=indent
-    )
-    environment.globals["raise_exception"] = _refuse
-    return environment
+def _compile(source: str) -> Any:
+    """As Transformers does, with all that it gives templates; they come with the model, so they run in its sandbox."""
+    from transformers.utils.chat_template_utils import _compile_jinja_template
 
-
-def _refuse(message: str) -> None:
-    raise TemplateError(message)
+    try:
+        return _compile_jinja_template(source)
+    except TemplateError as error:
+        raise InvalidArgument(
+            "BAD_CHAT_TEMPLATE", f"the model's chat template cannot be read: {error}; mend it"
+        ) from None
 
 
 def _content(token: Any) -> str:

@@ -23,7 +23,6 @@ from woodfrog.router.gateway import Begun, Call, Event, Gateway, Refused, Route,
 from woodfrog.router.metrics import Metrics
 from woodfrog.router.model_list import ModelList
 from woodfrog.router.sse import SseReader
-from woodfrog.rpc import propagation
 from woodfrog.telemetry import names
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -99,7 +98,6 @@ class Asking:
         status = 499  # cancelled, unless another end comes
         span = telemetry.tracer().start_span(
             f"{route.operation} {model[:200]}",
-            propagation.extract_metadata(context.invocation_metadata()) if stream else None,
             attributes={names.GENAI_OPERATION: route.operation, names.GENAI_MODEL: model[:200]},
         )
         try:

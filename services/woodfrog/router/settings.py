@@ -33,8 +33,8 @@ class Settings(ServiceSettings):
     """A replica may be silent so long at most: what OpenAI's own clients wait."""
     sse_comment_s: float = Field(default=1.0, gt=0)
     """A streaming client gets its first comment after this wait, and then one each time. Shorter wakes keep their headers."""
-    body_bytes_max: int = Field(default=8 << 20, gt=0)
-    """A long chat with a few images fits."""
+    body_bytes_max: int = Field(default=2 << 20, gt=0)
+    """A long chat fits. Reading one that is all brackets holds the loop up for 50 ms a MiB."""
     body_wait_s: float = Field(default=30.0, gt=0)
     """A request's head and body must arrive within it."""
     unread_wait_s: float = Field(default=60.0, gt=0)

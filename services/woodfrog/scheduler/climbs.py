@@ -67,10 +67,19 @@ class Climbs:
         if not isinstance(found, NoCapacity):
             self._start(ticket, spec, found)
             return True
-        if board.awaited:
+        if board.awaited or self._room_is_coming(spec):
             return False
         self._refuse_no_capacity(ticket, spec, found)
         return True
+
+    def _room_is_coming(self, spec: ModelSpec) -> bool:
+        """Whether a replica is being frozen on a node that could take the model."""
+        return any(
+            record.descending is Rung.FROZEN
+            for node in self._board.view.nodes.values()
+            if spec.memory_bytes <= node.facts.memory_bytes
+            for record in node.replicas.values()
+        )
 
     def leave(self, ticket: Ticket) -> None:
         """The climb goes on: its result is kept for the next."""

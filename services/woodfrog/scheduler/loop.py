@@ -237,6 +237,7 @@ class SchedulerLoop:
             case on.CancelClimb(attempt):
                 task = self._climbs.pop(attempt)
                 task.cancel()
+                self._forget_spans()
             case on.Descend():
                 self._spawn(self._descend(command), command.replica_id)
             case on.Grant():
@@ -304,8 +305,11 @@ class SchedulerLoop:
             log.warning("climb failed", extra=extra | {"error": event.message})
         if self._climbs.pop(order.attempt, None) is not None:
             self.submit(event)
-        if not self._state.climbing(order.climb):
-            self._spans.pop(order.climb, None)
+        self._forget_spans()
+
+    def _forget_spans(self) -> None:
+        for climb in [climb for climb in self._spans if not self._state.climbing(climb)]:
+            del self._spans[climb]
 
     async def _climbed(
         self, order: on.StartClimb

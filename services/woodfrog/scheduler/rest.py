@@ -58,6 +58,7 @@ class Rest:
         if busy:
             record.used = self._board.now
             record.descend_after = self._board.now + self._board.limits.descend_retry_s
+            self._board.stir_all()  # whoever waited for its room
         self._board.touch(record.replica.replica_id)
 
     def _due(self, record: ReplicaRecord) -> tuple[float, Rung] | None:

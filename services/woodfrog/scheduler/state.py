@@ -157,7 +157,10 @@ class SchedulerState:
         if record is None:
             return
         self._board.touch(replica_id)
-        if started and record.replica.model in self.view.models:
+        if not started:
+            return
+        record.used = self._board.now  # even when it has ended by now
+        if record.replica.model in self.view.models:
             self.view.models[record.replica.model].requested = self._board.now
 
     # --- nodes ---

@@ -264,6 +264,37 @@ def test_what_a_climb_took_counts_before_the_node_says_so() -> None:
     assert only(on.Refuse, cell.acquire("big")).reason == "NO_CAPACITY"
 
 
+def test_a_request_waits_for_the_room_of_a_replica_that_is_being_frozen() -> None:
+    sleepy = spec("sleepy", memory_bytes=13 * GIB, park_after_s=5.0, freeze_after_s=5.0)
+    cell = Cell(sleepy, spec("big", memory_bytes=13 * GIB))
+    cell.finish(only(on.StartClimb, cell.acquire("sleepy")))
+    cell.do(on.UsageReported("r", (ReplicaUsage("f1", 0, started=1),)))
+    assert only(on.Descend, cell.wait(6.0)).rung is Rung.FROZEN
+    assert cell.acquire("big") == []
+    assert only(on.StartClimb, cell.do(on.DescendFinished("f1", Rung.FROZEN))).spec.name == "big"
+
+
+def test_a_request_does_not_wait_for_a_replica_that_stays() -> None:
+    sleepy = spec("sleepy", memory_bytes=13 * GIB, park_after_s=5.0, freeze_after_s=5.0)
+    cell = Cell(sleepy, spec("big", memory_bytes=13 * GIB))
+    cell.finish(only(on.StartClimb, cell.acquire("sleepy")))
+    cell.do(on.UsageReported("r", (ReplicaUsage("f1", 0, started=1),)))
+    cell.wait(6.0)
+    assert cell.acquire("big") == []
+    stays = cell.do(on.DescendFailed("f1", "REPLICA_BUSY", "it serves on"))
+    assert only(on.Refuse, stays).reason == "NO_CAPACITY"
+
+
+def test_requests_that_ended_before_the_report_keep_a_replica_up() -> None:
+    model = replace(FROG, park_after_s=5.0)
+    cell = Cell(model)
+    cell.report("a", replica("f1", model, "a"))
+    for _ in range(10):
+        assert every(on.Descend, cell.wait(3.0)) == []
+        cell.do(on.UsageReported("r", (ReplicaUsage("f1", 0, started=1),)))
+    assert every(on.Descend, cell.wait(6.0))
+
+
 # --- nodes that go and come ---
 
 
