@@ -26,4 +26,4 @@ layers:
 	@.venv/bin/lint-imports
 
 down:
-	@$(PY) -m woodfrog.cli down
+	@test ! -x $(PY) || $(PY) -m woodfrog.cli down

@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from woodfrog.clients.weight_fs import Tree, WeightFsClient
 from woodfrog.errors import DataLoss, NotFound, Unavailable, WoodfrogError
@@ -25,6 +26,19 @@ PAGE_IN_BYTES_MIN = 16 << 20  # a smaller file is not worth a thread
 _POLL_S = 0.02
 
 
+T = TypeVar("T")
+
+
+class _TreeChanged(Unavailable):
+    """A tree that was known to be whole is not any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    tree: asyncio.Future[Tree]
+    pinned: asyncio.Future[Any]  # ends once the tree is pinned; raises _TreeChanged
+
+
 class Climber:
     def __init__(
         self, weight_fs: WeightFsClient, pool: SandboxPool, criu: Criu, cold_timeout_s: float
@@ -41,24 +55,42 @@ class Climber:
     async def restore(
         self, replica_id: str, spec: ModelSpec, pointer: SnapshotPointer, stages: Stages
     ) -> tuple[Live, Rung]:
+        """As `_restore`; once more when a tree turned out to be gone."""
+        try:
+            return await self._restore(replica_id, spec, pointer, stages)
+        except _TreeChanged:
+            return await self._restore(replica_id, spec, pointer, stages)
+
+    async def _restore(
+        self, replica_id: str, spec: ModelSpec, pointer: SnapshotPointer, stages: Stages
+    ) -> tuple[Live, Rung]:
         """A replica from its snapshot, proven by its canary; and the rung that it rested on.
 
         Raises DataLoss when the snapshot is damaged (bytes, or what they compute), Unavailable when it could not be
         fetched or CRIU refused it. Its trees are pinned until `let_go`, whatever the outcome.
         """
-        with stages.stage("restore.fetch"):
-            snapshot, weights = await _both(
-                self.tree(pointer.manifest, replica_id), self.tree(spec.weights, replica_id)
+        taken = [self._take(manifest, replica_id) for manifest in (pointer.manifest, spec.weights)]
+        try:
+            with stages.stage("restore.fetch"):
+                snapshot, weights = await _all([each.tree for each in taken])
+                canary = _canary(snapshot)
+                rung = Rung.FROZEN if snapshot.cache_path and weights.cache_path else Rung.STORED
+                if not snapshot.cache_path:
+                    await self._weight_fs.fetch(pointer.manifest, _first_extents(snapshot))
+            self._fetch_rest(snapshot, weights)
+            self._page_in(snapshot, weights)
+            live = await self.restore_tree(
+                replica_id,
+                spec,
+                stages,
+                canary,
+                snapshot=_folder(snapshot),
+                weights=_folder(weights),
+                pinned=lambda: _all([each.pinned for each in taken]),
             )
-            canary = _canary(snapshot)
-            rung = Rung.FROZEN if snapshot.cache_path and weights.cache_path else Rung.STORED
-            if not snapshot.cache_path:
-                await self._weight_fs.fetch(pointer.manifest, _first_extents(snapshot))
-        self._fetch_rest(snapshot, weights)
-        self._page_in(snapshot, weights)
-        live = await self.restore_tree(
-            replica_id, spec, stages, canary, snapshot=_folder(snapshot), weights=_folder(weights)
-        )
+        except BaseException:
+            await _all([each.pinned for each in taken])  # a tree that changed explains the failure
+            raise
         live.through_mount = rung is Rung.STORED
         if pointer.manifest not in self.proven:
             try:
@@ -79,8 +111,12 @@ class Climber:
         *,
         snapshot: Path,
         weights: Path,
+        pinned: Callable[[], Awaitable[object]] | None = None,
     ) -> Live:
-        """A thawed replica from a snapshot's folder, proven by its brief canary. Raises as `restore`."""
+        """A thawed replica from a snapshot's folder, proven by its brief canary. Raises as `restore`.
+
+        `pinned` is waited for beside CRIU: nothing is thawed from files that were not as they should be.
+        """
         with stages.stage("restore.sandbox"):
             sandbox = await self._pool.take(spec.memory_bytes)
         try:
@@ -89,6 +125,8 @@ class Climber:
                 await sandbox.place(snapshot, SNAPSHOT, read_only=True)
             with stages.stage("restore.criu"):
                 await self._criu.restore(sandbox)
+                if pinned is not None:
+                    await pinned()
             live = Live(replica_id, spec, sandbox, through_mount=False)
             with stages.stage("restore.thaw"):
                 proving_s = await live.thaw_and_prove(canary)
@@ -121,14 +159,35 @@ class Climber:
 
     async def tree(self, manifest: str, owner: str) -> Tree:
         """Pinned for its owner until `let_go`."""
+        taken = self._take(manifest, owner)
+        try:
+            await taken.pinned
+        except _TreeChanged:
+            return await self._open(manifest, owner)
+        return await taken.tree
+
+    def _take(self, manifest: str, owner: str) -> "_Taken":
+        """A tree that is known is there at once, and its pin comes beside what is done with it."""
         self.owners.add(owner)
         if known := self._trees.get(manifest):
-            try:
-                if await self._weight_fs.pin(manifest, owner):
-                    return known
-            except NotFound:
-                pass
-            self.forget_tree(manifest)  # evicted or damaged; the news of it is on its way
+            tree: asyncio.Future[Tree] = asyncio.get_running_loop().create_future()
+            tree.set_result(known)
+            return _Taken(tree, asyncio.ensure_future(self._pin(manifest, owner)))
+        opening = asyncio.ensure_future(self._open(manifest, owner))
+        return _Taken(opening, opening)
+
+    async def _pin(self, manifest: str, owner: str) -> None:
+        try:
+            if await self._weight_fs.pin(manifest, owner):
+                return
+        except NotFound:
+            pass
+        self.forget_tree(manifest)  # the news of it is on its way
+        raise _TreeChanged(
+            "TREE_CHANGED", f"tree {manifest} was evicted or damaged meanwhile; try again"
+        )
+
+    async def _open(self, manifest: str, owner: str) -> Tree:
         tree = await self._weight_fs.open(manifest, owner)
         if tree.cache_path:
             self._trees[manifest] = tree
@@ -201,14 +260,10 @@ class Climber:
         raise _cold_start_failed(live, f"it took longer than {self._cold_timeout_s:.0f} s")
 
 
-async def _both(one: Coroutine[Any, Any, Tree], other: Coroutine[Any, Any, Tree]) -> list[Tree]:
-    """Both end before an error of either is raised, so that no pin comes after `let_go`."""
-    trees: list[Tree] = []
-    for found in await asyncio.gather(one, other, return_exceptions=True):
-        if isinstance(found, BaseException):
-            raise found
-        trees.append(found)
-    return trees
+async def _all(futures: Sequence[asyncio.Future[T]]) -> list[T]:
+    """All end before an error of one is raised, so that no pin comes after `let_go`."""
+    await asyncio.gather(*futures, return_exceptions=True)
+    return [future.result() for future in futures]
 
 
 def _canary(snapshot: Tree) -> Canary:
