@@ -74,12 +74,13 @@ class Cluster:
             )
         except FileNotFoundError:
             raise FailedPrecondition(
-                "NO_CLUSTER", f"there is no cluster in {home}; start one with: woodfrog up"
+                "NO_CLUSTER",
+                f"there is no cluster in {home}; start one with: {to_type('up', home)}",
             ) from None
         except (ValueError, KeyError, TypeError):
             raise FailedPrecondition(
                 "CLUSTER_DAMAGED",
-                f"{home}/cluster.json cannot be read; remove it and run: woodfrog up",
+                f"{home}/cluster.json cannot be read; remove it and run: {to_type('up', home)}",
             ) from None
 
     @property
@@ -169,6 +170,14 @@ class Cluster:
 
     def argv(self, service: str) -> list[str]:
         return [sys.executable, "-m", f"woodfrog.{service}"]
+
+
+def to_type(verb: str, home: Path) -> str:
+    """The command for the cluster in `home`, as whoever runs this one would type it."""
+    typed = sys.argv[0]
+    program = typed if Path(typed).name == "woodfrog" else ".venv/bin/woodfrog"
+    default = Path(os.environ.get("WOODFROG_HOME", ".woodfrog")).resolve()
+    return f"{program} {verb}" if home == default else f"{program} --home {home} {verb}"
 
 
 def _free_ports() -> dict[str, int]:

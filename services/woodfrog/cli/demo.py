@@ -136,7 +136,7 @@ def report(
         f"""ask it   curl {cluster.base_url}/chat/completions -H 'content-type: application/json' \\
            -d '{{"model": "{MODEL}", "messages": [{{"role": "user", "content": "Why is the sea salty?"}}],
                 "temperature": 0, "max_tokens": 64}}'
-look     .venv/bin/woodfrog ps         (it sleeps again {_FREEZE_S:g} s after its last answer)
+look     .venv/bin/woodfrog ps   (it sleeps again {_FREEZE_S:g} s after its last answer)
 traces   {cluster.traces_file}
 logs     {cluster.home}/logs
 stop     make down"""

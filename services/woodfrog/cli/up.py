@@ -15,7 +15,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from woodfrog.cli import doctor, supervisor
-from woodfrog.cli.cluster import SERVICES, Cluster, Tools
+from woodfrog.cli.cluster import SERVICES, Cluster, Tools, to_type
 from woodfrog.errors import FailedPrecondition, Unavailable
 
 READY_TIMEOUT_S = 60.0
@@ -30,7 +30,7 @@ def up(home: Path, port: int | None, foreground: bool) -> int:
         if was_up:
             raise FailedPrecondition(
                 "PORT_KEPT",
-                f"the cluster in {cluster.home} is up on port {cluster.http_port}; run woodfrog down first",
+                f"the cluster in {cluster.home} is up on port {cluster.http_port}; stop it first with: {to_type('down', cluster.home)}",
             )
         cluster = replace(cluster, http_port=port)
         cluster.save()
@@ -44,7 +44,7 @@ def up(home: Path, port: int | None, foreground: bool) -> int:
     print(f"the cluster in {cluster.home} {'was up already' if was_up else 'is up'}")
     print(f"  gateway  {cluster.base_url}")
     print(f"  logs     {cluster.home}/logs")
-    print("  stop     woodfrog down")
+    print(f"  stop     {to_type('down', cluster.home)}")
     return 0
 
 
@@ -74,7 +74,8 @@ def running(home: Path) -> Cluster:
     cluster = Cluster.existing(home)
     if supervisor.Lock(cluster.home).holder() is None:
         raise FailedPrecondition(
-            "NOT_UP", f"the cluster in {cluster.home} is not running; start it with: woodfrog up"
+            "NOT_UP",
+            f"the cluster in {cluster.home} is not running; start it with: {to_type('up', cluster.home)}",
         )
     return cluster
 

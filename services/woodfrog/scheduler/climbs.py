@@ -421,13 +421,16 @@ class Climbs:
                 board.wait(ticket)
 
     def _refuse_no_capacity(self, ticket: Ticket, spec: ModelSpec, found: NoCapacity) -> None:
-        retry_s = self._board.limits.retry_after_s
+        retry_s: float | None = self._board.limits.retry_after_s
+        mend = f"try again in {retry_s:g} s, or add a node"
+        if set(found.misfits) == {"too small"}:  # time will not mend it
+            retry_s, mend = None, "add the model with less memory, or a larger node"
         self._board.refuse(
             ticket,
             Refusal.RESOURCE_EXHAUSTED,
             "NO_CAPACITY",
             f"model {spec.name!r} needs {spec.memory_bytes / (1 << 30):.1f} GiB and no node has room "
-            f"({found.sentence}); try again in {retry_s:g} s, or add a node",
+            f"({found.sentence}); {mend}",
             retry_s,
         )
 
