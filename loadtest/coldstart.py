@@ -40,6 +40,7 @@ from woodfrog.model.spec import ModelSpec
 MODEL = Path(".woodfrog/models/smollm2-135m")
 CASES = ("cold", "parked", "frozen", "stored", "clones4", "clones16")
 PROMPT = "Say in one short sentence what a frog does in winter."
+_REST_S = 1.0  # sandboxes of the pool are made again, so that each run meets the same node
 _WAIT_S = 120.0
 _COLD, _FROG = "cold", "frog"
 _WOKEN = re.compile(rb": woken rung=(\w+)")
@@ -104,9 +105,7 @@ class Lab:
                 await asyncio.sleep(0.02)
 
         asyncio.run(work())
-        time.sleep(
-            1.0
-        )  # sandboxes of the pool are made again, so that each run meets the same node
+        time.sleep(_REST_S)
 
     def evict(self, *manifests: str) -> None:
         async def work() -> None:
@@ -335,8 +334,9 @@ def measure(lab: Lab, runs: int, cases: list[str]) -> None:
 
 
 def _wake(lab: Lab, case: str, pointer: SnapshotPointer) -> tuple[float, Timed]:
-    """Seconds of a warm request, and the wake that comes next."""
+    """Seconds of a request to the serving replica, and the wake that comes next, each after the same rest."""
     lab.ask(_FROG)
+    time.sleep(_REST_S)
     warm = lab.ask(_FROG).first_token_s
     lab.descend(_FROG, Rung.PARKED if case == "parked" else Rung.FROZEN)
     if case == "stored":

@@ -28,7 +28,7 @@ def test_a_damaged_file_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_no_cluster_says_how_to_start_one(tmp_path: Path) -> None:
-    with pytest.raises(FailedPrecondition, match="woodfrog up"):
+    with pytest.raises(FailedPrecondition, match=f"woodfrog --home {tmp_path} up"):
         Cluster.existing(tmp_path)
 
 
