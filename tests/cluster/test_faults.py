@@ -270,6 +270,16 @@ def test_the_commands_print_what_is_there(frog: Running) -> None:
     assert "smollm2" in _woodfrog(frog, "snapshots", "list").stdout
     assert _woodfrog(frog, "chat", "smollm2", "Say", "hello.").stdout.strip()
     assert _woodfrog(frog, "models", "rm", "nothing").stderr.startswith("woodfrog: ")
+    assert "removed 1 snapshot(s)" in _woodfrog(frog, "snapshots", "rm", "smollm2").stdout
+    assert _woodfrog(frog, "snapshots", "rm", "smollm2").stderr.startswith("woodfrog: ")
+    for replica in frog.replicas():
+        asyncio.run(descend(frog.cluster, replica.replica_id))
+    wait(lambda: not frog.replicas(), "no replica")
+    assert frog.ask(QUESTION).rung == "absent"
+    wait(lambda: bool(frog.snapshots()), "a snapshot again")
+    frog.add("short")
+    assert _woodfrog(frog, "models", "rm", "short").stdout == "removed short\n"
+    assert "short" not in _woodfrog(frog, "models", "list").stdout
 
 
 @pytest.mark.parametrize("end", ["down", "ctrl-c", "kill-9"])

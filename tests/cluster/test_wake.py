@@ -11,6 +11,7 @@ import pytest
 from tests.cluster.conftest import Running, descend, replica_pid, wait
 from woodfrog.cli import models
 from woodfrog.clients.node_agent import NodeAgentClient
+from woodfrog.host.cgroup import Cgroups
 from woodfrog.model.node import Replica
 from woodfrog.replica.client import ControlClient
 
@@ -78,6 +79,9 @@ def test_an_idle_model_sleeps_to_zero_by_itself(running: Running) -> None:
     running.ask(QUESTION, "sleepy")
     wait(lambda: bool(running.snapshots("sleepy")), "its snapshot")
     wait(lambda: not running.replicas("sleepy"), "no replica of it")
+    inside = [pid for group in Cgroups(running.cluster.node).leftovers() for pid in group.pids()]
+    environments = [Path(f"/proc/{pid}/environ").read_bytes() for pid in inside]
+    assert not [each for each in environments if b"WOODFROG_MODEL_NAME=sleepy" in each]
     assert running.ask(QUESTION, "sleepy").rung == "frozen"
     running.remove("sleepy")
     wait(lambda: not running.replicas("sleepy"), "no replica of a model that was removed")

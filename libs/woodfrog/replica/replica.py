@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 from woodfrog.errors import FailedPrecondition, Internal, InvalidArgument, ResourceExhausted
-from woodfrog.replica import entropy, memory, stdio
+from woodfrog.replica import cpu, entropy, memory, stdio
 from woodfrog.replica.logs import LogRing
 from woodfrog.replica.state import Event, State, after, allowed
 
@@ -134,6 +134,7 @@ class Replica:
         if self.state is State.SERVING and replica_id == self.replica_id:
             return {}  # the answer to an earlier thaw was lost
         self._check(Event.THAWED)
+        cpu.permit_tiles()
         self._engine.regain()
         entropy.reseed(fresh)
         self.replica_id = replica_id

@@ -27,6 +27,7 @@ async def start_engine(sandbox: Sandbox, spec: ModelSpec) -> int:
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "HOME": "/tmp",
         "OMP_WAIT_POLICY": "passive",  # threads that spin at barriers starve each other on a busy node
+        "CUDA_VISIBLE_DEVICES": "",  # a process that has opened a GPU cannot be dumped by CRIU alone
         "LANG": "C.UTF-8",
         "WOODFROG_SOCKET": str(REPLICA / "engine.sock"),
         "WOODFROG_CONTROL": str(REPLICA / "control.sock"),
