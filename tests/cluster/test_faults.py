@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import pytest
 
 from tests.capabilities import MODEL
 from tests.cluster.conftest import Running, descend, replica_pid, wait
-from woodfrog.cli import models, supervisor, up
+from woodfrog.cli import commands, models, supervisor, up
 from woodfrog.cli.cluster import SERVICES, Cluster
 from woodfrog.clients.ingest import build_manifest, ingest
 from woodfrog.clients.node_agent import NodeAgentClient
@@ -39,6 +41,23 @@ def test_a_killed_process_comes_back_and_nothing_is_lost(frog: Running, child: s
     frog.freeze()
     answer = frog.ask(QUESTION)
     assert (answer.rung, answer.text) == ("frozen", expected)
+
+
+@pytest.mark.parametrize("child", SERVICES)
+def test_a_process_killed_in_the_middle_of_a_wake_loses_nothing(frog: Running, child: str) -> None:
+    expected = frog.ask(QUESTION).text
+    frog.freeze()
+    before = frog.snapshots()
+    with ThreadPoolExecutor(1) as client:
+        waking = client.submit(frog.ask, QUESTION)
+        wait(lambda: waking.done() or bool(frog.replicas()), "a climb under way")
+        frog.kill9(child)
+        with suppress(openai.APIError):  # when it was cut off, the client asks again
+            assert waking.result(timeout=100).text == expected
+    assert frog.ask(QUESTION).text == expected
+    assert frog.snapshots() == before
+    frog.freeze()
+    assert frog.ask(QUESTION).rung == "frozen"
 
 
 def test_a_replica_killed_while_it_answers_is_replaced(frog: Running) -> None:
@@ -169,6 +188,40 @@ def test_a_snapshot_that_restores_to_nonsense_is_given_up_at_the_second_time(fro
     wait(lambda: frog.snapshots() not in ([], [bad]), "a new snapshot")
     frog.freeze()
     assert frog.ask(QUESTION).rung == "frozen"
+
+
+def test_a_snapshot_of_another_engine_is_passed_over_with_the_reason(frog: Running) -> None:
+    frog.ask(QUESTION)
+    frog.freeze()
+    (pointer,) = frog.snapshots()
+    engine = {**pointer.fingerprint.engine, "torch": "1.0"}
+    other = replace(pointer, fingerprint=replace(pointer.fingerprint, engine=engine))
+
+    async def exchange() -> None:
+        async with models.connect(frog.cluster) as cell:
+            await cell.store.hold(other.manifest, other.holder)
+            await cell.catalog.put_snapshot(other)
+            await cell.catalog.remove_snapshot(pointer)
+
+    asyncio.run(exchange())
+    wait(lambda: frog.snapshots() == [other], "the other snapshot alone")
+    answer = frog.ask(QUESTION)
+    assert answer.rung == "absent"
+    assert answer.fallback.startswith("engine torch is ")
+    wait(lambda: frog.snapshots() not in ([], [other]), "a snapshot that fits, and no other")
+    assert len(frog.snapshots()) == 1
+
+
+def test_a_model_that_has_no_room_gets_that_of_an_idle_one(frog: Running) -> None:
+    frog.ask(QUESTION)
+    (node,) = asyncio.run(commands.describe(frog.cluster)).nodes
+    frog.add("large", memory_bytes=node.memory_bytes - (1 << 30))
+    assert frog.ask(QUESTION, "large").text
+    assert not frog.replicas()
+    (node,) = asyncio.run(commands.describe(frog.cluster)).nodes
+    assert node.memory_promised_bytes <= node.memory_bytes
+    frog.remove("large")
+    assert frog.ask(QUESTION).text
 
 
 def test_a_model_with_a_long_name_gets_a_snapshot_too(frog: Running) -> None:
