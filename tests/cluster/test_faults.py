@@ -13,8 +13,10 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import openai
 import pytest
+from safetensors.numpy import save_file
 
 from tests.capabilities import MODEL
 from tests.cluster.conftest import Running, descend, replica_pid, wait
@@ -104,6 +106,18 @@ def test_a_model_with_too_little_memory_says_so(frog: Running) -> None:
     with pytest.raises(openai.APIStatusError, match="needs more than its 67108864 bytes of memory"):
         frog.ask(QUESTION, "tight")
     frog.remove("tight")
+
+
+def test_weights_that_are_not_the_model_s_are_refused(frog: Running, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(MODEL, folder)
+    save_file({"a": np.zeros(4, np.float32)}, folder / "model.safetensors")
+    assert _woodfrog(frog, "models", "add", "hollow", str(folder)).returncode == 0
+    with pytest.raises(
+        openai.APIStatusError, match=r"the weights lack \d+ tensors of LlamaForCausalLM"
+    ):
+        frog.ask(QUESTION, "hollow")
+    frog.remove("hollow")
 
 
 def test_a_removed_model_leaves_no_bytes(frog: Running) -> None:

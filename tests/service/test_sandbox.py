@@ -195,3 +195,12 @@ async def test_a_crashed_predecessor_is_swept_up(cgroups: Cgroups, tmp_path: Pat
     assert cgroups.leftovers() == []
     assert list(run.iterdir()) == []
     assert (tmp_path / "staging").is_dir()
+
+
+async def test_a_limit_that_cannot_be_set_leaves_no_sandbox(pool: SandboxPool) -> None:
+    await pool.refill()
+    with pytest.raises(Unavailable, match="cannot be made"):
+        await pool.take(-5)
+    sandbox = await pool.take(GIB)
+    assert (await shell(sandbox, "echo here"))[1] == "here\n"
+    await sandbox.close()

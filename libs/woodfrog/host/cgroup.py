@@ -77,13 +77,17 @@ class Cgroups:
         self._parents = [parent / "woodfrog" / name for parent in parents]
 
     def make(self, sandbox: str, memory_bytes: int, pids_max: int) -> Cgroup:
-        folders = tuple(parent / sandbox for parent in self._parents)
-        for folder in folders:
-            if self._v2:
-                self._delegate(folder)
-            folder.mkdir(parents=True, exist_ok=True)
-        cgroup = Cgroup(folders)
-        self.limit(cgroup, memory_bytes, pids_max)
+        """Raises OSError; then nothing is left."""
+        cgroup = Cgroup(tuple(parent / sandbox for parent in self._parents))
+        try:
+            for folder in cgroup.folders:
+                if self._v2:
+                    self._delegate(folder)
+                folder.mkdir(parents=True, exist_ok=True)
+            self.limit(cgroup, memory_bytes, pids_max)
+        except OSError:
+            cgroup.remove()
+            raise
         return cgroup
 
     def limit(self, cgroup: Cgroup, memory_bytes: int, pids_max: int) -> None:

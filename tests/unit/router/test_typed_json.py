@@ -83,3 +83,11 @@ def test_error_event_is_raised_as_its_class() -> None:
     pieces = typed_json.Pieces(completions_pb2.StreamCompleteResponse, WAKE)
     with pytest.raises(errors.ResourceExhausted, match="slow down"):
         pieces.of(b'{"error": {"message": "slow down", "type": "rate_limit_error"}}')
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("nan")])
+def test_numbers_that_json_has_not_are_the_client_s_error(number: float) -> None:
+    chat = chats_pb2.ChatRequest(model="m")
+    chat.extra.update({"temperature": number})
+    with pytest.raises(errors.InvalidArgument, match="a number that JSON has not"):
+        typed_json.chat_body(chat, stream=False)

@@ -258,3 +258,26 @@ def test_a_hold_on_nothing_is_dropped_at_the_start(tmp_path: Path) -> None:
         ingest(store, disk, FIRST)
         assert store.list()[0].holders == ()
     assert list((tmp_path / "holds").iterdir()) == []
+
+
+def test_a_manifest_of_a_later_version_does_not_stop_the_store(tmp_path: Path) -> None:
+    later = b'{"format": 99}'
+    with opened(Disk(tmp_path)):
+        pass
+    name = digests.hex_of(digests.of_bytes(later))
+    (tmp_path / "manifests" / f"{name}.json").write_bytes(later)
+    with opened(Disk(tmp_path)) as store:
+        assert store.list() == []
+        assert store.delete(digests.of_bytes(later)) == 0
+
+
+def test_holders_fit_the_name_of_a_file(tmp_path: Path) -> None:
+    with opened(Disk(tmp_path)) as store:
+        manifest = Manifest(Kind.WEIGHTS, (), {})
+        store.commit(store.begin(manifest.encode()).ingest_id)
+        longest = "model/" + "a" * 80 + "/" + "b" * 79
+        store.hold(manifest.digest, longest)
+        with pytest.raises(InvalidArgument, match="holder"):
+            store.hold(manifest.digest, "a/" * 90)
+    with opened(Disk(tmp_path)) as store:
+        assert store.inventory.holders == {manifest.digest: {longest}}

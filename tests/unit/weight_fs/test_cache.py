@@ -403,6 +403,24 @@ async def test_a_sealed_tree_that_was_changed_is_mended_before_it_is_read(
         assert (tree.files.files / "x").read_bytes() == TREES[1]["x"]
 
 
+async def test_a_look_that_is_cut_off_forgets_no_suspicion(
+    tmp_path: Path, source: MemorySource
+) -> None:
+    manifest = source.add(TREES[1])
+    async with Node(tmp_path, source) as node:
+        tree = await opened(node, manifest)
+        await sealed(node, tree)
+        with (tree.files.files / "x").open("r+b") as file:
+            file.write(b"!!")
+        looking = asyncio.create_task(node.cache.recheck(tree))
+        while tree.stamps is not None:  # it has seen the change
+            await asyncio.sleep(0)
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
+        assert not tree.complete
+        assert await node.read(manifest.digest, "x") == TREES[1]["x"]
+
+
 async def test_a_tree_with_open_files_stays(tmp_path: Path, source: MemorySource) -> None:
     manifests = [source.add({"w": _R.randbytes(8192)}) for _ in range(2)]
     async with Node(tmp_path, source, bytes_max=8192) as node:
