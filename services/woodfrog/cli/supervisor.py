@@ -118,8 +118,11 @@ class Supervisor:
             )  # fmt: skip
         self._children[name] = process
         log.info("child started", extra={"child": name, "child_pid": process.pid})
-        (self._cluster.home / "pids").mkdir(exist_ok=True)
-        (self._cluster.home / "pids" / name).write_text(str(process.pid))
+        pids = self._cluster.home / "pids"
+        pids.mkdir(exist_ok=True)
+        new = self._cluster.home / f"{name}.pid.new"
+        new.write_text(str(process.pid))
+        new.replace(pids / name)  # whoever reads it reads a number
         return process
 
     async def _stop(self, name: str) -> None:
