@@ -11,7 +11,7 @@ from woodfrog.replica.replica import Replica
 
 log = logging.getLogger(__name__)
 
-LINE_BYTES_MAX = 1 << 16
+LINE_BYTES_MAX = 4 << 20  # an answer with the last log lines fits
 
 
 class ControlServer:

@@ -127,9 +127,8 @@ def _stream(
         # A stream lives as long as its peer: its span marks the opening, so that one is seen before the end.
         span = telemetry.tracer().start_span(name[1:], parent, kind=SpanKind.SERVER)
         span.end()
-        contexts.attach(
-            trace.set_span_in_context(span)
-        )  # of this call's own task, which ends with it
+        # Never detached: the context is of this call's own task, which ends with it.
+        contexts.attach(trace.set_span_in_context(span))
         try:
             async for response in inner(request, context):
                 yield response

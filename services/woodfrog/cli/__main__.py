@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from woodfrog.cli import chat, commands, doctor, up
-from woodfrog.cli.cluster import Cluster, Tools
+from woodfrog.cli.cluster import HOME, Cluster, Tools
 from woodfrog.errors import WoodfrogError
 from woodfrog.model.spec import ModelSpec
 
 _CONTEXT_TOKENS_MIN, _CONTEXT_TOKENS_MAX = 16, 1 << 20
 _GIB_MAX = 1 << 20
 _PORT_MAX = 65_535
-HOME = Path(os.environ.get("WOODFROG_HOME", ".woodfrog"))
 
 
 def parser() -> argparse.ArgumentParser:

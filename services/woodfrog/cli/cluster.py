@@ -18,6 +18,7 @@ SERVICES = (
     "scheduler",
     "router",
 )  # in the order of start
+HOME = Path(os.environ.get("WOODFROG_HOME", ".woodfrog"))
 HTTP_PORT = 8321
 _PORTS = ("etcd", "etcd_peer", "chunks", "traces", *SERVICES)
 
@@ -176,8 +177,7 @@ def to_type(verb: str, home: Path) -> str:
     """The command for the cluster in `home`, as whoever runs this one would type it."""
     typed = sys.argv[0]
     program = typed if Path(typed).name == "woodfrog" else ".venv/bin/woodfrog"
-    default = Path(os.environ.get("WOODFROG_HOME", ".woodfrog")).resolve()
-    return f"{program} {verb}" if home == default else f"{program} --home {home} {verb}"
+    return f"{program} {verb}" if home == HOME.resolve() else f"{program} --home {home} {verb}"
 
 
 def _free_ports() -> dict[str, int]:

@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -155,9 +155,12 @@ async def _drop(cell: Cell, manifest: str, holder: str) -> None:
     try:
         await cell.store.unhold(manifest, holder)
         await cell.store.delete(manifest)
+    except (FailedPrecondition, NotFound):
+        return
+    with suppress(
+        FailedPrecondition, Unavailable
+    ):  # then the cache's limit takes it, before others
         await cell.weight_fs.evict(manifest)
-    except (FailedPrecondition, NotFound, Unavailable):
-        return  # the cache has a limit, beyond which it goes first
 
 
 def _exists(name: str) -> AlreadyExists:

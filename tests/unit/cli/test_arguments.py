@@ -2,7 +2,10 @@
 
 import pytest
 
+from woodfrog.cli import __main__ as cli
 from woodfrog.cli.__main__ import parser
+from woodfrog.engine import settings
+from woodfrog.model import spec
 
 ADD = ["models", "add", "frog", "folder"]
 
@@ -24,3 +27,8 @@ def test_wrong_sizes_are_refused(wrong: list[str], capsys: pytest.CaptureFixture
 def test_sizes_are_read() -> None:
     args = parser().parse_args([*ADD, "--memory", "0.5", "--context", "16"])
     assert (args.memory, args.context) == (1 << 29, 16)
+
+
+def test_the_bounds_are_those_of_the_engine() -> None:
+    assert settings._BOUNDS["context_tokens"] == (cli._CONTEXT_TOKENS_MIN, cli._CONTEXT_TOKENS_MAX)
+    assert settings._BOUNDS["slots"] == (1, spec._SLOTS_MAX)

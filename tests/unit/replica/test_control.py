@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ class MemoryEngine:
 class Harness:
     def __init__(self, path: Path) -> None:
         self.engine = MemoryEngine()
-        self.replica = Replica(self.engine, LogRing())
+        self.ring = LogRing()
+        self.replica = Replica(self.engine, self.ring)
         self.path = path
         self.client = ControlClient(path)
 
@@ -161,6 +163,12 @@ async def test_canary_and_draw_and_logs(serving: Harness) -> None:
     assert canary["brief"] not in ("", canary["digest"])
     assert (await serving.call("draw"))["random"] != (await serving.call("draw"))["random"]
     assert isinstance((await serving.call("logs"))["lines"], list)
+
+
+async def test_many_long_log_lines_fit_an_answer(serving: Harness) -> None:
+    for number in range(200):
+        serving.ring.handle(logging.makeLogRecord({"msg": f"{number} " + "x" * 5000}))
+    assert len((await serving.call("logs"))["lines"]) == 200
 
 
 @pytest.mark.parametrize(

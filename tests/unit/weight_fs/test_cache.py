@@ -387,15 +387,21 @@ async def test_pins_guard_and_survive_a_restart(tmp_path: Path, source: MemorySo
         assert list((tmp_path / ".trash").iterdir()) == []
 
 
+async def touched(node: Node, manifest: Manifest) -> CachedTree:
+    """A sealed tree whose file x was changed from outside."""
+    tree = await opened(node, manifest)
+    await sealed(node, tree)
+    with (tree.files.files / "x").open("r+b") as file:
+        file.write(b"!!")
+    return tree
+
+
 async def test_a_sealed_tree_that_was_changed_is_mended_before_it_is_read(
     tmp_path: Path, source: MemorySource
 ) -> None:
     manifest = source.add(TREES[1])
     async with Node(tmp_path, source) as node:
-        tree = await opened(node, manifest)
-        await sealed(node, tree)
-        with (tree.files.files / "x").open("r+b") as file:
-            file.write(b"!!")
+        tree = await touched(node, manifest)
         await node.cache.recheck(tree)
         assert not tree.complete
         assert await node.read(manifest.digest, "x") == TREES[1]["x"]
@@ -408,10 +414,7 @@ async def test_a_look_that_is_cut_off_forgets_no_suspicion(
 ) -> None:
     manifest = source.add(TREES[1])
     async with Node(tmp_path, source) as node:
-        tree = await opened(node, manifest)
-        await sealed(node, tree)
-        with (tree.files.files / "x").open("r+b") as file:
-            file.write(b"!!")
+        tree = await touched(node, manifest)
         looking = asyncio.create_task(node.cache.recheck(tree))
         while tree.stamps is not None:  # it has seen the change
             await asyncio.sleep(0)
