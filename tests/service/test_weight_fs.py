@@ -37,6 +37,7 @@ from woodfrog.model import digest as digests
 from woodfrog.model.manifest import CHUNK_BYTES, Kind
 from woodfrog.node_agent.climb import Climber
 from woodfrog.node_agent.criu import Criu
+from woodfrog.node_agent.gpus import Adapters, Gpus
 from woodfrog.node_agent.sandbox import SandboxConfig, SandboxPool
 from woodfrog.weight_fs.stale_mount import mounted
 
@@ -461,7 +462,7 @@ async def test_an_agent_finds_out_at_its_pin_that_a_tree_which_it_knew_was_evict
     node: Node, tmp_path: Path
 ) -> None:
     pool = SandboxPool(Cgroups("unused"), SandboxConfig(tmp_path, (), tmp_path), 0)
-    climber = Climber(node.client, pool, Criu(tmp_path), 1.0)
+    climber = Climber(node.client, pool, Criu(tmp_path), Gpus((), Adapters("", "", "")), 1.0)
     await node.client.fetch(SNAPSHOT)
     assert (await climber.tree(SNAPSHOT, "replica-1")).cache_path
     with pytest.raises(FailedPrecondition):

@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from woodfrog import rpc
 from woodfrog.api.node_agent.v1 import replicas_pb2 as pb
@@ -11,6 +11,7 @@ from woodfrog.api.node_agent.v1 import replicas_pb2_grpc
 from woodfrog.errors import ResourceExhausted, Unavailable, WoodfrogError
 from woodfrog.model.node import (
     Climbed,
+    GpuFacts,
     NodeFacts,
     NodeUpdate,
     Replica,
@@ -81,6 +82,8 @@ def replica_to_pb(replica: Replica) -> pb.Replica:
         slots=replica.slots,
         node=replica.node,
         memory_bytes=replica.memory_bytes,
+        gpu=replica.gpu,
+        gpu_bytes=replica.gpu_bytes,
     )
 
 
@@ -94,6 +97,8 @@ def replica(message: pb.Replica) -> Replica:
         slots=message.slots,
         node=message.node,
         memory_bytes=message.memory_bytes,
+        gpu=message.gpu,
+        gpu_bytes=message.gpu_bytes,
     )
 
 
@@ -105,6 +110,15 @@ def facts_to_pb(facts: NodeFacts) -> pb.NodeFacts:
         memory_promised_bytes=facts.memory_promised_bytes,
         replica_count_max=facts.replica_count_max,
         draining=facts.draining,
+        gpus=[
+            pb.GpuFacts(
+                uuid=gpu.uuid,
+                memory_bytes=gpu.memory_bytes,
+                promised_bytes=gpu.promised_bytes,
+                weights=gpu.weights,
+            )
+            for gpu in facts.gpus
+        ],
     )
 
 
@@ -116,6 +130,10 @@ def facts(message: pb.NodeFacts) -> NodeFacts:
         memory_promised_bytes=message.memory_promised_bytes,
         replica_count_max=message.replica_count_max,
         draining=message.draining,
+        gpus=tuple(
+            GpuFacts(gpu.uuid, gpu.memory_bytes, gpu.promised_bytes, tuple(gpu.weights))
+            for gpu in message.gpus
+        ),
     )
 
 
@@ -193,6 +211,7 @@ def node_full(facts: NodeFacts, reason: str, why: str) -> ResourceExhausted:
         memory_promised_bytes=facts.memory_promised_bytes,
         replica_count_max=facts.replica_count_max,
         draining=int(facts.draining),
+        gpus=json.dumps([asdict(gpu) for gpu in facts.gpus]),
     )
 
 
@@ -209,4 +228,9 @@ def refused(error: WoodfrogError, known: NodeFacts) -> NodeFacts | None:
         ),
         replica_count_max=int(metadata.get("replica_count_max", known.replica_count_max)),
         draining=known.draining or error.reason == "NODE_DRAINING",
+        gpus=_gpus(metadata["gpus"]) if "gpus" in metadata else known.gpus,
     )
+
+
+def _gpus(text: str) -> tuple[GpuFacts, ...]:
+    return tuple(GpuFacts(**{**gpu, "weights": tuple(gpu["weights"])}) for gpu in json.loads(text))

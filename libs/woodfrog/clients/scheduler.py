@@ -7,7 +7,7 @@ from woodfrog import rpc
 from woodfrog.api.scheduler.v1 import placements_pb2 as pb
 from woodfrog.api.scheduler.v1 import placements_pb2_grpc
 from woodfrog.errors import Unavailable
-from woodfrog.model.node import ReplicaState
+from woodfrog.model.node import GpuFacts, ReplicaState
 from woodfrog.model.placement import (
     Acquired,
     ClusterView,
@@ -166,6 +166,15 @@ def cluster_view_to_pb(view: ClusterView) -> pb.DescribeResponse:
             node=node.node,
             memory_bytes=node.memory_bytes,
             memory_promised_bytes=node.memory_promised_bytes,
+            gpus=[
+                pb.GpuFacts(
+                    uuid=gpu.uuid,
+                    memory_bytes=gpu.memory_bytes,
+                    promised_bytes=gpu.promised_bytes,
+                    weights=gpu.weights,
+                )
+                for gpu in node.gpus
+            ],
         )
         for node in view.nodes
     ]
@@ -187,6 +196,15 @@ def cluster_view(message: pb.DescribeResponse) -> ClusterView:
         for model in message.models
     )
     nodes = tuple(
-        NodeView(node.node, node.memory_bytes, node.memory_promised_bytes) for node in message.nodes
+        NodeView(
+            node.node,
+            node.memory_bytes,
+            node.memory_promised_bytes,
+            tuple(
+                GpuFacts(gpu.uuid, gpu.memory_bytes, gpu.promised_bytes, tuple(gpu.weights))
+                for gpu in node.gpus
+            ),
+        )
+        for node in message.nodes
     )
     return ClusterView(models, nodes)

@@ -11,6 +11,7 @@ class ReplicaState(Enum):
     CLIMBING = "climbing"
     SERVING = "serving"
     PARKED = "parked"
+    HOT = "hot"  # parked, weights still on the GPU
     DESCENDING = "descending"
 
 
@@ -24,6 +25,20 @@ class Replica:
     slots: int  # requests that it runs at once
     node: str
     memory_bytes: int  # private bytes promised to it
+    gpu: str = ""  # uuid of the GPU that it is on
+    gpu_bytes: int = 0  # private bytes that it holds there now
+
+
+@dataclass(frozen=True, slots=True)
+class GpuFacts:
+    """One GPU of a node, and what of its memory is taken."""
+
+    uuid: str
+    memory_bytes: int  # that replicas and weights may fill
+    promised_bytes: int  # part of it: of replicas, and of the weights below
+    weights: tuple[
+        str, ...
+    ]  # digests of weights manifests that lie on it, in use or kept: no second copy is needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +51,7 @@ class NodeFacts:
     memory_promised_bytes: int
     replica_count_max: int
     draining: bool = False  # takes no new replica
+    gpus: tuple[GpuFacts, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from woodfrog.model.node import ReplicaState
+from woodfrog.model.node import GpuFacts, ReplicaState
 from woodfrog.model.rung import Rung
 
 
@@ -67,6 +67,7 @@ class NodeView:
     node: str
     memory_bytes: int
     memory_promised_bytes: int
+    gpus: tuple[GpuFacts, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,11 @@ FORMAT = 1
 _NAME_MAX = 160
 _SLOTS_MAX = 256
 _MEMORY_BYTES_MIN, _MEMORY_BYTES_MAX = 16 << 20, 1 << 50
+_GPU_BYTES_MIN = 64 << 20
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "name": str, "weights": str, "weights_bytes": int, "engine": str, "engine_args": Mapping, "slots": int,
     "replicas_max": int, "park_after_s": (int, float), "freeze_after_s": (int, float), "memory_bytes": int,
-    "snapshot": str, "create_time": (int, float),
+    "snapshot": str, "create_time": (int, float), "gpu_bytes": int,
 }  # fmt: skip
 
 
@@ -34,6 +35,7 @@ class ModelSpec:
     memory_bytes: int = 4 << 30  # limit of one replica's private memory
     snapshot: str = "eager"  # "eager": checkpoint at the first cold start; "never"
     create_time: float = 0.0  # seconds since the epoch
+    gpu_bytes: int = 0  # private GPU memory of one serving replica: context, KV, workspaces; 0 runs it on the CPU
 
     def encode(self) -> bytes:
         return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True).encode()
@@ -71,10 +73,18 @@ class ModelSpec:
             raise ValueError(f"slots is {self.slots}, it must be 1 to {_SLOTS_MAX}")
         if not 1 <= self.replicas_max <= 1024:
             raise ValueError(f"replicas_max is {self.replicas_max}, it must be 1 to 1024")
+        self._check_memory()
+        if not 0 <= self.park_after_s <= self.freeze_after_s:
+            raise ValueError("park_after_s must be at least 0 and at most freeze_after_s")
+        return self
+
+    def _check_memory(self) -> None:
         if not _MEMORY_BYTES_MIN <= self.memory_bytes <= _MEMORY_BYTES_MAX:
             raise ValueError(
                 f"memory is {self.memory_bytes} bytes, it must be 16 MiB to 1 PiB for one replica"
             )
-        if not 0 <= self.park_after_s <= self.freeze_after_s:
-            raise ValueError("park_after_s must be at least 0 and at most freeze_after_s")
-        return self
+        if self.gpu_bytes and not _GPU_BYTES_MIN <= self.gpu_bytes <= _MEMORY_BYTES_MAX:
+            raise ValueError(
+                f"GPU memory is {self.gpu_bytes} bytes, it must be 64 MiB to 1 PiB for one replica, "
+                "or 0 to run it on the CPU"
+            )

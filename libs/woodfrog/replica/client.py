@@ -2,53 +2,64 @@
 
 import asyncio
 import json
+import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from woodfrog import errors
 from woodfrog.errors import DeadlineExceeded, FailedPrecondition, Unavailable, WoodfrogError
-from woodfrog.replica.control import LINE_BYTES_MAX
+from woodfrog.replica.wire import Lines
 
 
 class ControlClient:
     """Each call has its own connection, because a quiesced replica must have none."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, peer: str = "the replica") -> None:
         self._path = path
+        self._peer = peer
 
-    async def call(self, verb: str, within_s: float, /, **fields: Any) -> dict[str, Any]:
-        """The reply's fields. Raises what the replica refused with, Unavailable REPLICA_UNREACHABLE when nobody
-        answers there, DeadlineExceeded REPLICA_SILENT after `within_s`; the verb may have happened in both."""
-        line = json.dumps({"verb": verb, **fields}).encode() + b"\n"
+    async def call(
+        self, verb: str, within_s: float, /, *, fds: Sequence[int] = (), **fields: Any
+    ) -> dict[str, Any]:
+        """The reply's fields, with `fds` if it carried descriptors, which are the caller's to close.
+
+        Raises what the peer refused with, Unavailable REPLICA_UNREACHABLE when nobody answers there, DeadlineExceeded
+        REPLICA_SILENT after `within_s`; the verb may have happened in both.
+        """
+        line = json.dumps({"verb": verb, **fields}).encode()
         try:
             async with asyncio.timeout(within_s):
-                reply = json.loads(await self._exchange(line))
+                answer, received = await self._exchange(line, list(fds))
+                reply = json.loads(answer)
         except TimeoutError:
             raise DeadlineExceeded(
                 "REPLICA_SILENT",
-                f"the replica at {self._path} did not answer {verb} within {within_s:g} s; look at its state",
+                f"{self._peer} at {self._path} did not answer {verb} within {within_s:g} s; look at its state",
                 verb=verb,
             ) from None
         except (OSError, ValueError) as error:
             raise Unavailable(
                 "REPLICA_UNREACHABLE",
-                f"the replica at {self._path} did not answer {verb}: {error}; see whether it runs",
+                f"{self._peer} at {self._path} did not answer {verb}: {error}; see whether it runs",
                 verb=verb,
             ) from error
-        if reply.pop("ok", False):
-            return dict(reply)
-        raise _error(reply)
+        if not reply.pop("ok", False):
+            raise _error(reply)
+        return {**reply, "fds": received} if received else dict(reply)
 
-    async def _exchange(self, line: bytes) -> bytes:
-        reader, writer = await asyncio.open_unix_connection(self._path, limit=LINE_BYTES_MAX)
+    async def _exchange(self, line: bytes, fds: list[int]) -> tuple[bytes, list[int]]:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        lines = Lines(connection)
         try:
-            writer.write(line)
-            reply = await reader.readline()
+            await asyncio.get_running_loop().sock_connect(connection, str(self._path))
+            await lines.write(line, fds)
+            answer = await lines.read()
         finally:
-            writer.close()
-        if not reply.endswith(b"\n"):
+            lines.close()
+        if not answer[0]:
             raise ConnectionError("the connection ended")
-        return reply
+        return answer
 
 
 def _error(reply: dict[str, Any]) -> WoodfrogError:

@@ -3,6 +3,7 @@
 import ctypes
 import mmap
 import os
+from typing import Any
 
 _PROT_NONE = 0
 _READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
@@ -45,6 +46,12 @@ class Region:
 
     def buffer(self) -> "ctypes.Array[ctypes.c_ubyte]":
         return (ctypes.c_ubyte * self.size_bytes).from_address(self.address)
+
+    def view(self) -> Any:
+        """A torch uint8 tensor over it."""
+        import torch
+
+        return torch.frombuffer(self.buffer(), dtype=torch.uint8)
 
     def close(self) -> None:
         _libc.munmap(self.address, self.size_bytes)

@@ -5,21 +5,19 @@ import gc
 import hashlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 from woodfrog.errors import FailedPrecondition, Internal, InvalidArgument, ResourceExhausted
 from woodfrog.replica import cpu, entropy, memory, stdio
+from woodfrog.replica.control import Fields, Verb
 from woodfrog.replica.logs import LogRing
 from woodfrog.replica.state import Event, State, after, allowed
+from woodfrog.replica.weights import WeightMemory
 
 log = logging.getLogger(__name__)
 
 QUIESCE_TIMEOUT_S = 30.0
 LOG_LINES = 200
-
-Fields = Mapping[str, Any]
-Verb = Callable[[Fields], Awaitable[dict[str, Any]]]
 
 
 class Engine(Protocol):
@@ -53,15 +51,18 @@ class Engine(Protocol):
 class Replica:
     """One engine's place in the contract: its state, its name, and the gate before its answers."""
 
-    def __init__(self, engine: Engine, ring: LogRing) -> None:
+    def __init__(self, engine: Engine, ring: LogRing, weights: WeightMemory | None = None) -> None:
+        """`weights` when they lie in memory of another process."""
         self.replica_id = ""
         self.gate = asyncio.Event()  # no byte of an answer leaves while it is closed
         self.gate.set()
         self._engine = engine
         self._ring = ring
+        self._weights = weights
         self._state = State.LOADING
         self.verbs: dict[str, Verb] = {
             "describe": self._describe,
+            "attach": self._attach,
             "quiesce": self._quiesce,
             "park": self._park,
             "thaw": self._thaw,
@@ -88,6 +89,17 @@ class Replica:
             "replica_id": self.replica_id,
             "gate": "open" if self.gate.is_set() else "closed",
         }
+
+    async def _attach(self, fields: Fields) -> dict[str, Any]:
+        """The weights' memory, for a replica that loads."""
+        if self.state is not State.LOADING:
+            raise FailedPrecondition(
+                "WRONG_STATE",
+                f"the replica is {self.state.value}; weights come with thaw now",
+                state=self.state.value,
+            )
+        self._take_weights(fields)
+        return {}
 
     async def _quiesce(self, fields: Fields) -> dict[str, Any]:
         timeout_s = _seconds(fields)
@@ -117,11 +129,13 @@ class Replica:
         return {}
 
     async def _park(self, fields: Fields) -> dict[str, Any]:
-        if self.state is State.PARKED:
-            return {}
-        await self._quiesce(fields)
-        self._engine.release()
-        self._move(Event.MEMORY_RELEASED)
+        """With `weights` "keep" they stay mapped; without, a replica that kept them lets go of them."""
+        if self.state is not State.PARKED:
+            await self._quiesce(fields)
+            self._engine.release()
+            self._move(Event.MEMORY_RELEASED)
+        if self._weights and fields.get("weights") != "keep":
+            self._weights.detach()
         return {}
 
     async def _thaw(self, fields: Fields) -> dict[str, Any]:
@@ -134,6 +148,8 @@ class Replica:
         if self.state is State.SERVING and replica_id == self.replica_id:
             return {}  # the answer to an earlier thaw was lost
         self._check(Event.THAWED)
+        if self._weights and not self._weights.attached:
+            self._take_weights(fields)
         cpu.permit_tiles()
         self._engine.regain()
         entropy.reseed(fresh)
@@ -165,6 +181,13 @@ class Replica:
 
     async def _logs(self, fields: Fields) -> dict[str, Any]:
         return {"lines": self._ring.lines(LOG_LINES)}
+
+    def _take_weights(self, fields: Fields) -> None:
+        if self._weights is None or not fields["fds"]:
+            raise InvalidArgument(
+                "BAD_FIELD", "a replica whose weights are outside needs one descriptor of them"
+            )
+        self._weights.give(fields["fds"][0])
 
     def _move(self, event: Event) -> None:
         before, self._state = self._state, after(self._state, event)

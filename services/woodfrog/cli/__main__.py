@@ -62,6 +62,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="GIB",
         help="limit of a replica's own memory",
     )
+    add.add_argument(
+        "--gpu-memory",
+        type=_gib,
+        default=0,
+        metavar="GIB",
+        help="a replica's own GPU memory beside the weights; without it, it runs on the CPU",
+    )
     add.add_argument("--context", type=_context, default=2048, metavar="TOKENS")
     add.add_argument("--snapshot", choices=("eager", "never"), default="eager")
     models.add_parser("list", help="list models")
@@ -155,6 +162,7 @@ async def _add(args: argparse.Namespace) -> None:
         freeze_after_s=args.freeze_after,
         memory_bytes=args.memory,
         snapshot=args.snapshot,
+        gpu_bytes=args.gpu_memory,
     )
     await commands.models_add(up.running(args.home), spec, args.path)
 

@@ -156,7 +156,9 @@ class Cluster:
         }
         prefix = f"WOODFROG_{service.upper()}_"
         settings = {"listen": self.address(service), **own[service]}
-        given = {k: v for k, v in os.environ.items() if k.startswith((prefix, "OTEL_"))}
+        # Where code and a GPU's libraries are found, and what a user set.
+        passed_on = (prefix, "OTEL_", "PYTHONPATH", "LD_LIBRARY_PATH", "SIMULATED_")
+        given = {k: v for k, v in os.environ.items() if k.startswith(passed_on)}
         return {
             "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
             "HOME": os.environ.get("HOME", "/"),

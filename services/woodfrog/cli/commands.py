@@ -11,7 +11,7 @@ from woodfrog.cli.cluster import Cluster
 from woodfrog.cli.show import size, table
 from woodfrog.clients.scheduler import SchedulerClient
 from woodfrog.errors import NotFound, Unavailable
-from woodfrog.model.placement import ClusterView
+from woodfrog.model.placement import ClusterView, NodeView
 from woodfrog.model.spec import ModelSpec
 
 _TIMEOUT_S = 5.0
@@ -38,9 +38,15 @@ async def ps(cluster: Cluster) -> None:
     ]
     print(table(("MODEL", "RUNG", "REPLICAS", "IDLE", "NEXT WAKE (PREDICTED)"), rows))
     for node in view.nodes:
-        print(
-            f"node {node.node}: {size(node.memory_promised_bytes)} of {size(node.memory_bytes)} promised"
-        )
+        print(node_line(node))
+
+
+def node_line(node: NodeView) -> str:
+    """A node's memory, and that of each of its GPUs."""
+    kinds = [("", node.memory_promised_bytes, node.memory_bytes)]
+    kinds += [(f"{gpu.uuid} ", gpu.promised_bytes, gpu.memory_bytes) for gpu in node.gpus]
+    told = "; ".join(f"{what}{size(part)} of {size(whole)}" for what, part, whole in kinds)
+    return f"node {node.node}: {told} promised"
 
 
 async def models_add(cluster: Cluster, spec: ModelSpec, path: Path) -> None:
@@ -83,12 +89,13 @@ async def models_list(cluster: Cluster) -> None:
             s.name,
             size(s.weights_bytes),
             s.engine,
+            size(s.gpu_bytes) if s.gpu_bytes else "-",
             f"{s.park_after_s:g} s",
             f"{s.freeze_after_s:g} s",
         )
         for s in specs
     ]
-    print(table(("MODEL", "WEIGHTS", "ENGINE", "PARKS AFTER", "FREEZES AFTER"), rows))
+    print(table(("MODEL", "WEIGHTS", "ENGINE", "GPU MEMORY", "PARKS AFTER", "FREEZES AFTER"), rows))
 
 
 async def models_rm(cluster: Cluster, name: str) -> None:

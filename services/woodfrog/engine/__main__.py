@@ -14,6 +14,7 @@ from woodfrog.errors import InvalidArgument
 from woodfrog.replica.control import ControlServer
 from woodfrog.replica.logs import LogRing
 from woodfrog.replica.replica import Replica
+from woodfrog.replica.weights import WeightMemory
 
 
 def main() -> int:
@@ -35,9 +36,10 @@ def main() -> int:
 
 
 async def serve(settings: Settings, ring: LogRing) -> None:
-    engine = TextEngine(settings)
-    replica = Replica(engine, ring)
-    async with ControlServer(replica, settings.control):
+    weights = WeightMemory() if settings.device_memory else None
+    engine = TextEngine(settings, weights)
+    replica = Replica(engine, ring, weights)
+    async with ControlServer(replica.verbs, settings.control):
         # Not asyncio.to_thread, whose thread would idle in every clone.
         with ThreadPoolExecutor(1) as pool:
             await asyncio.get_running_loop().run_in_executor(pool, engine.load)

@@ -16,6 +16,9 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 from woodfrog.engine.sampling import PerRequestSampling, Sampler
 from woodfrog.engine.settings import EngineArguments
 from woodfrog.errors import Unavailable
+from woodfrog.replica import device
+from woodfrog.replica.device import DeviceMemory
+from woodfrog.replica.graph_pool import GraphPool
 from woodfrog.replica.memory import Region
 
 PAGE_TOKENS = 32
@@ -26,7 +29,14 @@ STOP_TIMEOUT_S = 5.0
 class Batcher:
     """Owns the model's generation thread. `submit` and `cancel` belong to the event loop's thread."""
 
-    def __init__(self, model: Any, eos: list[int], arguments: EngineArguments) -> None:
+    def __init__(
+        self,
+        model: Any,
+        eos: list[int],
+        arguments: EngineArguments,
+        memory: DeviceMemory | None = None,
+    ) -> None:
+        """`memory` of the GPU that the model is on."""
         self.eos = eos
         self._ids = itertools.count()
         pages = -(-arguments.context_tokens // PAGE_TOKENS)
@@ -48,7 +58,7 @@ class Batcher:
         greedy = GenerationConfig(
             do_sample=False, eos_token_id=eos, pad_token_id=eos[0] if eos else 0
         )
-        with torch.inference_mode(), _LargeTensorsInRegions() as allocations:
+        with torch.inference_mode(), _LargeTensorsInRegions(memory) as allocations:
             self._manager = model.init_continuous_batching(greedy, config)
             processors = ContinuousBatchingLogitsProcessorList(
                 LogitsProcessorList([PerRequestSampling()])
@@ -57,7 +67,14 @@ class Batcher:
             self._manager.logit_processor = processors
             self._manager._wake_up_loop = _UntilWoken()
             self._manager.warmup()  # allocates everything; without CUDA graphs it computes nothing
-        self._regions = allocations.regions
+        self._regions: list[Region | device.Region | GraphPool] = [*allocations.regions]
+        if memory is not None and model.device.type == "cuda" and arguments.graphs:
+            from woodfrog.engine import graphs
+
+            pool = GraphPool(memory)
+            with torch.inference_mode():
+                graphs.install(self._manager, model, pool)
+            self._regions.append(pool)
 
     @property
     def kv_bytes(self) -> int:
@@ -179,9 +196,10 @@ class _LargeTensorsInRegions(TorchFunctionMode):  # type: ignore[misc]
 
     _LARGE_BYTES = 1 << 20
 
-    def __init__(self) -> None:
+    def __init__(self, memory: DeviceMemory | None) -> None:
         super().__init__()
-        self.regions: list[Region] = []
+        self.regions: list[Region | device.Region] = []
+        self._memory = memory
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -190,8 +208,12 @@ class _LargeTensorsInRegions(TorchFunctionMode):  # type: ignore[misc]
         if func in (torch.zeros, torch.empty):
             on_meta = func(*args, **{**kwargs, "device": "meta", "pin_memory": False})
             if on_meta.nbytes >= self._LARGE_BYTES:
-                region = Region(on_meta.nbytes)
+                region = self._region(on_meta.nbytes)
                 self.regions.append(region)
-                flat = torch.frombuffer(region.buffer(), dtype=on_meta.dtype, count=on_meta.numel())
-                return flat.view(on_meta.shape)
+                return region.view()[: on_meta.nbytes].view(on_meta.dtype).view(on_meta.shape)
         return func(*args, **kwargs)
+
+    def _region(self, size_bytes: int) -> Region | device.Region:
+        if self._memory is None:
+            return Region(size_bytes)
+        return device.Region(self._memory, size_bytes)

@@ -31,7 +31,7 @@ class BriefCanary:
                 own_name, model.get_buffer(name), persistent=False
             )
         self._model = shallow
-        self._prompt = torch.tensor([prompt])
+        self._prompt = torch.tensor([prompt], device=model.device)
 
     def tokens(self) -> list[int]:
         """The same in every healthy replica on the same kind of CPU. Blocks for a few milliseconds."""

@@ -14,15 +14,18 @@ from woodfrog.engine.parse import Limits
 from woodfrog.engine.request import GREEDY, Sampling
 from woodfrog.engine.settings import Settings
 from woodfrog.replica import entropy
+from woodfrog.replica.weights import WeightMemory
 
 if TYPE_CHECKING:  # imported by load(), which the control socket does not wait for
     from woodfrog.engine.batching import Batcher
     from woodfrog.engine.brief import BriefCanary
     from woodfrog.engine.tokenizer import Tokenizer
+    from woodfrog.replica.device import DeviceMemory
 
 log = logging.getLogger(__name__)
 
 WAITING_MAX = 64
+WEIGHTS_TIMEOUT_S = 600.0  # from a slow store a large model takes minutes
 # Any model goes on with the alphabet, so surely that company in its batch cannot change its mind.
 CANARY_TEXT = "a b c d e f g"
 CANARY_TOKENS = 1
@@ -37,8 +40,11 @@ class TextEngine:
     limits: Limits
     close_connections: Callable[[], Awaitable[None]]
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, weights: WeightMemory | None = None) -> None:
+        """`weights` when the model runs in the GPU memory that the settings name."""
         self.settings = settings
+        self._weights = weights
+        self._memory: DeviceMemory | None = None
         self.admission = Admission(settings.arguments.slots, WAITING_MAX)
         self._stages: dict[str, float] = {}
         self._versions = {"python": platform.python_version()}
@@ -64,12 +70,18 @@ class TextEngine:
         self._versions |= loading.versions()
         seed_process(arguments.seed)
         imported = perf_counter()
-        model = loading.load_model(self.settings.model)
+        if self._weights is None:
+            model = loading.load_model(self.settings.model)
+        else:
+            self._memory = loading.open_weights(
+                self.settings.device_memory, self.settings.model, self._weights, WEIGHTS_TIMEOUT_S
+            )
+            model = loading.load_onto(self.settings.model, self._memory, self._weights)
         self.tokenizer = Tokenizer(self.settings.model)
         self._canary_prompt = self.tokenizer.encode(CANARY_TEXT)
         self.brief = BriefCanary(model, self._canary_prompt)
         eos = loading.eos_tokens(self.settings.model, model)
-        self.batcher = Batcher(model, eos, arguments)
+        self.batcher = Batcher(model, eos, arguments, self._memory)
         self.limits = Limits(
             arguments.context_tokens, self.tokenizer.vocabulary_size, arguments.slots
         )
@@ -114,6 +126,8 @@ class TextEngine:
 
     def release(self) -> None:
         self.batcher.release()
+        if self._memory is not None:
+            self._memory.settle()
 
     def regain(self) -> None:
         self.batcher.regain()

@@ -9,9 +9,47 @@ import torch
 import transformers
 
 from woodfrog.errors import InvalidArgument
+from woodfrog.replica import layout
+from woodfrog.replica.device import DeviceMemory, open_memory
+from woodfrog.replica.weights import WeightMemory, private_tensors, take_out
+
+log = logging.getLogger(__name__)
 
 
 def load_model(folder: Path) -> Any:
+    """With its weights mapped from the files."""
+    # The dtype of the file: another one would copy the weights out of the mapping.
+    return _built(folder, folder, dtype="auto", local_files_only=True)
+
+
+def open_weights(name: str, folder: Path, weights: WeightMemory, within_s: float) -> DeviceMemory:
+    """Opens the GPU memory `name` (module:class) and waits for the model's weights in it."""
+    memory = open_memory(name)
+    weights.open(memory, layout.of_folder(folder), within_s)
+    return memory
+
+
+def load_onto(folder: Path, memory: DeviceMemory, weights: WeightMemory) -> Any:
+    """With its weights in memory that others share, on the device of that memory."""
+    tensors = weights.tensors()
+    # Transformers builds the module around tensors that take no memory; ours then take their place.
+    stand_ins = {
+        name: torch.empty(1, dtype=tensor.dtype).expand(tensor.shape)
+        for name, tensor in tensors.items()
+    }
+    floats = (tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    model = _built(
+        folder, None, dtype=next(floats, torch.float32), config=config, state_dict=stand_ins
+    )
+    take_out(model, tensors)
+    model.to(memory.torch_device)  # what no file has: rotary tables and the like
+    if own := private_tensors(model, weights):
+        log.warning("tensors of the replica's own", extra={"tensors": own})
+    return model
+
+
+def _built(folder: Path, source: Path | None, **options: Any) -> Any:
     """The concrete class that config.json names: Transformers' Auto classes would import all of them."""
     names = _read(folder / "config.json").get("architectures") or []
     listed = isinstance(names, list) and bool(names)
@@ -22,13 +60,8 @@ def load_model(folder: Path) -> Any:
             f"{folder}/config.json names {names or 'no architecture'}, which is not a text model of"
             f" Transformers {transformers.__version__}",
         )
-    # The dtype of the file: another one would copy the weights out of the mapping.
     model, found = kind.from_pretrained(
-        folder,
-        dtype="auto",
-        local_files_only=True,
-        attn_implementation="sdpa",
-        output_loading_info=True,
+        source, attn_implementation="sdpa", output_loading_info=True, **options
     )
     if lost := [*found["missing_keys"], *found["mismatched_keys"], *found["error_msgs"]]:
         raise InvalidArgument(  # Transformers would go on with random numbers

@@ -40,6 +40,7 @@ class Sampler:
         """The next token from `logits` (float32, one for each word); None leaves it to argmax."""
         if self._plain and self._sampling.logprobs is None:
             return None
+        logits = logits.cpu()  # from a GPU half a megabyte; its own launches would take longer
         token = int(logits.argmax()) if self._plain else self._draw(self._adjusted(logits))
         self._counts[token] = self._counts.get(token, 0) + 1
         if self._sampling.logprobs is not None:
@@ -100,7 +101,9 @@ class PerRequestSampling(ContinuousBatchingLogitsProcessor):  # type: ignore[mis
 
     def prepare_tensor_args(self, requests_with_new_token: list[Any]) -> torch.Tensor:
         self._samplers = [
-            request.state.logit_processor_kwargs["sampler"] for request in requests_with_new_token
+            request.state.logit_processor_kwargs["sampler"]
+            for request in requests_with_new_token
+            if "sampler" in request.state.logit_processor_kwargs  # the manager's warm-up has none
         ]
         return torch.zeros(len(self._samplers), dtype=torch.int32)
 

@@ -22,6 +22,8 @@ class EngineArguments:
     """Most sequences generated at a time; KV memory is reserved for all of them at full length."""
     threads: int = 0
     """Threads of one computation; 0 means one for each CPU that the process may use."""
+    graphs: int = 1
+    """1 has a GPU replay captured graphs; 0 launches kernel by kernel."""
     seed: int | None = None
     """Seeds the process until its first thaw; without it the kernel does."""
 
@@ -37,12 +39,15 @@ class Settings:
     model_name: str
     """WOODFROG_MODEL_NAME: what answers call the model."""
     arguments: EngineArguments
+    device_memory: str = ""
+    """WOODFROG_DEVICE_MEMORY: module:class of the GPU memory that weights and KV lie in; empty runs on the CPU."""
 
 
 _BOUNDS = {
     "context_tokens": (16, 1 << 20),
     "slots": (1, 256),
     "threads": (0, 1024),
+    "graphs": (0, 1),
     "seed": (0, (1 << 63) - 1),
 }
 
@@ -60,6 +65,7 @@ def load(environ: Mapping[str, str]) -> Settings:
         model=model,
         model_name=environ.get("WOODFROG_MODEL_NAME") or model.name,
         arguments=parse_arguments(environ.get("WOODFROG_ENGINE_ARGS") or "{}"),
+        device_memory=environ.get("WOODFROG_DEVICE_MEMORY", ""),
     )
 
 

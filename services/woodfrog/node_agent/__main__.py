@@ -12,19 +12,22 @@ from woodfrog.clients.store import ChunkClient, StoreClient
 from woodfrog.clients.weight_fs import WeightFsClient
 from woodfrog.clock import SystemClock
 from woodfrog.coordination import Session
-from woodfrog.errors import FailedPrecondition
+from woodfrog.errors import FailedPrecondition, InvalidArgument
 from woodfrog.host.cgroup import Cgroups
 from woodfrog.node_agent import fingerprint
+from woodfrog.node_agent.board import Board
 from woodfrog.node_agent.checkpoint import Checkpointer
 from woodfrog.node_agent.climb import Climber
 from woodfrog.node_agent.criu import Criu
 from woodfrog.node_agent.engines import code_folders
+from woodfrog.node_agent.gpus import Adapters, Gpus
 from woodfrog.node_agent.loop import NodeLoop, Parts
 from woodfrog.node_agent.recovery import recover
 from woodfrog.node_agent.sandbox import SandboxConfig, SandboxPool
 from woodfrog.node_agent.service import ReplicasServicer
 from woodfrog.node_agent.settings import Settings
 from woodfrog.node_agent.state import NodeState
+from woodfrog.node_agent.vault.client import VaultConfig
 from woodfrog.settings import load
 
 SERVICE = replicas_pb2.DESCRIPTOR.services_by_name["Replicas"].full_name
@@ -44,24 +47,25 @@ async def main(stop: asyncio.Event) -> None:
     config = SandboxConfig(kdat, (settings.mount_dir,), settings.run_dir, code)
     pool = SandboxPool(cgroups, config, settings.pool_size)
     memory = settings.memory_bytes or _machine_memory() * 4 // 5
+    adapters = Adapters(settings.vault_device, settings.replica_memory, settings.cuda_driver)
     async with (
         Session(settings.etcd.split(","), clock) as session,
         StoreClient(settings.store) as store,
         ChunkClient() as chunks,
         WeightFsClient(settings.weight_fs) as weight_fs,
+        Gpus(_vaults(settings), adapters) as gpus,
         rpc.Server(settings.listen) as server,
     ):
         catalog = Catalog(session)
-        climber = Climber(weight_fs, pool, criu, settings.cold_timeout_s)
+        climber = Climber(weight_fs, pool, criu, gpus, settings.cold_timeout_s)
         checkpointer = Checkpointer(
-            climber, criu, weight_fs, store, chunks, catalog, clock, staging
+            climber, criu, gpus, weight_fs, store, chunks, catalog, clock, staging
         )
-        loop = NodeLoop(
-            settings.node,
-            NodeState(memory, settings.replica_count_max),
-            Parts(climber, checkpointer, weight_fs, pool),
-            fingerprint.of_node(criu_version),
+        state = NodeState(
+            memory, settings.replica_count_max, gpus.states(settings.gpu_context_bytes)
         )
+        board = Board(settings.node, state, fingerprint.of_node(criu_version, gpus.print))
+        loop = NodeLoop(board, Parts(climber, checkpointer, weight_fs, pool, gpus))
         add = replicas_pb2_grpc.add_ReplicasServicer_to_server
         add(ReplicasServicer(loop), server.grpc)  # type: ignore[no-untyped-call]
         running = asyncio.create_task(loop.run(), name="loop")
@@ -92,6 +96,36 @@ def _lock(state_dir: Path) -> None:
             "NODE_IN_USE",
             f"another node agent uses {state_dir}; stop it, or choose another folder and node name",
         ) from None
+
+
+def _vaults(settings: Settings) -> list[VaultConfig]:
+    """Raises InvalidArgument when the setting names no GPU of this machine."""
+    if settings.gpus == "none":
+        return []
+    there = sorted(int(path.name[6:]) for path in Path("/dev").glob("nvidia[0-9]*"))
+    try:
+        numbers = there if settings.gpus == "all" else [int(n) for n in settings.gpus.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers:
+        raise InvalidArgument(
+            "BAD_SETTING",
+            f"WOODFROG_NODE_AGENT_GPUS is {settings.gpus!r}, this machine has GPUs {there}; "
+            "say none, all, or their numbers",
+        )
+    arena = settings.arena_bytes
+    if arena < 0:
+        arena = _machine_memory() // 4 // len(numbers)
+    return [
+        VaultConfig(
+            settings.state_dir / "vault",
+            arena,
+            settings.vault_reader_count,
+            settings.vault_device,
+            number,
+        )
+        for number in numbers
+    ]
 
 
 def _machine_memory() -> int:

@@ -6,8 +6,10 @@ pointer in etcd is written when the store has committed the manifest.
 
 import asyncio
 import logging
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,8 +24,10 @@ from woodfrog.errors import ResourceExhausted, Unavailable, WoodfrogError
 from woodfrog.model.manifest import Kind, Manifest
 from woodfrog.model.snapshot import Fingerprint, SnapshotPointer
 from woodfrog.model.spec import ModelSpec
-from woodfrog.node_agent.climb import PAGES, Climber
+from woodfrog.node_agent.climb import PAGES, Climber, Source
 from woodfrog.node_agent.criu import IMAGES, Criu
+from woodfrog.node_agent.gpu_state import Bring
+from woodfrog.node_agent.gpus import Gpus
 from woodfrog.node_agent.image import Rewritten, rewrite, touched
 from woodfrog.node_agent.live import Canary, Live
 from woodfrog.node_agent.sandbox import DUMP, SNAPSHOT
@@ -48,6 +52,7 @@ class Checkpointer:
         self,
         climber: Climber,
         criu: Criu,
+        gpus: Gpus,
         weight_fs: WeightFsClient,
         store: StoreClient,
         chunks: ChunkClient,
@@ -57,6 +62,7 @@ class Checkpointer:
     ) -> None:
         self._climber = climber
         self._criu = criu
+        self._gpus = gpus
         self._weight_fs = weight_fs
         self._store = store
         self._chunks = chunks
@@ -76,21 +82,55 @@ class Checkpointer:
         try:
             with stages.stage("checkpoint.quiesce"):
                 canary = await live.canary()
-                await live.quiesce()
+                await (live.park() if live.gpu else live.quiesce())
             try:
-                with stages.stage("checkpoint.dump"):
-                    await live.sandbox.place(folder / "dump", DUMP)
-                    await self._criu.dump(live.sandbox, live.pid)
+                await live.sandbox.place(folder / "dump", DUMP)
+                async with self._off_gpu(live, stages):
+                    with stages.stage("checkpoint.dump"):
+                        await self._criu.dump(live.sandbox, live.pid)
             finally:
                 with stages.stage("checkpoint.resume"):
-                    await live.thaw()
+                    await self._resume(live)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         return Dumped(folder, live.spec, canary)
 
-    async def finish(self, dumped: Dumped, fingerprint: Fingerprint) -> SnapshotPointer:
-        """Makes the snapshot of a dump and points to it. Raises woodfrog.errors classes; leaves no staging behind."""
+    @asynccontextmanager
+    async def _off_gpu(self, live: Live, stages: Stages) -> AsyncIterator[None]:
+        """What the process has on its GPU is in its memory meanwhile."""
+        if not live.gpu:
+            yield
+            return
+        pid = live.sandbox.host_pid(live.pid)
+        with stages.stage("checkpoint.cuda"):
+            await self._gpus.cuda.freeze(pid)
+        try:
+            yield
+        finally:
+            with stages.stage("checkpoint.cuda_back"):
+                await self._gpus.cuda.wake(pid)
+
+    async def _resume(self, live: Live) -> None:
+        fd = await self._gpus.export(live.gpu, live.spec.weights) if live.gpu else None
+        try:
+            await live.thaw(fd)
+        finally:
+            if fd is not None:
+                os.close(fd)
+
+    async def finish(
+        self,
+        dumped: Dumped,
+        fingerprint: Fingerprint,
+        bring: Bring | None = None,
+        *,
+        prove: bool = True,
+    ) -> SnapshotPointer:
+        """Makes the snapshot of a dump and points to it. Raises woodfrog.errors classes; leaves no staging behind.
+
+        `bring` brings the weights for its proof to a GPU. What is not proven here is at its first restore.
+        """
         stages = Stages()
         tree = dumped.folder / "tree"
         try:
@@ -98,14 +138,14 @@ class Checkpointer:
                 image = await asyncio.to_thread(_rewrite, dumped.folder / "dump", tree)
             with stages.stage("checkpoint.prove"):
                 async with self._one_proof:
-                    first_pages = await self._prove(dumped, tree, image)
+                    extents = await self._prove(dumped, tree, image, bring) if prove else []
             with stages.stage("checkpoint.digest"):
                 attributes = {
                     "model": dumped.spec.name,
                     "weights": dumped.spec.weights,
                     "fingerprint": asdict(fingerprint),
                     "canary": asdict(dumped.canary),
-                    "first_pages": first_pages,
+                    "first_pages": touched.in_file(extents, image.areas),
                     "image_bytes": image.image_bytes,
                     "pages_bytes": image.pages_data_bytes,
                     "weights_bytes": image.weights_bytes_in_image,
@@ -113,7 +153,8 @@ class Checkpointer:
                 manifest = await asyncio.to_thread(build_manifest, Kind.SNAPSHOT, tree, attributes)
             with stages.stage("checkpoint.ingest"):
                 pointer = await self._keep(manifest, tree, dumped.spec, fingerprint)
-            self._climber.proven.add(manifest.digest)
+            if prove:
+                self._climber.proven.add(manifest.digest)
             return pointer
         finally:
             await asyncio.to_thread(shutil.rmtree, dumped.folder, True)
@@ -197,28 +238,20 @@ class Checkpointer:
             if other.fingerprint.node == pointer.fingerprint.node and other != pointer:
                 await self.discard(other)
 
-    async def _prove(self, dumped: Dumped, tree: Path, image: Rewritten) -> list[tuple[int, int]]:
-        """Restores the image once, before anybody relies on it.
-
-        The extents (offset, length) of the pages file that the restore and a first request touched.
-        """
+    async def _prove(
+        self, dumped: Dumped, tree: Path, image: Rewritten, bring: Bring | None
+    ) -> list[touched.Extent]:
+        """Restores the image once, before anybody relies on it; what the restore and a first request touched."""
         proof = f"{dumped.folder.name}-proof"
         try:
             weights = await self._climber.tree(dumped.spec.weights, proof)
-            live = await self._climber.restore_tree(
-                proof,
-                dumped.spec,
-                Stages(),
-                dumped.canary,
-                snapshot=tree,
-                weights=weights.cache_path or weights.mount_path,
-            )
+            source = Source(tree, weights.cache_path or weights.mount_path, dumped.canary, bring)
+            live = await self._climber.restore_tree(proof, dumped.spec, Stages(), source)
             try:
                 await live.prove(dumped.canary)
                 await _ask(live)
                 pid = live.sandbox.host_pid(live.pid)
-                extents = await asyncio.to_thread(touched.touched, image.areas, pid)
-                return touched.in_file(extents, image.areas)
+                return await asyncio.to_thread(touched.touched, image.areas, pid)
             finally:
                 await live.sandbox.close()
         finally:

@@ -1,6 +1,7 @@
 """How a model comes to serve: restored from its snapshot, thawed, or started cold. One climb, start to end."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -14,7 +15,9 @@ from woodfrog.model.rung import Rung
 from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.model.spec import ModelSpec
 from woodfrog.node_agent.criu import Criu
-from woodfrog.node_agent.engines import STDERR, start_engine
+from woodfrog.node_agent.engines import CPU, STDERR, start_engine
+from woodfrog.node_agent.gpu_state import Bring
+from woodfrog.node_agent.gpus import Bringing, Gpus
 from woodfrog.node_agent.live import Canary, Live
 from woodfrog.node_agent.page_in import page_in
 from woodfrog.node_agent.sandbox import SNAPSHOT, WEIGHTS, SandboxPool
@@ -39,13 +42,34 @@ class _Taken:
     pinned: asyncio.Future[Any]  # ends once the tree is pinned; raises _TreeChanged
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a replica is restored from."""
+
+    snapshot: Path  # its folder
+    weights: Path  # theirs
+    canary: Canary
+    bring: Bring | None = None  # weights to a GPU
+    touched: Sequence[
+        Sequence[Any]
+    ] = ()  # (address, length, written) of what it will touch at once
+    #: Waited for beside CRIU: nothing is thawed from files that were not as they should be.
+    pinned: Callable[[], Awaitable[object]] | None = None
+
+
 class Climber:
     def __init__(
-        self, weight_fs: WeightFsClient, pool: SandboxPool, criu: Criu, cold_timeout_s: float
+        self,
+        weight_fs: WeightFsClient,
+        pool: SandboxPool,
+        criu: Criu,
+        gpus: Gpus,
+        cold_timeout_s: float,
     ) -> None:
         self._weight_fs = weight_fs
         self._pool = pool
         self._criu = criu
+        self._gpus = gpus
         self._cold_timeout_s = cold_timeout_s
         self._trees: dict[str, Tree] = {}  # complete ones only; they do not change
         self.proven: set[str] = set()  # manifests whose full canary was right on this node
@@ -53,16 +77,26 @@ class Climber:
         self._background: set[asyncio.Task[None]] = set()
 
     async def restore(
-        self, replica_id: str, spec: ModelSpec, pointer: SnapshotPointer, stages: Stages
+        self,
+        replica_id: str,
+        spec: ModelSpec,
+        pointer: SnapshotPointer,
+        stages: Stages,
+        bring: Bring | None = None,
     ) -> tuple[Live, Rung]:
         """As `_restore`; once more when a tree turned out to be gone."""
         try:
-            return await self._restore(replica_id, spec, pointer, stages)
+            return await self._restore(replica_id, spec, pointer, stages, bring)
         except _TreeChanged:
-            return await self._restore(replica_id, spec, pointer, stages)
+            return await self._restore(replica_id, spec, pointer, stages, bring)
 
     async def _restore(
-        self, replica_id: str, spec: ModelSpec, pointer: SnapshotPointer, stages: Stages
+        self,
+        replica_id: str,
+        spec: ModelSpec,
+        pointer: SnapshotPointer,
+        stages: Stages,
+        bring: Bring | None = None,
     ) -> tuple[Live, Rung]:
         """A replica from its snapshot, proven by its canary; and the rung that it rested on.
 
@@ -78,16 +112,15 @@ class Climber:
                 if not snapshot.cache_path:
                     await self._weight_fs.fetch(pointer.manifest, _first_extents(snapshot))
             self._fetch_rest(snapshot, weights)
-            self._page_in(snapshot, weights)
-            live = await self.restore_tree(
-                replica_id,
-                spec,
-                stages,
+            self._page_in(snapshot, *(() if bring else (weights,)))  # the vault reads them itself
+            source = Source(
+                _folder(snapshot),
+                _folder(weights),
                 canary,
-                snapshot=_folder(snapshot),
-                weights=_folder(weights),
+                bring,
                 pinned=lambda: _all([each.pinned for each in taken]),
             )
+            live = await self.restore_tree(replica_id, spec, stages, source)
         except BaseException:
             await _all([each.pinned for each in taken])  # a tree that changed explains the failure
             raise
@@ -103,40 +136,43 @@ class Climber:
         return live, rung
 
     async def restore_tree(
-        self,
-        replica_id: str,
-        spec: ModelSpec,
-        stages: Stages,
-        canary: Canary,
-        *,
-        snapshot: Path,
-        weights: Path,
-        pinned: Callable[[], Awaitable[object]] | None = None,
+        self, replica_id: str, spec: ModelSpec, stages: Stages, source: Source
     ) -> Live:
-        """A thawed replica from a snapshot's folder, proven by its brief canary. Raises as `restore`.
+        """A thawed replica, proven by its brief canary. Raises as `restore`.
 
-        `pinned` is waited for beside CRIU: nothing is thawed from files that were not as they should be.
+        Weights that must be on a GPU are brought there meanwhile.
         """
-        with stages.stage("restore.sandbox"):
-            sandbox = await self._pool.take(spec.memory_bytes)
-        try:
-            with stages.stage("restore.mount"):
-                await sandbox.place(weights, WEIGHTS, read_only=True)
-                await sandbox.place(snapshot, SNAPSHOT, read_only=True)
-            with stages.stage("restore.criu"):
-                await self._criu.restore(sandbox)
-                if pinned is not None:
-                    await pinned()
-            live = Live(replica_id, spec, sandbox, through_mount=False)
-            with stages.stage("restore.thaw"):
-                proving_s = await live.thaw_and_prove(canary)
-            stages.split("restore.thaw", "restore.canary", proving_s)
-        except BaseException:
-            await sandbox.close()
-            raise
+        async with self._gpus.bringing(source.bring, source.weights) as bringing:
+            with stages.stage("restore.sandbox"):
+                sandbox = await self._pool.take(spec.memory_bytes)
+            try:
+                with stages.stage("restore.mount"):
+                    await sandbox.place(source.weights, WEIGHTS, read_only=True)
+                    await sandbox.place(source.snapshot, SNAPSHOT, read_only=True)
+                with stages.stage("restore.criu"):
+                    await self._criu.restore(sandbox)
+                    if source.pinned is not None:
+                        await source.pinned()
+                live = Live(replica_id, spec, sandbox, through_mount=False)
+                fd = None
+                if bringing is not None:
+                    await bringing.room
+                    with stages.stage("restore.cuda"):
+                        await self._gpus.cuda.wake(sandbox.host_pid(live.pid))
+                    with stages.stage("restore.weights"):
+                        held = await bringing.weights
+                        live.gpu, fd = held.gpu, held.fd
+                with stages.stage("restore.thaw"):
+                    proving_s = await live.thaw_and_prove(source.canary, fd)
+                stages.split("restore.thaw", "restore.canary", proving_s)
+            except BaseException:
+                await sandbox.close()
+                raise
         return live
 
-    async def cold_start(self, replica_id: str, spec: ModelSpec, stages: Stages) -> Live:
+    async def cold_start(
+        self, replica_id: str, spec: ModelSpec, stages: Stages, bring: Bring | None = None
+    ) -> Live:
         """A replica from its weights alone, which are pinned until `let_go`.
 
         Raises Unavailable COLD_START_FAILED with the engine's own words.
@@ -144,18 +180,28 @@ class Climber:
         with stages.stage("cold.fetch"):
             weights = await self.tree(spec.weights, replica_id)
         self._fetch_rest(weights)
-        with stages.stage("cold.sandbox"):
-            sandbox = await self._pool.take(spec.memory_bytes)
-        try:
-            await sandbox.place(_folder(weights), WEIGHTS, read_only=True)
-            with stages.stage("cold.engine"):
-                live = Live(replica_id, spec, sandbox, through_mount=weights.cache_path is None)
-                live.pid = await start_engine(sandbox, spec)
-                await self._serving(live)
-        except BaseException:
-            await sandbox.close()
-            raise
+        async with self._gpus.bringing(bring, _folder(weights)) as bringing:
+            with stages.stage("cold.sandbox"):
+                sandbox = await self._pool.take(spec.memory_bytes)
+            try:
+                await sandbox.place(_folder(weights), WEIGHTS, read_only=True)
+                if bringing is not None:
+                    await bringing.room
+                with stages.stage("cold.engine"):
+                    live = Live(replica_id, spec, sandbox, through_mount=weights.cache_path is None)
+                    device = self._gpus.device(bring.gpu) if bring else CPU
+                    live.gpu = bring.gpu if bring else ""
+                    live.pid = await start_engine(sandbox, spec, device)
+                    await self._serving(live, bringing)
+            except BaseException:
+                await sandbox.close()
+                raise
         return live
+
+    def folder_of(self, manifest: str) -> Path:
+        """Of a tree that is known to be whole; else nothing's, for weights that the vault has already."""
+        known = self._trees.get(manifest)
+        return _folder(known) if known else Path("/nonexistent")
 
     async def tree(self, manifest: str, owner: str) -> Tree:
         """Pinned for its owner until `let_go`."""
@@ -240,8 +286,9 @@ class Climber:
                 extra={"manifest": manifest, "reason": error.reason, "error": error.message},
             )
 
-    async def _serving(self, live: Live) -> None:
-        """Waits until the engine serves."""
+    async def _serving(self, live: Live, bringing: Bringing | None) -> None:
+        """Waits until the engine serves; gives it its weights once both are there."""
+        given = bringing is None
         deadline = time.monotonic() + self._cold_timeout_s
         ended = asyncio.create_task(live.sandbox.wait(live.pid), name="engine.ended")
         try:
@@ -252,6 +299,11 @@ class Climber:
                     state = "loading"  # its socket is not there yet, or it is too busy to answer
                 if state == "serving":
                     return
+                if bringing is not None and not given and bringing.weights.done():
+                    fd = bringing.weights.result().fd
+                    with contextlib.suppress(Unavailable):  # it is not listening yet
+                        await live.control("attach", fd=fd)
+                        given = True
                 if ended.done() or state == "failed":
                     raise _cold_start_failed(live, _why_it_ended(live))
                 await asyncio.wait([ended], timeout=_POLL_S)

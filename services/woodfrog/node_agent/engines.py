@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from woodfrog.model.spec import ModelSpec
@@ -10,6 +11,9 @@ from woodfrog.node_agent.sandbox import FIRST_PID, REPLICA, WEIGHTS, Sandbox
 
 ENGINES = {"transformers": "woodfrog.engine"}  # the module that is run
 STDERR = REPLICA / "stderr"
+#: A process that has opened a GPU cannot be dumped by CRIU alone.
+CPU: Mapping[str, str] = {"CUDA_VISIBLE_DEVICES": ""}
+_PASSED_ON = ("PYTHONPATH", "LD_LIBRARY_PATH")  # where code and the GPU's libraries are found
 
 
 def code_folders(criu: Path) -> tuple[Path, ...]:
@@ -21,13 +25,16 @@ def code_folders(criu: Path) -> tuple[Path, ...]:
     )
 
 
-async def start_engine(sandbox: Sandbox, spec: ModelSpec) -> int:
-    """Starts the engine's process; its id inside."""
+async def start_engine(sandbox: Sandbox, spec: ModelSpec, device: Mapping[str, str]) -> int:
+    """Starts the engine's process, with the variables of its device; its id inside."""
     env = {
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "HOME": "/tmp",
         "OMP_WAIT_POLICY": "passive",  # threads that spin at barriers starve each other on a busy node
-        "CUDA_VISIBLE_DEVICES": "",  # a process that has opened a GPU cannot be dumped by CRIU alone
+        **{name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+        **device,
+        # One heap instead of one for each thread: a snapshot holds what is in between as well.
+        "MALLOC_ARENA_MAX": "1",
         "LANG": "C.UTF-8",
         "WOODFROG_SOCKET": str(REPLICA / "engine.sock"),
         "WOODFROG_CONTROL": str(REPLICA / "control.sock"),

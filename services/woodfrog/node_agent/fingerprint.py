@@ -17,7 +17,7 @@ from woodfrog.model.spec import ModelSpec
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "uvicorn")
 
 
-def of_node(criu_version: str) -> dict[str, str]:
+def of_node(criu_version: str, gpu: str) -> dict[str, str]:
     cpu: dict[str, str] = {}
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         key, _, value = line.partition(":")
@@ -28,7 +28,7 @@ def of_node(criu_version: str) -> dict[str, str]:
         "cpu_model": cpu.get("model name", "unknown"),
         "cpu_flags": digest.of_bytes(flags.encode())[:23],
         "criu": criu_version,
-        "gpu": "none",
+        "gpu": gpu,
     }
 
 

@@ -30,17 +30,18 @@ class Live:
     sandbox: Sandbox
     through_mount: bool  #: it maps files of the FUSE mount, and is lost when that is
     pid: int = FIRST_PID  #: inside the sandbox
+    gpu: str = ""  #: uuid; empty: it runs on the CPU
 
     @property
     def socket_path(self) -> Path:
         return self.sandbox.folder / "engine.sock"
 
     async def control(
-        self, verb: str, within_s: float = _CALL_TIMEOUT_S, **fields: Any
+        self, verb: str, within_s: float = _CALL_TIMEOUT_S, fd: int | None = None, **fields: Any
     ) -> dict[str, Any]:
-        """Raises woodfrog.errors classes."""
+        """`fd` goes along. Raises woodfrog.errors classes."""
         client = ControlClient(self.sandbox.folder / "control.sock")
-        return await client.call(verb, within_s, **fields)
+        return await client.call(verb, within_s, fds=() if fd is None else (fd,), **fields)
 
     async def answers(self, within_s: float) -> bool:
         """Whether it lives: a stopped or stuck process does not answer."""
@@ -49,15 +50,16 @@ class Live:
         except WoodfrogError:
             return False
 
-    async def thaw(self) -> None:
-        await self.control("thaw", **self._thawing())
+    async def thaw(self, weights: int | None = None) -> None:
+        """`weights` is a descriptor of their memory, for a replica on a GPU."""
+        await self.control("thaw", fd=weights, **self._thawing())
 
-    async def thaw_and_prove(self, expected: Canary) -> float:
-        """Seconds of it that the brief canary took.
+    async def thaw_and_prove(self, expected: Canary, weights: int | None = None) -> float:
+        """As `thaw`; seconds of it that the brief canary took.
 
         Raises DataLoss when the replica computes something else than it did before its checkpoint.
         """
-        reply = await self.control("thaw", **self._thawing(), canary=True)
+        reply = await self.control("thaw", fd=weights, **self._thawing(), canary=True)
         self._compare(reply["brief"], expected.brief)
         return float(reply["brief_s"])
 
@@ -85,6 +87,7 @@ class Live:
         """Raises ResourceExhausted BUSY when requests are still running after DRAIN_S."""
         await self.control("quiesce", timeout_s=DRAIN_S)
 
-    async def park(self) -> None:
+    async def park(self, *, keep_weights: bool = False) -> None:
         """Raises as `quiesce`."""
-        await self.control("park", timeout_s=DRAIN_S)
+        weights = "keep" if keep_weights else "drop"
+        await self.control("park", timeout_s=DRAIN_S, weights=weights)

@@ -1,4 +1,4 @@
-"""The agent's shell: carries out what `state.py` decides, owns the live replicas, and tells watchers what changed."""
+"""The agent's shell: carries out what `state.py` decides for the replicas of this node."""
 
 import asyncio
 import itertools
@@ -13,7 +13,6 @@ from typing import Any
 from opentelemetry import trace
 
 from woodfrog import telemetry
-from woodfrog.clients.node_agent import node_full
 from woodfrog.clients.weight_fs import ResidencyUpdate, WeightFsClient
 from woodfrog.errors import (
     DataLoss,
@@ -24,31 +23,28 @@ from woodfrog.errors import (
     Unavailable,
     WoodfrogError,
 )
-from woodfrog.model.node import (
-    Climbed,
-    NodeFacts,
-    NodeUpdate,
-    Replica,
-    ReplicaState,
-    Resident,
-)
+from woodfrog.model.node import Climbed, NodeUpdate, ReplicaState
 from woodfrog.model.rung import Rung
 from woodfrog.model.snapshot import Fingerprint, SnapshotPointer
 from woodfrog.model.spec import ModelSpec
 from woodfrog.node_agent import fingerprint, state
+from woodfrog.node_agent.board import Board
 from woodfrog.node_agent.checkpoint import Checkpointer, Dumped
 from woodfrog.node_agent.climb import Climber
+from woodfrog.node_agent.gpu_state import Bring, Need
+from woodfrog.node_agent.gpus import Gpus
 from woodfrog.node_agent.live import Live
 from woodfrog.node_agent.sandbox import SandboxPool
 from woodfrog.node_agent.stages import Stages
 from woodfrog.telemetry import names
 
 log = logging.getLogger(__name__)
-_WATCH_QUEUE_MAX = 256
 _RETRY_S = 0.3
 _CALM_S = 0.3  # after a climb, before sandboxes are made again
 _HEALTH_S = 5.0  # between two looks at the replicas, and how long each may take to answer
 _CLIMBS_KEPT_MAX = 1024
+_ROOM_TRIES = 3
+_WEIGHTS_ROUND_BYTES = 64 << 20  # covers what alignment adds
 # Once they may have another cause, e.g. a file system that went away. Twice in a row the snapshot is given up.
 _BLAMES_SNAPSHOT = frozenset(("CRIU_RESTORE_FAILED", "REPLICA_UNREACHABLE", "REPLICA_SILENT"))
 
@@ -61,28 +57,20 @@ class Parts:
     checkpointer: Checkpointer
     weight_fs: WeightFsClient
     pool: SandboxPool
+    gpus: Gpus
 
 
 class NodeLoop:
-    def __init__(
-        self, node: str, node_state: state.NodeState, parts: Parts, node_print: dict[str, str]
-    ) -> None:
-        self._node = node
-        self._state = node_state
+    def __init__(self, board: Board, parts: Parts) -> None:
+        self._board = board
         self._parts = parts
-        self._print = node_print
-        self._live: dict[str, Live] = {}
-        self._specs: dict[str, ModelSpec] = {}
         self._failures: Counter[str] = Counter()  # restores in a row, by manifest
         self._climbs: dict[str, asyncio.Task[Climbed]] = {}  # by request id, so that a retry joins
-        self._residents: dict[str, Resident] = {}
-        self._watchers: set[asyncio.Queue[NodeUpdate]] = set()
         self._background: set[asyncio.Task[None]] = set()
         self._run = secrets.token_hex(3)  # no replica of an earlier run has the same name
         self._numbers = itertools.count(1)
         self._climbing = 0
         self._refill = asyncio.Event()
-        self._broken = asyncio.Event()  # an invariant does not hold
 
     async def climb(
         self,
@@ -103,29 +91,20 @@ class NodeLoop:
 
     async def descend(self, replica_id: str, rung: Rung) -> Rung:
         """Where it is then. Goes on when its caller gives up. Raises FailedPrecondition REPLICA_BUSY."""
-        command = self._decide(state.DescendRequested(replica_id, rung))
+        command = self._board.decide(state.DescendRequested(replica_id, rung))
         match command:
-            case state.Park():
-                await asyncio.shield(self._spawn(self._park(self._live[replica_id]), "park"))
+            case state.Park(hot=hot):
+                live = self._board.live[replica_id]
+                await asyncio.shield(self._spawn(self._park(live, hot), "park"))
+                return Rung.HOT if hot else Rung.PARKED
             case state.Freeze():
-                await asyncio.shield(self._spawn(self._freeze(self._live[replica_id]), "freeze"))
+                live = self._board.live[replica_id]
+                await asyncio.shield(self._spawn(self._freeze(live), "freeze"))
         return rung
 
-    async def watch(self) -> AsyncIterator[NodeUpdate]:
-        """Everything, then each change. A watcher that falls behind gets everything again."""
-        queue: asyncio.Queue[NodeUpdate] = asyncio.Queue(_WATCH_QUEUE_MAX)
-        self._watchers.add(queue)
-        try:
-            yield self._full()
-            while True:
-                update = await queue.get()
-                if queue.qsize() >= _WATCH_QUEUE_MAX - 1:  # it was full, and something may be lost
-                    while not queue.empty():
-                        queue.get_nowait()
-                    update = self._full()
-                yield update
-        finally:
-            self._watchers.discard(queue)
+    def watch(self) -> AsyncIterator[NodeUpdate]:
+        """Everything about the node, then each change."""
+        return self._board.watch()
 
     async def run(self) -> None:
         """Until cancelled; then every replica ends."""
@@ -136,12 +115,14 @@ class NodeLoop:
                 group.create_task(self._end_the_stuck(), name="health")
                 group.create_task(self._parts.checkpointer.sweep(), name="sweep")
                 group.create_task(self._end_when_broken(), name="broken")
+                for uuid in self._parts.gpus.uuids:
+                    group.create_task(self._follow_vault(uuid), name="vault")
         finally:
             for task in [*self._climbs.values(), *self._background]:
                 task.cancel()
             await asyncio.gather(*self._climbs.values(), *self._background, return_exceptions=True)
             await self._parts.climber.close()
-            await asyncio.gather(*(live.sandbox.close() for live in self._live.values()))
+            await asyncio.gather(*(live.sandbox.close() for live in self._board.live.values()))
             await self._parts.pool.close()
 
     # --- climbs ---
@@ -164,54 +145,91 @@ class NodeLoop:
                 self._refill.set()
 
     async def _thaw(self, replica_id: str, stages: Stages) -> Climbed:
-        command = self._decide(state.ThawRequested(replica_id))
-        live = self._live[replica_id]
+        rung = self._board.rung_of(replica_id)
+        command = await self._decide_with_room(state.ThawRequested(replica_id))
+        live = self._board.live[replica_id]
         if isinstance(command, state.Thaw):
             try:
-                with stages.stage("thaw"):
-                    await live.sandbox.signal_all(signal.SIGCONT)
-                    await live.thaw()
+                await self._thaw_live(live, command.bring, stages)
             except WoodfrogError:
                 await self._end(live, "it could not be thawed")
+                self._give_up(command.bring)
                 raise
-            self._decide(state.ClimbFinished(replica_id))
-            self._publish_replica(replica_id)
-        return Climbed(self._replica(replica_id), Rung.PARKED, tuple(stages.done), "")
+            self._board.decide(state.ClimbFinished(replica_id))
+            self._board.publish_replica(replica_id)
+        return Climbed(self._board.replica(replica_id), rung, tuple(stages.done), "")
+
+    async def _thaw_live(self, live: Live, bring: Bring | None, stages: Stages) -> None:
+        folder = self._parts.climber.folder_of(live.spec.weights)
+        async with self._parts.gpus.bringing(bring, folder) as bringing:
+            with stages.stage("thaw.resume"):
+                await live.sandbox.signal_all(signal.SIGCONT)
+            with stages.stage("thaw.weights"):
+                fd = (await bringing.weights).fd if bringing else None
+            with stages.stage("thaw"):
+                await live.thaw(fd)
+
+    async def _decide_with_room(
+        self, event: state.StartRequested | state.ThawRequested
+    ) -> state.Command:
+        """Lowers replicas that rest, where there is room only then. Raises ResourceExhausted NODE_FULL."""
+        for _ in range(_ROOM_TRIES):
+            command = self._board.decide(event)
+            if not isinstance(command, state.Lower):
+                if isinstance(command, state.Start | state.Thaw) and command.bring:
+                    self._parts.gpus.begin(command.bring)
+                return command
+            for replica_id, rung in command.replicas:
+                try:
+                    await self.descend(replica_id, rung)
+                except WoodfrogError as error:  # it is busy, or gone; there may be another way
+                    log.info("not lowered", extra={"replica": replica_id, "why": error.message})
+        raise self._board.full("room on the GPU did not come")
+
+    def _give_up(self, bring: Bring | None) -> None:
+        """After a climb failed: the weights may not be where they were promised to be."""
+        if bring is not None and not self._parts.gpus.holds(bring):
+            self._board.decide(state.WeightsLost(bring.gpu, bring.weights))
 
     async def _start(
         self, spec: ModelSpec, pointer: SnapshotPointer | None, stages: Stages, span: trace.Span
     ) -> Climbed:
-        replica_id = f"{self._node}-{self._run}-{next(self._numbers)}"
-        self._decide(state.StartRequested(replica_id, spec.name, spec.memory_bytes))
-        self._specs[replica_id] = spec
-        self._publish_replica(replica_id)
+        replica_id = f"{self._board.node}-{self._run}-{next(self._numbers)}"
+        command = await self._decide_with_room(
+            state.StartRequested(replica_id, spec.name, spec.memory_bytes, _need(spec))
+        )
+        assert isinstance(command, state.Start)
+        bring = command.bring
+        self._board.specs[replica_id] = spec
+        self._board.publish_replica(replica_id)
         dumped: Dumped | None = None
         live: Live | None = None
         try:
-            own_print = fingerprint.of_snapshot(self._print, spec)
+            own_print = fingerprint.of_snapshot(self._board.node_print, spec)
             live, rung, reason, damaged = await self._restore(
-                replica_id, spec, pointer, own_print, stages
+                replica_id, spec, pointer, own_print, stages, bring
             )
             if live is None:
-                live = await self._parts.climber.cold_start(replica_id, spec, stages)
+                live = await self._parts.climber.cold_start(replica_id, spec, stages, bring)
                 if spec.snapshot == "eager" and (pointer is None or damaged):
                     dumped = await self._dump(live, stages)
         except BaseException:
             if live is not None:
                 await live.sandbox.close()
-            self._forget(replica_id)
+            self._board.forget(replica_id)
+            self._give_up(bring)
             self._spawn(self._parts.climber.let_go(replica_id), "unpin")
             raise
-        self._live[replica_id] = live
-        self._decide(state.ClimbFinished(replica_id))
+        self._board.live[replica_id] = live
+        self._board.decide(state.ClimbFinished(replica_id))
         self._spawn(self._watch_end(live), "ended")
         if dumped:
             self._spawn(self._finish(dumped, own_print), "checkpoint")
         span.set_attribute(names.RUNG, rung.value)
         if reason:
             span.set_attribute(names.FALLBACK, reason)
-        self._publish_replica(replica_id)
-        return Climbed(self._replica(replica_id), rung, tuple(stages.done), reason)
+        self._board.publish_replica(replica_id)
+        return Climbed(self._board.replica(replica_id), rung, tuple(stages.done), reason)
 
     async def _restore(
         self,
@@ -220,6 +238,7 @@ class NodeLoop:
         pointer: SnapshotPointer | None,
         own_print: Fingerprint,
         stages: Stages,
+        bring: Bring | None,
     ) -> tuple[Live | None, Rung, str, bool]:
         """The replica, its rung, why the snapshot was passed over, and whether a new snapshot is wanted."""
         if pointer is None:
@@ -227,7 +246,7 @@ class NodeLoop:
         if mismatch := pointer.fingerprint.mismatch(own_print):
             return None, Rung.ABSENT, mismatch, True
         try:
-            live, rung = await self._parts.climber.restore(replica_id, spec, pointer, stages)
+            live, rung = await self._parts.climber.restore(replica_id, spec, pointer, stages, bring)
         except (WoodfrogError, OSError) as error:
             known = error if isinstance(error, WoodfrogError) else None
             reason = known.reason if known else type(error).__name__
@@ -260,11 +279,23 @@ class NodeLoop:
 
     async def _finish(self, dumped: Dumped, own_print: Fingerprint) -> None:
         with telemetry.tracer().start_as_current_span("checkpoint"):
+            proof = f"{dumped.folder.name}-proof"
+            prove, bring = True, None
             try:
-                pointer = await self._parts.checkpointer.finish(dumped, own_print)
+                if need := _need(dumped.spec):
+                    command = self._board.decide(state.ProofRequested(proof, need))
+                    prove = isinstance(command, state.Start)
+                    bring = command.bring if isinstance(command, state.Start) else None
+                    if bring:
+                        self._parts.gpus.begin(bring)
+                pointer = await self._parts.checkpointer.finish(
+                    dumped, own_print, bring, prove=prove
+                )
             except (WoodfrogError, OSError) as error:
                 _log_failed(dumped.spec, error)
                 return
+            finally:
+                self._board.decide(state.ProofEnded(proof))
         log.info(
             "snapshot made",
             extra={
@@ -276,16 +307,17 @@ class NodeLoop:
 
     # --- descents and ends ---
 
-    async def _park(self, live: Live) -> None:
+    async def _park(self, live: Live, hot: bool) -> None:
         await self._leave_serving(live)
         try:
-            await live.park()
+            await live.park(keep_weights=hot)
             await live.sandbox.signal_all(signal.SIGSTOP)
         except (WoodfrogError, OSError) as error:
             await self._end(live, f"it could not be parked: {error}")
             raise
-        self._decide(state.DescendFinished(live.replica_id, ReplicaState.PARKED))
-        self._publish_replica(live.replica_id)
+        resting = ReplicaState.HOT if hot else ReplicaState.PARKED
+        self._board.decide(state.DescendFinished(live.replica_id, resting))
+        self._board.publish_replica(live.replica_id)
 
     async def _freeze(self, live: Live) -> None:
         await self._leave_serving(live)
@@ -293,14 +325,14 @@ class NodeLoop:
 
     async def _leave_serving(self, live: Live) -> None:
         """Stops admission. Raises FailedPrecondition REPLICA_BUSY, with the replica serving on, when requests run."""
-        self._publish_replica(live.replica_id)
+        self._board.publish_replica(live.replica_id)
         try:
             await live.sandbox.signal_all(signal.SIGCONT)  # it may be parked
             if (await live.control("describe"))["state"] != "parked":
                 await live.quiesce()
         except ResourceExhausted:
-            self._decide(state.DescendFinished(live.replica_id, ReplicaState.SERVING))
-            self._publish_replica(live.replica_id)
+            self._board.decide(state.DescendFinished(live.replica_id, ReplicaState.SERVING))
+            self._board.publish_replica(live.replica_id)
             raise FailedPrecondition(
                 "REPLICA_BUSY", f"replica {live.replica_id} has requests; it serves on"
             ) from None
@@ -309,14 +341,16 @@ class NodeLoop:
             raise
 
     async def _end(self, live: Live, why: str) -> None:
-        if self._live.pop(live.replica_id, None) is None:
+        if self._board.live.pop(live.replica_id, None) is None:
             return
         log.info("replica ended", extra={"replica": live.replica_id, "why": why})
-        self._decide(state.EndBegun(live.replica_id))  # its memory is promised until it is free
+        self._board.decide(
+            state.EndBegun(live.replica_id)
+        )  # its memory is promised until it is free
         try:
             await live.sandbox.close()
         finally:
-            self._forget(live.replica_id)
+            self._board.forget(live.replica_id)
             self._spawn(self._parts.climber.let_go(live.replica_id), "unpin")
 
     async def _watch_end(self, live: Live) -> None:
@@ -333,39 +367,30 @@ class NodeLoop:
                     if update.full:
                         # Pins of a predecessor of ours, or of replicas that ended while weight_fs was away, go.
                         kept = self._parts.climber.owners
-                        await self._parts.weight_fs.unpin("", f"{self._node}-*", kept)
+                        await self._parts.weight_fs.unpin("", f"{self._board.node}-*", kept)
                     self._residency_changed(update)
             except WoodfrogError as error:
-                if self._residents:
+                if not self._board.empty:
                     log.warning("weight_fs is away", extra={"error": error.message})
             self._residency_changed(ResidencyUpdate(True, (), ()))
-            for live in [live for live in self._live.values() if live.through_mount]:
+            for live in [live for live in self._board.live.values() if live.through_mount]:
                 await self._end(live, "the mount that it maps its weights from is gone")
             await asyncio.sleep(_RETRY_S)
 
     def _residency_changed(self, update: ResidencyUpdate) -> None:
-        fresh = {
-            tree.manifest_digest: Resident(
-                tree.manifest_digest,
-                tree.size_bytes,
-                tree.disk_bytes,
-                tree.page_cache_bytes,
-                tree.complete,
-            )
-            for tree in update.trees
-        }
-        lost = set(update.gone)
-        if update.full:
-            lost |= self._residents.keys() - fresh.keys()
-        for manifest in (manifest for manifest, tree in fresh.items() if not tree.complete):
-            self._parts.climber.forget_tree(manifest)  # it was complete, and then found damaged
-        for manifest in lost:
-            self._residents.pop(manifest, None)
+        for manifest in self._board.residency_changed(update):
             self._parts.climber.forget_tree(manifest)
-        self._residents.update(fresh)
-        self._publish(
-            NodeUpdate(False, residents=tuple(fresh.values()), residents_gone=tuple(sorted(lost)))
-        )
+
+    async def _follow_vault(self, uuid: str) -> None:
+        """Replicas whose vault died end, and are restored when they are wanted; the vault starts anew."""
+        while True:
+            await self._parts.gpus.died(uuid)
+            log.error("vault died", extra={"gpu": uuid})
+            self._board.decide(state.VaultDied(uuid))
+            for live in [live for live in self._board.live.values() if live.gpu == uuid]:
+                await self._end(live, "the vault that owns its weights died")
+            self._board.decide(state.VaultDied(uuid))  # nobody uses them any more
+            await self._parts.gpus.restart(uuid)
 
     async def _keep_pool_full(self) -> None:
         """Not while somebody waits: making a sandbox forks this process, which holds its loop up for milliseconds."""
@@ -386,8 +411,8 @@ class NodeLoop:
             await asyncio.sleep(_HEALTH_S)
             serving = [
                 live
-                for replica_id, live in self._live.items()
-                if self._state.promises[replica_id].state is ReplicaState.SERVING
+                for replica_id, live in self._board.live.items()
+                if self._board.state_of(replica_id) is ReplicaState.SERVING
             ]
             answers = await asyncio.gather(*(live.answers(_HEALTH_S) for live in serving))
             now_silent = {
@@ -402,7 +427,7 @@ class NodeLoop:
 
     async def _end_when_broken(self) -> None:
         """The process ends and recovers by starting."""
-        await self._broken.wait()
+        await self._board.broken.wait()
         raise AssertionError("an invariant of the node's state is broken; the log has the event")
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
@@ -411,69 +436,12 @@ class NodeLoop:
         task.add_done_callback(self._background.discard)
         return task
 
-    # --- state and its watchers ---
 
-    def _decide(self, event: state.Event) -> state.Command:
-        """The command; a refusal is raised. The invariants hold after each event, or the process ends."""
-        try:
-            command = self._state.handle(event)
-            self._state.check()
-        except AssertionError:
-            self._broken.set()
-            raise
-        if isinstance(command, state.Refuse):
-            if command.reason == "NODE_FULL":
-                raise node_full(self._facts(), command.reason, command.message)
-            raise FailedPrecondition(command.reason, command.message)
-        return command
-
-    def _forget(self, replica_id: str) -> None:
-        self._decide(state.ReplicaEnded(replica_id))
-        self._specs.pop(replica_id, None)
-        self._publish(NodeUpdate(False, facts=self._facts(), gone=(replica_id,)))
-
-    def _replica(self, replica_id: str) -> Replica:
-        promise = self._state.promises[replica_id]
-        spec = self._specs[replica_id]
-        live = self._live.get(replica_id)
-        return Replica(
-            replica_id=replica_id,
-            model=promise.model,
-            weights=spec.weights,
-            state=promise.state,
-            socket_path=str(live.socket_path) if live else "",
-            slots=spec.slots,
-            node=self._node,
-            memory_bytes=promise.memory_bytes,
-        )
-
-    def _facts(self) -> NodeFacts:
-        return NodeFacts(
-            node=self._node,
-            fingerprint=self._print,
-            memory_bytes=self._state.memory_bytes,
-            memory_promised_bytes=self._state.memory_promised_bytes,
-            replica_count_max=self._state.replica_count_max,
-        )
-
-    def _full(self) -> NodeUpdate:
-        return NodeUpdate(
-            full=True,
-            facts=self._facts(),
-            replicas=tuple(self._replica(replica_id) for replica_id in self._state.promises),
-            residents=tuple(self._residents.values()),
-        )
-
-    def _publish_replica(self, replica_id: str) -> None:
-        if replica_id in self._state.promises:
-            self._publish(
-                NodeUpdate(False, facts=self._facts(), replicas=(self._replica(replica_id),))
-            )
-
-    def _publish(self, update: NodeUpdate) -> None:
-        for queue in self._watchers:
-            if not queue.full():  # the watcher sees that it is full and asks for everything
-                queue.put_nowait(update)
+def _need(spec: ModelSpec) -> Need | None:
+    if not spec.gpu_bytes:
+        return None
+    size = -(-spec.weights_bytes // _WEIGHTS_ROUND_BYTES) * _WEIGHTS_ROUND_BYTES
+    return Need(spec.gpu_bytes, spec.weights, size)
 
 
 def _log_failed(spec: ModelSpec, error: Exception) -> None:

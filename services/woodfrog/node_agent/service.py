@@ -36,9 +36,9 @@ class ReplicasServicer(replicas_pb2_grpc.ReplicasServicer):
     async def Descend(
         self, request: replicas_pb2.DescendRequest, context: object
     ) -> replicas_pb2.DescendResponse:
-        if request.rung not in (Rung.PARKED.value, Rung.FROZEN.value):
+        if request.rung not in (Rung.HOT.value, Rung.PARKED.value, Rung.FROZEN.value):
             raise InvalidArgument(
-                "BAD_RUNG", f"a replica descends to parked or frozen, not {request.rung!r}"
+                "BAD_RUNG", f"a replica descends to hot, parked or frozen, not {request.rung!r}"
             )
         rung = await self._loop.descend(request.replica_id, Rung(request.rung))
         return replicas_pb2.DescendResponse(rung=rung.value)

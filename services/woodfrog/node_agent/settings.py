@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+from woodfrog.node_agent.cuda import driver as cuda_driver
+from woodfrog.node_agent.vault import device as vault_device
+from woodfrog.replica import device as replica_device
 from woodfrog.settings import ServiceSettings
 
 
@@ -32,5 +35,19 @@ class Settings(ServiceSettings, env_prefix="WOODFROG_NODE_AGENT_"):
     """Sandboxes kept ready; each costs about 10 MB and saves 30 ms of a climb."""
     cold_timeout_s: float = 300.0
     """A cold start that takes longer is given up."""
+    gpus: str = "none"
+    """GPUs of this node: none, all, or their numbers, comma between."""
+    arena_bytes: int = -1
+    """Pinned memory for each GPU's weights, made at start; -1 means a quarter of the machine's memory over its GPUs."""
+    gpu_context_bytes: int = 3 << 29
+    """GPU memory that a resting replica keeps: its context, kernels and graphs (0.9 to 1.2 GB were seen)."""
+    vault_reader_count: int = 12
+    """Threads that read weights for one GPU."""
+    vault_device: str = vault_device.REAL
+    """module:class of the vault's GPU; the simulated one is for tests."""
+    replica_memory: str = replica_device.REAL
+    """module:class of a replica's GPU memory; the simulated one is for tests."""
+    cuda_driver: str = cuda_driver.REAL
+    """module:class of CUDA's checkpoints; the simulated one is for tests."""
     lease_ttl_s: int = 5
     """The node leaves the cell this long after its agent stopped answering."""

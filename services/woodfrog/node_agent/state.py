@@ -4,10 +4,12 @@ Pure: nothing here waits, reads a clock or touches the system. `loop.py` carries
 results as events. The node's answer is final, so two schedulers can never be promised the same memory.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from woodfrog.model.node import ReplicaState as State
 from woodfrog.model.rung import Rung
+from woodfrog.node_agent.gpu_state import Bring, GpuState, Need, choose
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +20,7 @@ class Promise:
     model: str
     memory_bytes: int
     state: State
+    gpu: str = ""  # uuid; empty: it runs on the CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,7 @@ class StartRequested:
     replica_id: str
     model: str
     memory_bytes: int
+    need: Need | None = None  # of a GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +46,13 @@ class ClimbFinished:
 @dataclass(frozen=True, slots=True)
 class DescendRequested:
     replica_id: str
-    rung: Rung  # PARKED or FROZEN
+    rung: Rung  # HOT (which is PARKED without a GPU), PARKED or FROZEN
 
 
 @dataclass(frozen=True, slots=True)
 class DescendFinished:
     replica_id: str
-    state: State  # PARKED, or SERVING when it was busy
+    state: State  # HOT or PARKED, or SERVING when it was busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +70,54 @@ class ReplicaEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class ProofRequested:
+    """A restore that proves a fresh snapshot, if its GPU has room as it is."""
+
+    proof_id: str
+    need: Need
+
+
+@dataclass(frozen=True, slots=True)
+class ProofEnded:
+    proof_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsLost:
+    """The vault could not bring them."""
+
+    gpu: str
+    weights: str
+
+
+@dataclass(frozen=True, slots=True)
+class VaultDied:
+    gpu: str
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     replica_id: str
+    bring: Bring | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Thaw:
     replica_id: str
+    bring: Bring | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lower:
+    """These must go down before there is room; then the same is asked again."""
+
+    replicas: tuple[tuple[str, Rung], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Park:
     replica_id: str
+    hot: bool = False  # its weights stay on the GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,33 +136,36 @@ class Refuse:
     message: str
 
 
-Event = (
-    StartRequested
-    | ThawRequested
-    | ClimbFinished
-    | DescendRequested
-    | DescendFinished
-    | EndBegun
-    | ReplicaEnded
+Request = StartRequested | ThawRequested | DescendRequested | ProofRequested
+Fact = (
+    ClimbFinished | DescendFinished | EndBegun | ReplicaEnded | ProofEnded | WeightsLost | VaultDied
 )
-Command = Start | Thaw | Park | Freeze | Nothing | Refuse
+Event = Request | Fact
+Command = Start | Thaw | Lower | Park | Freeze | Nothing | Refuse
 
 #: (state, event) -> next state. What is not here is refused, or is our own mistake.
 TRANSITIONS: dict[tuple[State, type], State] = {
     (State.PARKED, ThawRequested): State.CLIMBING,
+    (State.HOT, ThawRequested): State.CLIMBING,
     (State.CLIMBING, ClimbFinished): State.SERVING,
     (State.SERVING, DescendRequested): State.DESCENDING,
     (State.PARKED, DescendRequested): State.DESCENDING,
+    (State.HOT, DescendRequested): State.DESCENDING,
 }
+_DEPTH = {State.SERVING: 0, State.HOT: 1, State.PARKED: 2}  # and FROZEN is 3
 
 
 class NodeState:
     """Mutable; one owner, the loop."""
 
-    def __init__(self, memory_bytes: int, replica_count_max: int) -> None:
+    def __init__(
+        self, memory_bytes: int, replica_count_max: int, gpus: Iterable[GpuState] = ()
+    ) -> None:
         self.memory_bytes = memory_bytes
         self.replica_count_max = replica_count_max
+        self.gpus = {gpu.uuid: gpu for gpu in gpus}
         self.promises: dict[str, Promise] = {}
+        self.proofs: dict[str, str] = {}  # to their GPU
 
     @property
     def memory_promised_bytes(self) -> int:
@@ -137,18 +180,9 @@ class NodeState:
                 return self._thaw(replica_id)
             case DescendRequested(replica_id, rung):
                 return self._descend(replica_id, rung)
-            case ClimbFinished(replica_id):
-                if replica_id in self.promises:  # it may have ended in the meantime
-                    self._move(replica_id, TRANSITIONS[self._state(replica_id), type(event)])
-            case DescendFinished(replica_id, state):
-                assert state in (State.PARKED, State.SERVING)
-                if replica_id in self.promises:
-                    assert self._state(replica_id) is State.DESCENDING
-                    self._move(replica_id, state)
-            case EndBegun(replica_id):
-                self._move(replica_id, State.DESCENDING)
-            case ReplicaEnded(replica_id):
-                self.promises.pop(replica_id, None)
+            case ProofRequested():
+                return self._prove(event)
+        self._note(event)
         return Nothing()
 
     def check(self) -> None:
@@ -156,6 +190,40 @@ class NodeState:
         assert self.memory_promised_bytes <= self.memory_bytes
         assert len(self.promises) <= self.replica_count_max
         assert all(key == promise.replica_id for key, promise in self.promises.items())
+        for gpu in self.gpus.values():
+            gpu.check()
+            states = {i: t.state for i, t in gpu.tenants.items() if i not in self.proofs}
+            promised = {i: p.state for i, p in self.promises.items() if p.gpu == gpu.uuid}
+            assert states == promised
+
+    def _note(self, event: Fact) -> None:
+        match event:
+            case ClimbFinished(replica_id):
+                if replica_id in self.promises:  # it may have ended in the meantime
+                    self._move(replica_id, TRANSITIONS[self._state(replica_id), type(event)])
+            case DescendFinished(replica_id, state):
+                assert state in (State.HOT, State.PARKED, State.SERVING)
+                if replica_id in self.promises:
+                    assert self._state(replica_id) is State.DESCENDING
+                    self._move(replica_id, state)
+            case EndBegun(replica_id):
+                self._move(replica_id, State.DESCENDING)
+            case ReplicaEnded(replica_id):
+                promise = self.promises.pop(replica_id, None)
+                if promise is not None and promise.gpu:
+                    self.gpus[promise.gpu].leave(replica_id)
+            case _:
+                self._note_of_gpu(event)
+
+    def _note_of_gpu(self, event: ProofEnded | WeightsLost | VaultDied) -> None:
+        match event:
+            case ProofEnded(proof_id):
+                if gpu := self.proofs.pop(proof_id, ""):
+                    self.gpus[gpu].leave(proof_id)
+            case WeightsLost(gpu, weights):
+                self.gpus[gpu].lose(weights)
+            case VaultDied(gpu):
+                self.gpus[gpu].lose_all()
 
     def _start(self, event: StartRequested) -> Command:
         assert event.replica_id not in self.promises
@@ -167,10 +235,27 @@ class NodeState:
             )
         if len(self.promises) >= self.replica_count_max:
             return Refuse("NODE_FULL", f"it has its {self.replica_count_max} replicas")
-        self.promises[event.replica_id] = Promise(
-            event.replica_id, event.model, event.memory_bytes, State.CLIMBING
-        )
-        return Start(event.replica_id)
+        promise = Promise(event.replica_id, event.model, event.memory_bytes, State.CLIMBING)
+        bring = None
+        if event.need is not None:
+            chosen = choose(self.gpus.values(), event.need)
+            if chosen is None:
+                return Refuse("NODE_FULL", "it has no GPU")
+            gpu, missing = chosen
+            if missing > 0:
+                return _lower(gpu, missing, event.need, event.replica_id, event.model)
+            bring = gpu.admit(event.replica_id, event.need, 0)
+            promise = replace(promise, gpu=gpu.uuid)
+        self.promises[event.replica_id] = promise
+        return Start(event.replica_id, bring)
+
+    def _prove(self, event: ProofRequested) -> Command:
+        chosen = choose(self.gpus.values(), event.need)
+        if chosen is None or chosen[1] > 0:
+            return Nothing()
+        gpu, _ = chosen
+        self.proofs[event.proof_id] = gpu.uuid
+        return Start(event.proof_id, gpu.admit(event.proof_id, event.need, 0))
 
     def _thaw(self, replica_id: str) -> Command:
         promise = self.promises.get(replica_id)
@@ -180,23 +265,48 @@ class NodeState:
             return Nothing()
         if promise.state is State.CLIMBING:
             return Refuse("REPLICA_BUSY", f"replica {replica_id} is climbing already")
+        bring = None
+        if promise.gpu:
+            gpu = self.gpus[promise.gpu]
+            tenant = gpu.tenants[replica_id]
+            missing = gpu.missing_bytes(tenant.need, tenant.held_bytes)
+            if missing > 0:
+                return _lower(gpu, missing, tenant.need, replica_id, promise.model)
+            admitted = gpu.admit(replica_id, tenant.need, tenant.held_bytes)
+            # A hot one has its weights mapped; what must go for its room goes all the same.
+            idle = promise.state is State.HOT and not admitted.drop_device
+            bring = None if idle else admitted
         self._move(replica_id, TRANSITIONS[promise.state, ThawRequested])
-        return Thaw(replica_id)
+        return Thaw(replica_id, bring)
 
     def _descend(self, replica_id: str, rung: Rung) -> Command:
-        assert rung in (Rung.PARKED, Rung.FROZEN)
+        assert rung in (Rung.HOT, Rung.PARKED, Rung.FROZEN)
         promise = self.promises.get(replica_id)
         if promise is None:
             return Nothing()
         if promise.state in (State.CLIMBING, State.DESCENDING):
             return Refuse("REPLICA_BUSY", f"replica {replica_id} is {promise.state.value}")
-        if promise.state is State.PARKED and rung is Rung.PARKED:
+        if rung is Rung.HOT and not promise.gpu:
+            rung = Rung.PARKED
+        depth = {Rung.HOT: 1, Rung.PARKED: 2, Rung.FROZEN: 3}[rung]
+        if depth <= _DEPTH[promise.state]:
             return Nothing()
         self._move(replica_id, TRANSITIONS[promise.state, DescendRequested])
-        return Park(replica_id) if rung is Rung.PARKED else Freeze(replica_id)
+        return Freeze(replica_id) if rung is Rung.FROZEN else Park(replica_id, rung is Rung.HOT)
 
     def _state(self, replica_id: str) -> State:
         return self.promises[replica_id].state
 
     def _move(self, replica_id: str, state: State) -> None:
-        self.promises[replica_id] = replace(self.promises[replica_id], state=state)
+        promise = self.promises[replica_id] = replace(self.promises[replica_id], state=state)
+        if promise.gpu:
+            self.gpus[promise.gpu].move(replica_id, state)
+
+
+def _lower(gpu: GpuState, missing: int, need: Need, replica_id: str, model: str) -> Command:
+    if lowered := gpu.lower(missing, need, replica_id):
+        return Lower(tuple(lowered))
+    return Refuse(
+        "NODE_FULL",
+        f"a replica of {model} needs {missing} bytes more of GPU memory than can be made free",
+    )

@@ -55,6 +55,15 @@ class Climb:
         return self.placement is not None and self.placement.replica_id is not None
 
     @property
+    def new_bytes(self) -> int:
+        """Of memory that its attempt promises; what is thawed has it."""
+        return 0 if self.thaws else self.spec.memory_bytes
+
+    @property
+    def new_count(self) -> int:
+        return 0 if self.thaws else 1
+
+    @property
     def node(self) -> str:
         assert self.placement is not None
         return self.placement.node

@@ -6,6 +6,7 @@ from dataclasses import replace
 from woodfrog.model.node import Replica, ReplicaState
 from woodfrog.model.rung import Rung
 from woodfrog.model.spec import ModelSpec
+from woodfrog.scheduler import reservations
 from woodfrog.scheduler.board import Board, Ticket, Waited
 from woodfrog.scheduler.climb import RETRIES, Climb, Effort, Phase
 from woodfrog.scheduler.events import (
@@ -21,10 +22,12 @@ from woodfrog.scheduler.policy import (
     NoCapacity,
     Placement,
     PlaceRequest,
+    could_take,
     make_room,
     place,
 )
-from woodfrog.scheduler.view import ReplicaRecord
+from woodfrog.scheduler.room import facts_off_gpu, facts_with, facts_without
+from woodfrog.scheduler.view import RESTING, ReplicaRecord
 
 _AWAY = ("NODE_LOST", "RPC_UNAVAILABLE")  # the node did not answer; it may be back soon
 
@@ -61,23 +64,22 @@ class Climbs:
         if isinstance(thaw, Placement):
             self._start(ticket, spec, thaw)
             return True
-        if self._replica_count(spec) >= spec.replicas_max:
-            return False
-        found = self._find(request)
+        new = self._replica_count(spec) < spec.replicas_max
+        found = self._find(replace(request, new=new))
         if not isinstance(found, NoCapacity):
             self._start(ticket, spec, found)
             return True
-        if board.awaited or self._room_is_coming(spec):
+        if not new or board.awaited or self._room_is_coming(spec):
             return False
         self._refuse_no_capacity(ticket, spec, found)
         return True
 
     def _room_is_coming(self, spec: ModelSpec) -> bool:
-        """Whether a replica is being frozen on a node that could take the model."""
+        """Whether a replica is leaving what the model needs, on a node that could take it."""
         return any(
-            record.descending is Rung.FROZEN
+            record.descending is Rung.FROZEN or (record.descending and spec.gpu_bytes)
             for node in self._board.view.nodes.values()
-            if spec.memory_bytes <= node.facts.memory_bytes
+            if could_take(node.facts, spec)
             for record in node.replicas.values()
         )
 
@@ -137,11 +139,13 @@ class Climbs:
             return
         climb.placement = found.placement
         climb.phase = Phase.ROOM
-        self._reserve(climb)
+        if found.placement.replica_id is not None:
+            self._own(climb, self._board.view.replicas[found.placement.replica_id])
+        reservations.reserve(self._board.view, climb)
         for replica_id in found.victims:
             climb.victims.add(replica_id)
             self._victims[replica_id] = climb
-            self._board.descend(self._board.view.replicas[replica_id], Rung.FROZEN)
+            self._board.descend(self._board.view.replicas[replica_id], found.rung)
 
     def _run(self, climb: Climb) -> None:
         placement = climb.placement
@@ -149,9 +153,8 @@ class Climbs:
         climb.phase = Phase.RUNNING
         climb.attempts += 1
         climb.restored = climb.restored or placement.snapshot is not None
-        if placement.replica_id is None:
-            self._reserve(climb)
-        else:
+        reservations.reserve(self._board.view, climb)
+        if placement.replica_id is not None:
             self._own(climb, self._board.view.replicas[placement.replica_id])
         self._board.order(
             StartClimb(
@@ -167,20 +170,9 @@ class Climbs:
             )
         )
 
-    def _reserve(self, climb: Climb) -> None:
-        if not climb.reserved:
-            node = self._board.view.nodes[climb.node]
-            node.reserved_bytes += climb.spec.memory_bytes
-            node.reserved_count += 1
-            climb.reserved = True
-
     def _unreserve(self, climb: Climb) -> None:
-        if climb.reserved:
-            node = self._board.view.nodes[climb.node]
-            node.reserved_bytes -= climb.spec.memory_bytes
-            node.reserved_count -= 1
+        if reservations.unreserve(self._board.view, climb):
             self._board.stir_all()
-        climb.reserved = False
 
     def _own(self, climb: Climb, record: ReplicaRecord) -> None:
         climb.replica_id = record.replica.replica_id
@@ -223,8 +215,11 @@ class Climbs:
         board, climbed = self._board, event.climbed
         self._claim(climb, climbed.replica)
         waiters = self._end(climb)
-        if climbed.replica.replica_id not in board.view.replicas:
-            self._promise_bytes(climb.node, climbed.replica.memory_bytes)
+        known = board.view.replicas.get(climbed.replica.replica_id)
+        if known is None or known.replica.state in RESTING:  # its node's stream lags
+            before = known.replica if known is not None else None
+            facts = board.view.nodes[climb.node].facts
+            board.put_facts(climb.node, facts_with(facts, climb.spec, climbed.replica, before))
         record = self._put(climb.node, climbed.replica)
         record.suspect_since = None
         climb_ms = (board.now - climb.began) * 1000
@@ -241,7 +236,7 @@ class Climbs:
             return
         board = self._board
         board.put_facts(climb.node, event.facts)
-        board.view.nodes[climb.node].refused_bytes = climb.spec.memory_bytes
+        self._note_refusal(climb)
         board.timers.set(("refused", climb.node), board.now + board.limits.refusal_s)
         self._let_go(climb)
         later = () if climb.effort is Effort.FIRST else RETRIES[climb.effort]
@@ -267,6 +262,14 @@ class Climbs:
             climb.failed_nodes |= {climb.node}
             self._go_on(climb, RETRIES[climb.effort])
 
+    def _note_refusal(self, climb: Climb) -> None:
+        assert climb.placement is not None
+        node = self._board.view.nodes[climb.node]
+        node.refused_bytes, node.refused_gpu_bytes = climb.spec.memory_bytes, 0
+        if climb.placement.gpu:
+            node.refused_bytes = climb.new_bytes
+            node.refused_gpu_bytes = max(1, climb.placement.gpu_bytes)
+
     # --- replicas come and go ---
 
     def put_replica(self, node: str, replica: Replica) -> ReplicaRecord:
@@ -279,6 +282,10 @@ class Climbs:
                     self._unreserve(climb)
                     self._own(climb, record)
                     break
+        elif record.climb is not None and replica.state not in RESTING:
+            climb = self._climbs[record.climb]
+            if climb.phase is Phase.RUNNING:  # its node counts what it thaws
+                self._unreserve(climb)
         return record
 
     def _put(self, node: str, replica: Replica) -> ReplicaRecord:
@@ -300,24 +307,26 @@ class Climbs:
         else:
             other.replica_id = None
             self._unreserve(climb)
-            self._reserve(other)
+            reservations.reserve(self._board.view, other)
         self._own(climb, record)
 
-    def parked(self, record: ReplicaRecord) -> None:
+    def parked(self, record: ReplicaRecord, state: ReplicaState) -> None:
         """Its node did what it was asked; the stream will say so too."""
-        record.replica = replace(record.replica, state=ReplicaState.PARKED)
-        self._board.touch(record.replica.replica_id)
+        told = replace(record.replica, state=state)
+        if state is ReplicaState.PARKED and told.gpu:
+            facts = facts_off_gpu(self._board.view.nodes[told.node], record.replica)
+            self._board.put_facts(told.node, facts)
+            told = replace(told, gpu_bytes=0)
+        record.replica = told
+        self._board.touch(told.replica_id)
+        self._victim_left(told.replica_id)
 
     def end_replica(self, record: ReplicaRecord) -> None:
         """It ended, and its node's facts may not say so yet."""
-        self._promise_bytes(record.replica.node, -record.replica.memory_bytes)
-        self.drop_replica(record.replica.replica_id)
-
-    def _promise_bytes(self, node: str, change_bytes: int) -> None:
-        """What the node's facts will say soon."""
-        facts = self._board.view.nodes[node].facts
-        promised_bytes = max(0, facts.memory_promised_bytes + change_bytes)
-        self._board.put_facts(node, replace(facts, memory_promised_bytes=promised_bytes))
+        replica = record.replica
+        node = self._board.view.nodes[replica.node]
+        self._board.put_facts(replica.node, facts_without(node, replica))
+        self.drop_replica(replica.replica_id)
 
     def drop_replica(self, replica_id: str) -> None:
         record = self._board.drop(replica_id)
@@ -325,6 +334,9 @@ class Climbs:
             return
         if record.climb is not None:
             self._climbs[record.climb].replica_id = None
+        self._victim_left(replica_id)
+
+    def _victim_left(self, replica_id: str) -> None:
         climb = self._victims.pop(replica_id, None)
         if climb is None:
             return
@@ -339,15 +351,14 @@ class Climbs:
             self._room_missed(climb)
 
     def _room_made(self, climb: Climb) -> None:
-        node = self._board.view.nodes[climb.node]
-        hopes = [  # of others there, whose victims are still to go
-            other.spec.memory_bytes
-            for other in self._climbs.values()
-            if other.victims and other.node == climb.node
+        view = self._board.view
+        gone = climb.thaws and climb.replica_id is None
+        hopes = [
+            other for other in self._climbs.values() if other.victims and other.node == climb.node
         ]
-        if node.free_bytes + sum(hopes) >= 0 and node.free_count + len(hopes) >= 0:
+        if not gone and reservations.fits(view, climb, hopes):
             self._run(climb)
-        else:  # somebody else was faster
+        else:  # what it was to thaw ended, or somebody else was faster
             self._room_missed(climb)
 
     def _room_missed(self, climb: Climb) -> None:
@@ -394,6 +405,7 @@ class Climbs:
                 {} if cold else board.view.pointers(spec),
                 frozenset() if cold else climb.failed_nodes,
                 frozenset().union(*(ticket.excluded for ticket in climb.waiters.values())),
+                new=not climb.thaws or self._replica_count(spec) <= spec.replicas_max,
             )
             found = self._find(request)
             if not isinstance(found, NoCapacity):
@@ -423,35 +435,35 @@ class Climbs:
     def _refuse_no_capacity(self, ticket: Ticket, spec: ModelSpec, found: NoCapacity) -> None:
         retry_s: float | None = self._board.limits.retry_after_s
         mend = f"try again in {retry_s:g} s, or add a node"
-        if set(found.misfits) == {"too small"}:  # time will not mend it
-            retry_s, mend = None, "add the model with less memory, or a larger node"
+        if found.lasting:
+            larger = "node with a larger GPU" if spec.gpu_bytes else "larger node"
+            retry_s, mend = None, f"add the model with less memory, or a {larger}"
+        needed = f"{spec.memory_bytes / (1 << 30):.1f} GiB"
+        if spec.gpu_bytes:
+            gpu_bytes = spec.gpu_bytes + spec.weights_bytes
+            needed += f" and {gpu_bytes / (1 << 30):.1f} GiB of one GPU"
         self._board.refuse(
             ticket,
             Refusal.RESOURCE_EXHAUSTED,
             "NO_CAPACITY",
-            f"model {spec.name!r} needs {spec.memory_bytes / (1 << 30):.1f} GiB and no node has room "
-            f"({found.sentence}); {mend}",
+            f"model {spec.name!r} needs {needed} and no node has room ({found.sentence}); {mend}",
             retry_s,
         )
 
     def check(self) -> None:
         board = self._board
-        reserved: dict[str, int] = {}
         for name, climb in self._climbs.items():
             assert self._of_model[climb.spec.name][name] is climb
             assert len(climb.waiters) <= climb.spec.slots
             for number, ticket in climb.waiters.items():
                 assert board.tickets[number] is ticket
                 assert ticket.climb == name
-            if climb.reserved:
-                reserved[climb.node] = reserved.get(climb.node, 0) + climb.spec.memory_bytes
             if climb.replica_id is not None:
                 assert board.view.replicas[climb.replica_id].climb == name
             assert bool(climb.victims) == (climb.phase is Phase.ROOM)
             assert all(self._victims[victim] is climb for victim in climb.victims)
         assert sum(map(len, self._of_model.values())) == len(self._climbs)
-        for name, node in board.view.nodes.items():
-            assert node.reserved_bytes == reserved.get(name, 0), f"{name} is reserved wrongly"
+        reservations.check(board.view, self._climbs.values())
         for record in board.view.replicas.values():
             if record.climb is not None:
                 assert self._climbs[record.climb].replica_id == record.replica.replica_id

@@ -19,7 +19,7 @@ def describe(state: SchedulerState, now: float) -> ClusterView:
         _model(state, model, now, predict=predict) for _, model in sorted(view.models.items())
     ]
     nodes = [
-        NodeView(name, node.facts.memory_bytes, node.facts.memory_promised_bytes)
+        NodeView(name, node.facts.memory_bytes, node.facts.memory_promised_bytes, node.facts.gpus)
         for name, node in sorted(view.nodes.items())
     ]
     return ClusterView(tuple(models), tuple(nodes))
@@ -35,6 +35,8 @@ def _model(state: SchedulerState, model: ModelRecord, now: float, *, predict: bo
     predicted_ms = found.predicted_s * 1000 if isinstance(found, Placement) else None
     if ReplicaState.SERVING in states:
         rung, predicted_ms = Rung.SERVING, 0.0
+    elif ReplicaState.HOT in states:
+        rung = Rung.HOT
     elif ReplicaState.PARKED in states:
         rung = Rung.PARKED
     elif any(

@@ -4,17 +4,20 @@ Ties go to the node with the fewest replicas, then by name.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from woodfrog.model.node import ReplicaState, Resident
+from woodfrog.model.node import GpuFacts, NodeFacts, Replica, ReplicaState, Resident
 from woodfrog.model.rung import Rung
 from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler.rates import Rates
-from woodfrog.scheduler.view import ClusterView, NodeRecord, ReplicaRecord
+from woodfrog.scheduler.room import best_gpu, gpus_of, need_bytes, room_bytes
+from woodfrog.scheduler.view import RESTING, ClusterView, NodeRecord, ReplicaRecord
 
 _FULL = "full"
+_Found = tuple[GpuFacts, int]  # a GPU, and what is taken there
+_LASTING = ("too small", "without a GPU")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,19 +36,27 @@ class Placement:
     predicted_s: float
     snapshot: SnapshotPointer | None = None
     replica_id: str | None = None  # to thaw
+    gpu: str = ""  # uuid of the one that has room; which one it will be is the node's to choose
+    gpu_bytes: int = 0  # that it takes there
 
 
 @dataclass(frozen=True, slots=True)
 class Eviction:
-    """Room for `placement` once these replicas are frozen."""
+    """Room for `placement` once these replicas are lowered."""
 
     placement: Placement
     victims: tuple[str, ...]
+    rung: Rung = Rung.FROZEN  # to which; PARKED where GPU memory alone is short
 
 
 @dataclass(frozen=True, slots=True)
 class NoCapacity:
     misfits: Mapping[str, int]  # why, and how many nodes
+
+    @property
+    def lasting(self) -> bool:
+        """Time will not mend it."""
+        return bool(self.misfits) and all(why in _LASTING for why in self.misfits)
 
     @property
     def sentence(self) -> str:
@@ -59,88 +70,168 @@ class NoCapacity:
 
 def place(request: PlaceRequest, view: ClusterView, rates: Rates) -> Placement | NoCapacity:
     """Linear in nodes, independent of models. The snapshot must fit the node, or the climb is a cold start."""
+    spec = request.spec
     best: Placement | None = None
     best_cost = (float("inf"), 0, "", "")
-    for record in view.replicas_of(request.spec.name):
-        if _thawable(record, request, view):
-            placement = _thaw(record, request, view, rates)
-            node = view.nodes[placement.node]
-            thaw_cost = (
-                placement.predicted_s,
-                len(node.replicas),
-                placement.node,
-                record.replica.replica_id,
-            )
-            if thaw_cost < best_cost:
-                best, best_cost = placement, thaw_cost
+    for record in view.replicas_of(spec.name):
+        node = view.nodes[record.replica.node]
+        found = best_gpu(node, spec, record.replica)
+        if not _thawable(record, node, request) or _thaw_waits(node, spec, found):
+            continue
+        placement = _thaw(record, node, spec, rates, found)
+        name = record.replica.replica_id
+        thaw_cost = (placement.predicted_s, len(node.replicas), placement.node, name)
+        if thaw_cost < best_cost:
+            best, best_cost = placement, thaw_cost
     misfits: Counter[str] = Counter()
     for name, node in view.nodes.items() if request.new else ():
         why = _misfit(name, node, request)
         if why is not None:
             misfits[why] += 1
             continue
-        predicted_s, rung, snapshot = _climb(node, request, rates)
-        cost = (predicted_s, len(node.replicas) + node.reserved_count, name, "")
+        placement = _climb(name, node, request, rates, best_gpu(node, spec))
+        cost = (placement.predicted_s, len(node.replicas) + node.reserved_count, name, "")
         if cost < best_cost:
-            best, best_cost = Placement(name, rung, predicted_s, snapshot), cost
+            best, best_cost = placement, cost
     return best or NoCapacity(misfits)
 
 
 def make_room(request: PlaceRequest, view: ClusterView, rates: Rates) -> Eviction | NoCapacity:
-    """The best node that has room once idle replicas of other models are frozen: parked first, longest idle first."""
+    """The best node that has room once idle replicas of other models are lowered: parked first, longest idle first.
+
+    They are frozen, or parked when it is only their GPU that is full. A thaw too may need room on its GPU.
+    """
     best: Eviction | None = None
-    best_cost = (float("inf"), 0, 0, "")
+    best_cost = (float("inf"), 0, 0, "", "")
     misfits: Counter[str] = Counter()
-    for name, node in view.nodes.items():
+    options = [*_crowded_thaws(request, view, rates)]
+    for name, node in view.nodes.items() if request.new else ():
         why = _misfit(name, node, request)
-        victims = _victims(node, request.spec) if why == _FULL else ()
-        if not victims:
+        crowded = [*_crowded(name, node, request, rates)] if why == _FULL else []
+        if not any(victims for _, victims in crowded):
             misfits[why or _FULL] += 1
-            continue
-        predicted_s, rung, snapshot = _climb(node, request, rates)
+        options += crowded
+    for placement, victims in options:
         serving = sum(record.replica.state is ReplicaState.SERVING for record in victims)
-        cost = (predicted_s, serving, len(victims), name)
-        if cost < best_cost:
+        cost = (placement.predicted_s, serving, len(victims), placement.node, placement.gpu)
+        if victims and cost < best_cost:
             names = tuple(record.replica.replica_id for record in victims)
-            best = Eviction(Placement(name, rung, predicted_s, snapshot), names)
-            best_cost = cost
+            rung = (
+                Rung.PARKED
+                if _only_gpu(view.nodes[placement.node], request.spec, placement)
+                else Rung.FROZEN
+            )
+            best, best_cost = Eviction(placement, names, rung), cost
     return best or NoCapacity(misfits)
+
+
+def could_take(facts: NodeFacts, spec: ModelSpec) -> bool:
+    """Whether the node is large enough for one replica, were it empty."""
+    return spec.memory_bytes <= facts.memory_bytes and (
+        not spec.gpu_bytes or any(_could_hold(gpu, spec) for gpu in facts.gpus)
+    )
+
+
+def _could_hold(gpu: GpuFacts, spec: ModelSpec) -> bool:
+    return spec.gpu_bytes + spec.weights_bytes <= gpu.memory_bytes
 
 
 def _misfit(name: str, node: NodeRecord, request: PlaceRequest) -> str | None:
     """Why the node takes no new replica; None when it does."""
-    facts = node.facts
-    need = request.spec.memory_bytes
+    facts, spec = node.facts, request.spec
     if name in request.excluded_nodes:
         return "not to be tried again"
     if node.silent:
         return "not answering"
     if facts.draining:
         return "draining"
-    if need > facts.memory_bytes or not facts.replica_count_max:
+    if spec.gpu_bytes and not facts.gpus:
+        return "without a GPU"
+    if not could_take(facts, spec) or not facts.replica_count_max:
         return "too small"
-    if need > node.free_bytes or node.free_count < 1:
+    found = best_gpu(node, spec)
+    full = spec.memory_bytes > node.free_bytes or node.free_count < 1
+    if full or (spec.gpu_bytes and found is None):
         return _FULL
-    if node.refused_bytes is not None and need >= node.refused_bytes:
+    if node.refuses(spec.memory_bytes, found[1] if found else 0):
         return "refusing"
     return None
 
 
-def _victims(node: NodeRecord, spec: ModelSpec) -> tuple[ReplicaRecord, ...]:
-    """The fewest first ones that make room; none when all together do not."""
+def _crowded_thaws(
+    request: PlaceRequest, view: ClusterView, rates: Rates
+) -> Iterator[tuple[Placement, list[ReplicaRecord]]]:
+    """Those that wait for GPU memory, with the victims that make room; none when all together do not."""
+    spec = request.spec
+    for record in view.replicas_of(spec.name) if spec.gpu_bytes else ():
+        node = view.nodes[record.replica.node]
+        for gpu in gpus_of(node, record.replica) if _thawable(record, node, request) else ():
+            found = gpu, need_bytes(spec, gpu, record.replica.gpu_bytes)
+            yield (
+                _thaw(record, node, spec, rates, found),
+                _victims(node, spec, 0, 0, found, record.replica),
+            )
+
+
+def _crowded(
+    name: str, node: NodeRecord, request: PlaceRequest, rates: Rates
+) -> Iterator[tuple[Placement, list[ReplicaRecord]]]:
+    """On each GPU that is large enough, if it needs one, with the victims that make room, as above."""
+    spec = request.spec
+    for gpu in node.facts.gpus if spec.gpu_bytes else (None,):
+        if gpu is None or _could_hold(gpu, spec):
+            found = (gpu, need_bytes(spec, gpu)) if gpu is not None else None
+            short_bytes = spec.memory_bytes - node.free_bytes
+            yield (
+                _climb(name, node, request, rates, found),
+                _victims(node, spec, short_bytes, 1 - node.free_count, found),
+            )
+
+
+def _victims(
+    node: NodeRecord,
+    spec: ModelSpec,
+    short_bytes: int,
+    short_count: int,
+    found: _Found | None,
+    thawed: Replica | None = None,
+) -> list[ReplicaRecord]:
+    """The fewest first ones that make up for what is short, here and on the GPU; none when all together do not."""
+
+    def node_has_room(records: list[ReplicaRecord]) -> bool:
+        freed = sum(record.replica.memory_bytes for record in records)
+        return freed >= short_bytes and len(records) >= short_count
+
+    def gpu_has_room(records: list[ReplicaRecord]) -> bool:
+        replicas = [record.replica for record in records]
+        return (
+            found is None or room_bytes(node, found[0], spec.weights, thawed, replicas) >= found[1]
+        )
+
     idle = [
         record
         for record in node.replicas.values()
         if record.quiet and record.replica.model != spec.name
     ]
-    idle.sort(key=_rest_order)
-    free_bytes, free_count = node.free_bytes, node.free_count
-    for count, record in enumerate(idle, start=1):
-        free_bytes += record.replica.memory_bytes
-        free_count += 1
-        if free_bytes >= spec.memory_bytes and free_count >= 1:
-            return tuple(idle[:count])
-    return ()
+    victims: list[ReplicaRecord] = []
+    for record in sorted(idle, key=_rest_order):
+        replica = record.replica
+        on_gpu = found is not None and replica.gpu == found[0].uuid and replica.state not in RESTING
+        if not node_has_room(victims) or (on_gpu and not gpu_has_room(victims)):
+            victims.append(record)
+    if not node_has_room(victims) or not gpu_has_room(victims):
+        return []
+    for record in reversed(victims) if found else ():  # what only came with shared weights
+        others = [other for other in victims if other is not record]
+        if node_has_room(others) and gpu_has_room(others):
+            victims = others
+    return victims
+
+
+def _only_gpu(node: NodeRecord, spec: ModelSpec, placement: Placement) -> bool:
+    """Whether nothing else is short."""
+    fits = node.free_bytes >= spec.memory_bytes and node.free_count >= 1
+    return fits or placement.replica_id is not None
 
 
 def _rest_order(record: ReplicaRecord) -> tuple[bool, float, str]:
@@ -148,43 +239,74 @@ def _rest_order(record: ReplicaRecord) -> tuple[bool, float, str]:
     return serving, record.used, record.replica.replica_id
 
 
-def _thawable(record: ReplicaRecord, request: PlaceRequest, view: ClusterView) -> bool:
+def _thawable(record: ReplicaRecord, node: NodeRecord, request: PlaceRequest) -> bool:
     replica = record.replica
     return (
-        replica.state is ReplicaState.PARKED
+        replica.state in RESTING
         and record.live
         and record.suspect_since is None
         and replica.weights == request.spec.weights
         and replica.replica_id not in request.excluded_replicas
         and replica.node not in request.excluded_nodes
-        and not view.nodes[replica.node].silent
+        and not node.silent
     )
 
 
+def _thaw_waits(node: NodeRecord, spec: ModelSpec, found: _Found | None) -> bool:
+    """For room on its GPU; a thaw needs no other."""
+    return spec.gpu_bytes > 0 and (found is None or node.refuses(0, max(1, found[1])))
+
+
 def _thaw(
-    record: ReplicaRecord, request: PlaceRequest, view: ClusterView, rates: Rates
+    record: ReplicaRecord, node: NodeRecord, spec: ModelSpec, rates: Rates, found: _Found | None
 ) -> Placement:
-    """A parked process has its weights mapped: what is in memory costs it nothing."""
+    """A parked process has its weights mapped: what is in memory costs it nothing but the way onto its GPU."""
     replica = record.replica
-    resident = view.nodes[replica.node].residents.get(request.spec.weights)
+    resident = node.residents.get(spec.weights)
     missing = resident.disk_bytes - resident.page_cache_bytes if resident else 0
     predicted_s = max(rates.thaw_s, missing / rates.disk_bytes_s)
-    return Placement(replica.node, Rung.PARKED, predicted_s, replica_id=replica.replica_id)
+    if found is None:
+        gpu, gpu_bytes = "", 0
+    else:
+        gpu, gpu_bytes = found[0].uuid, found[1]
+    hot = replica.state is ReplicaState.HOT
+    if hot:
+        predicted_s = rates.hot_s
+    elif found is not None:
+        copied = 0 if spec.weights in found[0].weights else spec.weights_bytes
+        way_s = rates.thaw_s + rates.hot_s + copied / rates.pcie_bytes_s
+        predicted_s = max(predicted_s, way_s)
+    return Placement(
+        replica.node,
+        Rung.HOT if hot else Rung.PARKED,
+        predicted_s,
+        replica_id=replica.replica_id,
+        gpu=gpu,
+        gpu_bytes=gpu_bytes,
+    )
 
 
 def _climb(
-    node: NodeRecord, request: PlaceRequest, rates: Rates
-) -> tuple[float, Rung, SnapshotPointer | None]:
+    name: str, node: NodeRecord, request: PlaceRequest, rates: Rates, found: _Found | None
+) -> Placement:
     """Weights and process come at the same time and meet at the thaw."""
     spec = request.spec
     weights_s = _bring_s(spec.weights_bytes, node.residents.get(spec.weights), rates)
+    gpu, gpu_bytes = "", 0
+    if found is not None:
+        gpu, gpu_bytes = found[0].uuid, found[1]
+        lies = spec.weights in found[0].weights
+        weights_s = 0.0 if lies else max(weights_s, spec.weights_bytes / rates.pcie_bytes_s)
     pointer = request.pointers.get(node.print_key)
     if pointer is None:
-        return max(weights_s, rates.cold_s), Rung.ABSENT, None
-    resident = node.residents.get(pointer.manifest)
-    restore_s = rates.restore_s + _bring_s(pointer.size_bytes, resident, rates)
-    rung = Rung.FROZEN if resident is not None and resident.complete else Rung.STORED
-    return max(weights_s, restore_s), rung, pointer
+        predicted_s, rung = max(weights_s, rates.cold_s), Rung.ABSENT
+    else:
+        resident = node.residents.get(pointer.manifest)
+        restore_s = rates.restore_s + _bring_s(pointer.size_bytes, resident, rates)
+        predicted_s = max(weights_s, restore_s)
+        complete = resident is not None and resident.complete
+        rung = Rung.FROZEN if complete else Rung.STORED
+    return Placement(name, rung, predicted_s, pointer, gpu=gpu, gpu_bytes=gpu_bytes)
 
 
 def _bring_s(size_bytes: int, resident: Resident | None, rates: Rates) -> float:

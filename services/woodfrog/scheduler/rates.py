@@ -10,4 +10,6 @@ class Rates:
     store_bytes_s: float = 0.5e9
     restore_s: float = 0.03  # of the process itself, beside its pages
     thaw_s: float = 0.01
+    hot_s: float = 0.03  # to thaw what is on a GPU, its weights there
+    pcie_bytes_s: float = 50e9  # weights from memory onto a GPU
     cold_s: float = 5.0  # imports and loading, weights at hand

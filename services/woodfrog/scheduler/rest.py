@@ -20,7 +20,10 @@ class Rest:
         if busy or record.busy:
             record.used = board.now
         record.busy = busy
+        was_quiet = record.quiet
         record.quiet = record.live and not busy and board.now >= record.descend_after
+        if record.quiet and not was_quiet and record.replica.gpu:
+            board.stir_all()  # who waits to be thawed on its GPU may have it lowered
         offered = board.view.offered(record)
         if offered != record.announced:
             board.announce(record, offered)
@@ -71,5 +74,5 @@ class Rest:
         freeze = record.used + spec.freeze_after_s
         parkable = record.replica.state is ReplicaState.SERVING
         if parkable and spec.park_after_s < spec.freeze_after_s:
-            return record.used + spec.park_after_s, Rung.PARKED
+            return record.used + spec.park_after_s, Rung.HOT if spec.gpu_bytes else Rung.PARKED
         return freeze, Rung.FROZEN

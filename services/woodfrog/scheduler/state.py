@@ -8,6 +8,7 @@ what happened, give waiting tickets what they can have now, lower what is due.
 from collections.abc import Callable
 from typing import Any
 
+from woodfrog.model.node import ReplicaState
 from woodfrog.model.placement import ReadyReplica
 from woodfrog.model.rung import Rung
 from woodfrog.scheduler import events as on
@@ -175,8 +176,8 @@ class SchedulerState:
             return
         target = record.descending
         self._rest.lowered(record, busy=False)
-        if event.rung is Rung.PARKED and target is Rung.PARKED:
-            self._climbs.parked(record)
+        if target is not Rung.FROZEN and event.rung in (Rung.PARKED, Rung.HOT):
+            self._climbs.parked(record, ReplicaState(event.rung.value))
         else:
             self._climbs.end_replica(record)
 

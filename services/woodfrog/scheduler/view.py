@@ -12,7 +12,8 @@ from woodfrog.model.rung import Rung
 from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.model.spec import ModelSpec
 
-LIVE = (ReplicaState.SERVING, ReplicaState.PARKED)
+RESTING = (ReplicaState.PARKED, ReplicaState.HOT)
+LIVE = (ReplicaState.SERVING, *RESTING)
 
 
 def fingerprint_key(fingerprint: Mapping[str, str]) -> str:
@@ -53,7 +54,9 @@ class NodeRecord:
     silent: bool = False  #: its stream is down; nothing new goes there
     reserved_bytes: int = 0  #: of climbs that the node has not named yet
     reserved_count: int = 0
+    reserved_gpu_bytes: dict[str, int] = field(default_factory=dict)  #: by uuid; never 0
     refused_bytes: int | None = None  #: it refused so much although its facts had room
+    refused_gpu_bytes: int = 0  #: together with so much of a GPU
 
     @property
     def free_bytes(self) -> int:
@@ -63,6 +66,22 @@ class NodeRecord:
     @property
     def free_count(self) -> int:
         return self.facts.replica_count_max - len(self.replicas) - self.reserved_count
+
+    def free_gpu_bytes(self, uuid: str) -> int:
+        """Below 0 when more is reserved than it has, as of a GPU that is gone."""
+        free = -self.reserved_gpu_bytes.get(uuid, 0)
+        for gpu in self.facts.gpus:
+            if gpu.uuid == uuid:
+                free += gpu.memory_bytes - gpu.promised_bytes
+        return free
+
+    def refuses(self, need_bytes: int, gpu_bytes: int) -> bool:
+        """It would refuse so much, as it refused no more a moment ago."""
+        return (
+            self.refused_bytes is not None
+            and need_bytes >= self.refused_bytes
+            and gpu_bytes >= self.refused_gpu_bytes
+        )
 
 
 @dataclass(slots=True)
@@ -152,3 +171,4 @@ class ClusterView:
             assert node.print_key == fingerprint_key(node.facts.fingerprint)
             assert node.reserved_bytes >= 0
             assert node.reserved_count >= 0
+            assert all(reserved > 0 for reserved in node.reserved_gpu_bytes.values())

@@ -14,6 +14,7 @@ ADD = ["models", "add", "frog", "folder"]
     "wrong",
     [
         *(["--memory", text] for text in ("nan", "inf", "-1", "0", "1e9", "much")),
+        *(["--gpu-memory", text] for text in ("nan", "-1", "0", "much")),
         *(["--context", text] for text in ("0", "-5", "99999999", "1.5", "9" * 5000)),
         ["--slots", "x"],
     ],
@@ -26,7 +27,9 @@ def test_wrong_sizes_are_refused(wrong: list[str], capsys: pytest.CaptureFixture
 
 def test_sizes_are_read() -> None:
     args = parser().parse_args([*ADD, "--memory", "0.5", "--context", "16"])
-    assert (args.memory, args.context) == (1 << 29, 16)
+    assert (args.memory, args.context, args.gpu_memory) == (1 << 29, 16, 0)
+    args = parser().parse_args([*ADD, "--gpu-memory", "1.5"])
+    assert args.gpu_memory == 3 << 29
 
 
 def test_the_bounds_are_those_of_the_engine() -> None:

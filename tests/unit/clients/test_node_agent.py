@@ -6,6 +6,7 @@ from woodfrog.clients import node_agent as convert
 from woodfrog.errors import Unavailable, status
 from woodfrog.model.node import (
     Climbed,
+    GpuFacts,
     NodeFacts,
     NodeUpdate,
     Replica,
@@ -15,8 +16,9 @@ from woodfrog.model.node import (
 )
 from woodfrog.model.rung import Rung
 
-FACTS = NodeFacts("a", {"kernel": "6.18", "cpu": "one"}, 9, 4, 3, draining=True)
-REPLICA = Replica("a-1", "org/m", "sha256:00", ReplicaState.PARKED, "/run/s", 4, "a", 7)
+GPUS = (GpuFacts("GPU-0", 80, 30, ("sha256:00", "sha256:22")), GpuFacts("GPU-1", 80, 0, ()))
+FACTS = NodeFacts("a", {"kernel": "6.18", "cpu": "one"}, 9, 4, 3, draining=True, gpus=GPUS)
+REPLICA = Replica("a-1", "org/m", "sha256:00", ReplicaState.HOT, "/run/s", 4, "a", 7, "GPU-0", 5)
 RESIDENT = Resident("sha256:11", 9, 5, 2, complete=False)
 
 
@@ -33,10 +35,12 @@ def test_climbed() -> None:
 
 def test_a_refusal_carries_the_fresh_facts() -> None:
     fresh = replace(FACTS, memory_promised_bytes=9, draining=False)
-    known = replace(FACTS, draining=False)
+    known = replace(FACTS, draining=False, gpus=())
     error = convert.node_full(fresh, "NODE_FULL", "no memory is left")
     assert status.to_status(error).message.startswith("node 'a' takes no other replica")
     assert convert.refused(error, known) == fresh
     draining = convert.node_full(fresh, "NODE_DRAINING", "it is draining")
     assert convert.refused(draining, known) == replace(fresh, draining=True)
+    error.metadata.pop("gpus")  # as an agent refuses that knows of none
+    assert convert.refused(error, known) == replace(fresh, gpus=())
     assert convert.refused(Unavailable("CLIMB_FAILED", "no"), known) is None

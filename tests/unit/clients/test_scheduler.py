@@ -1,7 +1,9 @@
 """What goes over the wire comes back the same."""
 
+from dataclasses import replace
+
 from woodfrog.clients import scheduler as convert
-from woodfrog.model.node import ReplicaState
+from woodfrog.model.node import GpuFacts, ReplicaState
 from woodfrog.model.placement import (
     Acquired,
     ClusterView,
@@ -34,6 +36,8 @@ def test_view() -> None:
     models = (
         ModelView("m", Rung.PARKED, (replica,), 1.5, 0.0),
         ModelView("n", Rung.ABSENT, (), None, None),
+        ModelView("o", Rung.HOT, (replace(replica, state=ReplicaState.HOT),), 2.5, 30.0),
     )
-    view = ClusterView(models, (NodeView("a", 9, 4),))
+    gpus = (GpuFacts("GPU-0", 80, 30, ("sha256:00",)), GpuFacts("GPU-1", 80, 0, ()))
+    view = ClusterView(models, (NodeView("a", 9, 4), NodeView("b", 9, 4, gpus)))
     assert convert.cluster_view(convert.cluster_view_to_pb(view)) == view

@@ -17,11 +17,24 @@ def test_both_survive_their_encoding() -> None:
     assert SnapshotPointer.decode(POINTER.encode()) == POINTER
 
 
+@pytest.mark.parametrize("gpu_bytes", [0, 64 << 20, 1 << 50])
+def test_gpu_memory_within_its_bounds_survives(gpu_bytes: int) -> None:
+    spec = ModelSpec("org/name", SHA, 5, gpu_bytes=gpu_bytes)
+    assert ModelSpec.decode(spec.encode()).gpu_bytes == gpu_bytes
+
+
+def test_a_spec_from_before_there_were_gpus_runs_on_the_cpu() -> None:
+    value = json.loads(SPEC.encode())
+    del value["gpu_bytes"]
+    assert ModelSpec.decode(json.dumps(value).encode()) == SPEC
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"name": ""}, {"name": "a b"}, {"name": "../x"}, {"name": "a/b/c"}, {"name": 7}, {"weights": "x"},
         {"weights_bytes": "x"}, {"slots": 0}, {"slots": True}, {"replicas_max": 0}, {"snapshot": "maybe"},
+        {"gpu_bytes": -1}, {"gpu_bytes": (64 << 20) - 1}, {"gpu_bytes": (1 << 50) + 1}, {"gpu_bytes": "x"},
         {"park_after_s": 9, "freeze_after_s": 8}, {"engine_args": []}, {"unknown": 1}, {"format": 99},
     ],
 )  # fmt: skip

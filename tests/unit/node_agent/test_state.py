@@ -7,6 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from woodfrog.model.node import ReplicaState
 from woodfrog.model.rung import Rung
 from woodfrog.node_agent import state
+from woodfrog.node_agent.gpu_state import Bring, GpuState, Need
 from woodfrog.node_agent.state import NodeState
 
 GIB = 1 << 30
@@ -141,3 +142,188 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
+
+
+# --- GPUs ---
+
+
+def gpu(memory: int = 10, arena: int = 8) -> GpuState:
+    return GpuState("gpu-0", memory * GIB, arena * GIB, context_bytes=GIB)
+
+
+def need(weights: str = "w", size: int = 4, private: int = 2) -> Need:
+    return Need(private * GIB, weights, size * GIB)
+
+
+def on_gpu(node: NodeState, replica_id: str, wanted: Need) -> state.Command:
+    return node.handle(state.StartRequested(replica_id, wanted.weights, GIB, wanted))
+
+
+def rests(node: NodeState, replica_id: str, rung: Rung) -> None:
+    node.handle(state.DescendRequested(replica_id, rung))
+    node.handle(state.DescendFinished(replica_id, ReplicaState(rung.value)))
+    node.check()
+
+
+def test_two_replicas_of_a_model_share_one_copy_of_its_weights() -> None:
+    node = NodeState(64 * GIB, 8, [gpu(8)])
+    for replica_id, host in (("a", True), ("b", False)):
+        command = on_gpu(node, replica_id, need())
+        assert command == state.Start(
+            replica_id, Bring("gpu-0", "w", host, room_bytes=(6 if host else 2) * GIB)
+        )
+        node.check()
+    assert node.gpus["gpu-0"].free_bytes == 0
+    assert isinstance(on_gpu(node, "c", need()), state.Refuse)
+
+
+def test_idle_weights_go_when_room_is_needed_and_longest_unused_first() -> None:
+    node = NodeState(64 * GIB, 8, [gpu(14, arena=0)])
+    for weights in ("w1", "w2"):
+        on_gpu(node, weights, need(weights))
+        node.handle(state.ClimbFinished(weights))
+        node.handle(state.ReplicaEnded(weights))
+    assert on_gpu(node, "a", need("w3")) == state.Start(
+        "a", Bring("gpu-0", "w3", False, room_bytes=6 * GIB)
+    )
+    node.check()
+    assert on_gpu(node, "b", need("w4")) == state.Start(
+        "b", Bring("gpu-0", "w4", False, drop_device=("w1", "w2"), room_bytes=6 * GIB)
+    )
+
+
+def test_resting_replicas_go_down_when_room_is_needed_and_serving_ones_never() -> None:
+    node = NodeState(64 * GIB, 8, [gpu(10)])
+    on_gpu(node, "a", need("w1"))
+    node.handle(state.ClimbFinished("a"))
+    assert isinstance(on_gpu(node, "b", need("w2", size=5)), state.Refuse)
+    rests(node, "a", Rung.HOT)
+    assert node.gpus["gpu-0"].free_bytes == 5 * GIB
+    assert on_gpu(node, "b", need("w2", size=5)) == state.Lower((("a", Rung.PARKED),))
+    rests(node, "a", Rung.PARKED)
+    started = on_gpu(node, "b", need("w2", size=5))
+    assert started == state.Start("b", Bring("gpu-0", "w2", True, ("w1",), ("w1",), 7 * GIB))
+    node.check()
+    node.handle(state.ClimbFinished("b"))
+    refused = node.handle(state.ThawRequested("a"))
+    assert isinstance(refused, state.Refuse)
+    assert refused.reason == "NODE_FULL"
+    rests(node, "b", Rung.PARKED)
+    thawed = node.handle(state.ThawRequested("a"))
+    assert thawed == state.Thaw("a", Bring("gpu-0", "w1", True, ("w2",), ("w2",), 5 * GIB))
+
+
+def test_a_hot_one_needs_nothing_from_the_vault() -> None:
+    node = NodeState(64 * GIB, 8, [gpu(10)])
+    on_gpu(node, "a", need("w1"))
+    node.handle(state.ClimbFinished("a"))
+    rests(node, "a", Rung.HOT)
+    assert node.handle(state.ThawRequested("a")) == state.Thaw("a", None)
+    node.check()
+    assert node.gpus["gpu-0"].free_bytes == 4 * GIB
+
+
+def test_a_parked_one_is_frozen_for_room() -> None:
+    node = NodeState(64 * GIB, 8, [gpu(7)])
+    on_gpu(node, "a", need("w1"))
+    node.handle(state.ClimbFinished("a"))
+    rests(node, "a", Rung.HOT)
+    assert on_gpu(node, "b", need("w2", size=5)) == state.Lower((("a", Rung.FROZEN),))
+
+
+def test_weights_that_could_not_be_brought_are_forgotten_with_their_replica() -> None:
+    node = NodeState(64 * GIB, 8, [gpu(8)])
+    on_gpu(node, "a", need())
+    node.handle(state.ReplicaEnded("a"))
+    node.handle(state.WeightsLost("gpu-0", "w"))
+    assert node.gpus["gpu-0"].free_bytes == 8 * GIB
+    assert not node.gpus["gpu-0"].pinned
+
+
+def test_the_gpu_with_the_weights_is_chosen() -> None:
+    other = GpuState("gpu-1", 20 * GIB, 0, GIB)
+    node = NodeState(64 * GIB, 8, [gpu(20), other])
+    on_gpu(node, "a", need("w1"))
+    second = on_gpu(node, "b", need("w2"))
+    third = on_gpu(node, "c", need("w2"))
+    for command in (second, third):
+        assert isinstance(command, state.Start)
+        assert command.bring
+        assert command.bring.gpu == "gpu-1"
+
+
+class GpuMachine(RuleBasedStateMachine):
+    """Whatever is asked, in any order: no GPU is promised twice, and what is lowered was at rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.node = NodeState(64 * GIB, 4, [gpu(9, 5), GpuState("gpu-1", 7 * GIB, 0, GIB)])
+
+    @rule(
+        replica_id=IDS,
+        weights=st.sampled_from("xyz"),
+        size=st.integers(1, 6),
+        private=st.integers(1, 3),
+    )
+    def start(self, replica_id: str, weights: str, size: int, private: int) -> None:
+        size = {"x": 2, "y": 3, "z": 5}[weights]  # of one model always the same
+        if replica_id in self.node.promises:
+            return
+        for _ in range(3):
+            command = on_gpu(self.node, replica_id, need(weights, size, private))
+            if not isinstance(command, state.Lower):
+                return
+            self.lower(command)
+        raise AssertionError("room that was promised did not come")
+
+    @rule(replica_id=IDS)
+    def thaw(self, replica_id: str) -> None:
+        for _ in range(3):
+            command = self.node.handle(state.ThawRequested(replica_id))
+            if not isinstance(command, state.Lower):
+                return
+            self.lower(command)
+        raise AssertionError("room that was promised did not come")
+
+    def lower(self, command: state.Lower) -> None:
+        for replica_id, rung in command.replicas:
+            assert self.node.promises[replica_id].state in (ReplicaState.HOT, ReplicaState.PARKED)
+            self.node.handle(state.DescendRequested(replica_id, rung))
+            self.node.check()
+            if rung is Rung.FROZEN:
+                self.node.handle(state.ReplicaEnded(replica_id))
+            else:
+                self.node.handle(state.DescendFinished(replica_id, ReplicaState.PARKED))
+
+    @rule(replica_id=IDS)
+    def climbed(self, replica_id: str) -> None:
+        promise = self.node.promises.get(replica_id)
+        if promise and promise.state is ReplicaState.CLIMBING:
+            self.node.handle(state.ClimbFinished(replica_id))
+
+    @rule(replica_id=IDS, rung=st.sampled_from([Rung.HOT, Rung.PARKED, Rung.FROZEN]))
+    def descend(self, replica_id: str, rung: Rung) -> None:
+        self.node.handle(state.DescendRequested(replica_id, rung))
+
+    @rule(replica_id=IDS, to=st.sampled_from(["hot", "parked", "serving"]))
+    def descended(self, replica_id: str, to: str) -> None:
+        promise = self.node.promises.get(replica_id)
+        if promise and promise.state is ReplicaState.DESCENDING:
+            uses = self.node.gpus[promise.gpu].tenants[replica_id].uses
+            if uses or to == "parked":
+                self.node.handle(state.DescendFinished(replica_id, ReplicaState(to)))
+
+    @rule(replica_id=IDS)
+    def ends(self, replica_id: str) -> None:
+        self.node.handle(state.ReplicaEnded(replica_id))
+
+    @rule(weights=st.sampled_from("xyz"))
+    def lost(self, weights: str) -> None:
+        self.node.handle(state.WeightsLost("gpu-0", weights))
+
+    @invariant()
+    def holds(self) -> None:
+        self.node.check()
+
+
+TestGpuMachine = GpuMachine.TestCase

@@ -78,7 +78,7 @@ class Harness:
 @pytest.fixture
 async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
     harness = Harness(tmp_path / "control.sock")
-    async with ControlServer(harness.replica, harness.path):
+    async with ControlServer(harness.replica.verbs, harness.path):
         yield harness
 
 

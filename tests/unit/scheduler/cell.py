@@ -4,7 +4,15 @@ from dataclasses import replace
 from typing import TypeVar
 
 from woodfrog.model import digest
-from woodfrog.model.node import Climbed, NodeFacts, NodeUpdate, Replica, ReplicaState, Resident
+from woodfrog.model.node import (
+    Climbed,
+    GpuFacts,
+    NodeFacts,
+    NodeUpdate,
+    Replica,
+    ReplicaState,
+    Resident,
+)
 from woodfrog.model.rung import Rung
 from woodfrog.model.snapshot import Fingerprint, SnapshotPointer
 from woodfrog.model.spec import ModelSpec
@@ -49,6 +57,15 @@ def replica(
         node,
         model.memory_bytes,
     )
+
+
+def on_gpu(told: Replica, gpu_bytes: int, gpu: str = "GPU-0") -> Replica:
+    return replace(told, gpu=gpu, gpu_bytes=gpu_bytes)
+
+
+def gpu(*promised: int, memory: int = 80 * GIB, weights: tuple[str, ...] = ()) -> GpuFacts:
+    """GPU-0, unless told otherwise."""
+    return GpuFacts("GPU-0", memory, sum(promised), weights)
 
 
 def resident(manifest: str, size: int, disk: float = 1.0, page_cache: float = 1.0) -> Resident:

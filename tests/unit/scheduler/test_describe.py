@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from tests.unit.scheduler.cell import GIB, Cell, facts, pointer, replica, resident, spec
+from tests.unit.scheduler.cell import GIB, Cell, facts, gpu, pointer, replica, resident, spec
 
 from woodfrog.model.node import ReplicaState
 from woodfrog.model.placement import NodeView, ReplicaUsage
@@ -40,6 +40,19 @@ def test_the_best_rung_anywhere_and_what_a_request_would_wait() -> None:
     assert (waits[0], waits[-1]) == (5000, 0)
 
 
+def test_hot_is_above_parked_and_sooner() -> None:
+    model = spec(gpu_bytes=GIB)
+    cell = Cell(model)
+    seen = []
+    for state in (ReplicaState.PARKED, ReplicaState.HOT):
+        cell.report("a", replica("f1", model, "a", state), facts=facts("a", gpus=(gpu(),)))
+        (told,) = describe(cell.state, cell.now).models
+        assert told.predicted_ms is not None
+        seen.append((told.rung, told.predicted_ms))
+    assert [rung for rung, _ in seen] == [Rung.PARKED, Rung.HOT]
+    assert seen[0][1] > seen[1][1]
+
+
 def test_replicas_nodes_and_idle_time() -> None:
     cell = Cell(FROG, replace(FROG, name="never"), nodes=("a",))
     cell.report("a", replica("f1", FROG, "a"))
@@ -49,6 +62,9 @@ def test_replicas_nodes_and_idle_time() -> None:
     assert [(each.replica_id, each.active) for each in frog.replicas] == [("f1", 1)]
     assert (frog.idle_s, never.idle_s, never.replicas) == (0, None, ())
     assert view.nodes == (NodeView("a", 16 * GIB, 4 * GIB),)
+    told = facts("a", 4 * GIB, gpus=(gpu(GIB),))
+    cell.report("a", facts=told, full=False)
+    assert describe(cell.state, cell.now).nodes == (NodeView("a", 16 * GIB, 4 * GIB, (gpu(GIB),)),)
     cell.do(on.UsageReported("r", (ReplicaUsage("f1", 0),)))
     assert describe(cell.state, cell.now + 3).models[0].idle_s == 3
 

@@ -6,21 +6,38 @@ from dataclasses import dataclass, field, replace
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from tests.unit.scheduler.cell import GIB, OTHER_PRINT, PRINT, facts, pointer, replica, spec
+from tests.unit.scheduler.cell import (
+    GIB,
+    OTHER_PRINT,
+    PRINT,
+    facts,
+    pointer,
+    replica,
+    resident,
+    spec,
+)
 
-from woodfrog.model.node import Climbed, NodeFacts, NodeUpdate, Replica, ReplicaState
+from woodfrog.model.node import Climbed, GpuFacts, NodeFacts, NodeUpdate, Replica, ReplicaState
 from woodfrog.model.placement import ReplicaUsage
 from woodfrog.model.rung import Rung
+from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler import events as on
 from woodfrog.scheduler.board import Limits
+from woodfrog.scheduler.room import room_bytes
 from woodfrog.scheduler.state import SchedulerState
+from woodfrog.scheduler.view import RESTING
 
 MODELS = {
     "frog": spec("frog", replicas_max=2, park_after_s=3.0, freeze_after_s=9.0),
     "toad": spec("toad", slots=1, replicas_max=3, park_after_s=4.0, freeze_after_s=4.0),
+    "olm": spec("olm", memory_bytes=GIB, gpu_bytes=3 * GIB, replicas_max=2, park_after_s=3.0),
+    "eft": spec("eft", memory_bytes=GIB, gpu_bytes=3 * GIB, park_after_s=2.0, freeze_after_s=9.0),
     "newt": spec("newt", slots=3, memory_bytes=9 * GIB, park_after_s=0.0, freeze_after_s=6.0),
 }
 NODES = ("a", "b", "c")
+GPU, GPU_BYTES = "GPU-0", 5 * GIB  # of each node but the last; one replica fits
+WEIGHTS_BYTES = spec().weights_bytes
+CONTEXT_BYTES = GIB // 4  # what rests keeps there
 WAIT_S = 20.0
 LIMITS = Limits(waiting_max=6)
 
@@ -40,7 +57,40 @@ class Agent:
         promised = sum(each.memory_bytes for each in self.replicas.values())
         node_print = OTHER_PRINT if self.name == "c" else PRINT
         more = {"fingerprint": node_print, "draining": self.draining, "replica_count_max": 3}
-        return facts(self.name, promised, memory_bytes=13 * GIB, **more)
+        gpus = () if self.name == "c" else (self.gpu,)
+        return facts(self.name, promised, memory_bytes=13 * GIB, gpus=gpus, **more)
+
+    @property
+    def gpu(self) -> GpuFacts:
+        there = [each for each in self.replicas.values() if each.gpu == GPU]
+        weights = sorted({each.weights for each in there if each.state is not ReplicaState.PARKED})
+        promised = sum(each.gpu_bytes for each in there) + len(weights) * WEIGHTS_BYTES
+        return GpuFacts(GPU, GPU_BYTES, promised, tuple(weights))
+
+    def takes(self, model: ModelSpec, thawed: Replica | None = None) -> bool:
+        """Whether it may serve from its GPU; who rests there yields, hot ones first."""
+        if not model.gpu_bytes or self.name == "c":
+            return not model.gpu_bytes
+        held = thawed.gpu_bytes if thawed is not None else 0
+        for state in (ReplicaState.HOT, ReplicaState.PARKED, None):
+            copy = 0 if model.weights in self.gpu.weights else WEIGHTS_BYTES
+            free = self.gpu.memory_bytes - self.gpu.promised_bytes
+            if model.gpu_bytes - held + copy <= free:
+                return True
+            for each in [r for r in self.replicas.values() if r.gpu and r.state is state]:
+                if each.replica_id != (thawed.replica_id if thawed is not None else ""):
+                    self.parks(each) if state is ReplicaState.HOT else self.end(each.replica_id)
+        return False
+
+    def climbs(self, told: Replica, model: ModelSpec) -> None:
+        on_gpu = {"gpu": GPU, "gpu_bytes": model.gpu_bytes} if model.gpu_bytes else {}
+        self.put(replace(told, state=ReplicaState.CLIMBING, **on_gpu))  # type: ignore[arg-type]
+
+    def parks(self, told: Replica, rung: Rung = Rung.PARKED) -> Rung:
+        rung = rung if told.gpu else Rung.PARKED
+        held = min(told.gpu_bytes, CONTEXT_BYTES)
+        self.put(replace(told, state=ReplicaState(rung.value), gpu_bytes=held))
+        return rung
 
     def put(self, changed: Replica) -> None:
         self.replicas[changed.replica_id] = changed
@@ -51,7 +101,8 @@ class Agent:
             self.stream.append(NodeUpdate(False, self.facts, gone=(name,)))
 
     def full(self) -> NodeUpdate:
-        return NodeUpdate(True, self.facts, tuple(self.replicas.values()))
+        lies = tuple(resident(each.weights, each.weights_bytes) for each in MODELS.values())
+        return NodeUpdate(True, self.facts, tuple(self.replicas.values()), residents=lies)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -62,6 +113,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.agents = {name: Agent(name) for name in NODES}
         self.open: dict[int, on.AcquireRequested] = {}  # tickets without an answer
         self.tickets = 0
+        self.left: dict[str, int] = {}  # model, newest ticket when one of its tickets gave up
         self.attempts: dict[str, on.StartClimb] = {}  # that wait for an answer
         self.lifting: dict[str, str] = {}  # attempt, replica: those that a node took up
         self.seen: set[str] = set()
@@ -95,7 +147,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert self.state.active(record.replica.replica_id) <= record.replica.slots
                 self.placements[acquired.placement_id] = asked.router
             case on.Refuse(ticket):
-                del self.open[ticket]
+                self.left[self.open.pop(ticket).model] = self.tickets
             case on.StartClimb(climb):
                 assert command.attempt not in self.seen, "an attempt's name came twice"
                 assert not any(other.climb == climb for other in self.attempts.values())
@@ -117,11 +169,15 @@ class SchedulerMachine(RuleBasedStateMachine):
             node = self.state.view.nodes[start.node]
             assert node.free_bytes >= 0, "promised beyond the view"
             assert node.free_count >= 0, "promised beyond the view"
+        if start.spec.gpu_bytes and not leaving:
+            record = self.state.view.nodes[start.node]
+            (told,) = record.facts.gpus
+            assert room_bytes(record, told, start.spec.weights, None) >= 0, "promised beyond it"
         if start.attempt != f"{start.climb}.1" or start.replica_id is not None:
             return
         caused = self.open.get(start.ticket)
-        if caused is None or caused.excluded:
-            return
+        if caused is None or caused.excluded or start.ticket <= self.left.get(caused.model, 0):
+            return  # room may have been made for it while others left
         others = {
             each.climb
             for each in self.attempts.values()
@@ -162,7 +218,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         ticket = data.draw(st.sampled_from(sorted(self.open)))
-        del self.open[ticket]
+        self.left[self.open.pop(ticket).model] = self.tickets
         self.do(on.AcquireCancelled(ticket))
 
     @precondition(lambda self: self.placements)
@@ -191,7 +247,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(data=st.data(), luck=st.sampled_from(["takes", "takes", "refuses", "fails", "away"]))
     def node_hears_of_a_climb(self, data: st.DataObject, luck: str) -> None:
         waiting = sorted(self.attempts.keys() - self.lifting.keys())
-        start = self.attempts[data.draw(st.sampled_from(waiting))]
+        self.hears(self.attempts[data.draw(st.sampled_from(waiting))], luck)
+
+    def hears(self, start: on.StartClimb, luck: str) -> None:
         agent = self.agents[start.node]
         if luck == "away":
             self.answer(on.ClimbFailed(start.attempt, "RPC_UNAVAILABLE", "no connection"))
@@ -204,28 +262,32 @@ class SchedulerMachine(RuleBasedStateMachine):
         else:
             self.numbers += 1
             name = f"{start.spec.name}-{self.numbers}"
-            agent.put(replica(name, start.spec, agent.name, ReplicaState.CLIMBING))
+            agent.climbs(replica(name, start.spec, agent.name), start.spec)
             self.lifting[start.attempt] = name
 
     def fits(self, agent: Agent, start: on.StartClimb) -> bool:
         told = agent.facts
         free = told.memory_bytes - told.memory_promised_bytes
-        return start.spec.memory_bytes <= free and not agent.draining
+        return start.spec.memory_bytes <= free and not agent.draining and agent.takes(start.spec)
 
     def thaw_begins(self, agent: Agent, start: on.StartClimb) -> None:
         assert start.replica_id is not None
         known = agent.replicas.get(start.replica_id)
-        if known is None or known.state is not ReplicaState.PARKED:
+        if known is None or known.state not in RESTING:
             self.answer(on.ClimbFailed(start.attempt, "REPLICA_GONE", "it is gone"))
+        elif not agent.takes(start.spec, known):
+            self.answer(on.ClimbRefused(start.attempt, agent.facts, "full"))
         else:
-            agent.put(replace(known, state=ReplicaState.CLIMBING))
+            agent.climbs(known, start.spec)
             self.lifting[start.attempt] = start.replica_id
 
     @precondition(lambda self: self.lifting)
     @rule(data=st.data(), works=st.sampled_from([True, True, False]))
     def climb_ends(self, data: st.DataObject, works: bool) -> None:
         """Also one that the scheduler has given up: the node goes on with it."""
-        attempt = data.draw(st.sampled_from(sorted(self.lifting)))
+        self.ends(data.draw(st.sampled_from(sorted(self.lifting))), works)
+
+    def ends(self, attempt: str, works: bool) -> None:
         name = self.lifting.pop(attempt)
         agent = next((each for each in self.agents.values() if name in each.replicas), None)
         event: on.ClimbFinished | on.ClimbFailed = on.ClimbFailed(
@@ -246,7 +308,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.descents or self.late_descents)
     @rule(data=st.data(), luck=st.sampled_from(["done", "done", "busy", "away"]))
     def descent_ends(self, data: st.DataObject, luck: str) -> None:
-        name = data.draw(st.sampled_from(sorted(self.descents | self.late_descents)))
+        self.lowers(data.draw(st.sampled_from(sorted(self.descents | self.late_descents))), luck)
+
+    def lowers(self, name: str, luck: str) -> None:
         order = (self.late_descents if name in self.late_descents else self.descents).pop(name)
         agent = self.agents[order.node]
         if luck == "busy":
@@ -254,12 +318,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         elif luck == "away":
             self.do(on.DescendFailed(name, "RPC_UNAVAILABLE", "no connection"))
         else:
-            known = agent.replicas.get(name)
-            if order.rung is Rung.FROZEN:
+            known, rung = agent.replicas.get(name), order.rung
+            if rung is Rung.FROZEN:
                 agent.end(name)
             elif known is not None:
-                agent.put(replace(known, state=ReplicaState.PARKED))
-            self.do(on.DescendFinished(name, order.rung))
+                rung = agent.parks(known, rung)
+            self.do(on.DescendFinished(name, rung))
 
     @precondition(lambda self: any(each.stream for each in self.agents.values()))
     @rule(data=st.data())
@@ -269,6 +333,33 @@ class SchedulerMachine(RuleBasedStateMachine):
         update = agent.stream.popleft()
         if agent.connected:
             self.do(on.NodeReported(agent.name, update))
+
+    @rule(quiet=st.booleans(), streams=st.booleans())
+    def all_goes_well(self, quiet: bool, streams: bool) -> None:
+        """For a while: what was ordered is done, the streams catch up, requests end. Only so much gets far."""
+        for name in sorted(self.descents.keys() - self.late_descents.keys()):
+            self.lowers(name, "done")
+        for attempt in sorted(self.attempts.keys() - self.lifting.keys()):
+            if attempt in self.attempts:
+                self.hears(self.attempts[attempt], "takes")
+        for attempt in sorted(self.lifting):
+            self.ends(attempt, True)
+        for agent in self.agents.values() if streams else ():
+            while agent.stream and agent.connected:
+                self.do(on.NodeReported(agent.name, agent.stream.popleft()))
+        for placement in sorted(self.placements) if quiet else ():
+            del self.placements[placement]
+            self.do(on.Released(placement, False))
+        for router in ("r1", "r2") if quiet else ():
+            self.do(on.RouterLost(router))
+
+    @rule(name=st.sampled_from(["eft", "olm"]), streams=st.booleans())
+    def models_take_turns(self, name: str, streams: bool) -> None:
+        """One comes, and parks soon after."""
+        self.acquire(name, "r1", False)
+        self.all_goes_well(quiet=True, streams=streams)
+        self.time_passes(3.0)
+        self.all_goes_well(quiet=True, streams=streams)
 
     def connect(self, name: str) -> None:
         agent = self.agents[name]

@@ -1,0 +1,238 @@
+"""How long a model on a GPU takes to its first token, from each rung, on a real local cluster with a real GPU.
+
+    python -m loadtest.gpu_ladder --shape llama-8b [--runs 7] [--cases cold,hot,parked,frozen] [--tokenizer DIR] [--work DIR]
+
+Weights are random, at true sizes. The floor of `parked` and `frozen` is copying the weights from pinned memory at the
+rate measured in the same run plus one warm request; of `hot` one warm request. `parked` and `frozen` have their weights
+in pinned memory only, `frozen_page_cache` in the page cache only, `frozen_disk` with neither snapshot nor weights in memory.
+"""
+
+import argparse
+import asyncio
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from loadtest import shapes
+from loadtest.lab import Lab, Timed, first_token, laboratory, median_ms, stages_of, unix
+from loadtest.report import Bench
+from woodfrog.cli import models
+from woodfrog.cli.show import rule, table
+from woodfrog.clients.node_agent import NodeAgentClient
+from woodfrog.model.rung import Rung
+from woodfrog.model.snapshot import SnapshotPointer
+from woodfrog.replica.client import ControlClient
+
+CASES = ("cold", "hot", "parked", "frozen", "frozen_page_cache", "frozen_disk", "clones4")
+MODEL = "frog"
+_AGENT = "WOODFROG_NODE_AGENT_"
+GIB = 1 << 30
+_THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+class GpuLab:
+    """One model of a shape on a cluster of its own."""
+
+    def __init__(self, lab: Lab, folder: Path, weights_bytes: int) -> None:
+        self.lab = lab
+        self.folder = folder
+        self.weights_bytes = weights_bytes
+        path = lab.cluster.home / "node" / "agent" / "vault" / "vault-0.sock"
+        self._vault = ControlClient(path, "the vault")
+
+    def vault(self, verb: str, **fields: Any) -> dict[str, Any]:
+        return asyncio.run(self._vault.call(verb, 600, **fields))
+
+    def drop(self, *, host: bool) -> None:
+        """The weights leave the GPU, and pinned memory too."""
+        for weights in self.vault("describe")["weights"]:
+            self.vault("drop", weights=weights, device=True, host=host)
+
+    def rest(self, case: str) -> None:
+        """The model to the rung of the case."""
+        rung = {"hot": Rung.HOT, "parked": Rung.PARKED}.get(case, Rung.FROZEN)
+        self.lab.descend(MODEL, rung)
+        if case != "hot":
+            self.drop(host=case in ("frozen_page_cache", "frozen_disk"))
+        if case == "frozen_disk":
+            os.sync()
+            Path("/proc/sys/vm/drop_caches").write_text("1")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--shape", default="llama-8b", choices=shapes.NAMES)
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--cases", default=",".join(CASES))
+    parser.add_argument("--tokenizer", type=Path, default=None)
+    parser.add_argument(
+        "--work", type=Path, default=None, help="where the weights are made and kept"
+    )
+    parser.add_argument("--gpu-memory", type=int, default=12, metavar="GIB")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="woodfrog-shapes-") as temporary:
+        folder = (args.work or Path(temporary)) / args.shape
+        if not folder.exists():
+            shapes.make(args.shape, folder, args.tokenizer)
+        weights_bytes = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+        with agent_settings(weights_bytes), laboratory() as lab:
+            gpu = GpuLab(lab, folder, weights_bytes)
+            measure(gpu, args.shape, args.runs, args.cases.split(","), args.gpu_memory * GIB)
+
+
+@contextmanager
+def agent_settings(weights_bytes: int, *, thp: bool = True) -> Iterator[None]:
+    """Of a cluster's node: its first GPU, an arena with room for the weights, and huge pages for all memory."""
+    blocks = -(-weights_bytes // GIB) + 1
+    os.environ |= {_AGENT + "GPUS": "0", _AGENT + "ARENA_BYTES": str(blocks * GIB)}
+    if not thp:
+        yield
+        return
+    before = _THP.read_text()
+    _THP.write_text("always")
+    try:
+        yield
+    finally:
+        _THP.write_text(before[before.index("[") + 1 : before.index("]")])
+
+
+def measure(gpu: GpuLab, shape: str, runs: int, cases: list[str], gpu_bytes: int) -> None:
+    bench = Bench(f"gpu_ladder.{shape}")
+    lab = gpu.lab
+    began = time.monotonic()
+    lab.add(
+        MODEL, "eager", gpu.folder,
+        slots=4, gpu_bytes=gpu_bytes, memory_bytes=16 << 30, replicas_max=8,
+    )  # fmt: skip
+    print(f"added in {time.monotonic() - began:.1f} s")
+    cold = lab.ask(MODEL)
+    print(f"cold start {cold.first_token_s:.2f} s ({cold.rung})")
+    _show(lab, [cold], "cold")
+    pointer = lab.snapshot(MODEL)
+    rate = copy_rate()
+    copy_s = gpu.weights_bytes / rate
+    print(
+        f"weights {gpu.weights_bytes / 1e9:.2f} GB, pinned copy {rate / 1e9:.1f} GB/s: {copy_s:.3f} s"
+    )
+    bench.add("cold", "first_token_s", [cold.first_token_s])
+    bench.add("snapshot", "size_bytes", [float(pointer.size_bytes)])
+    for name, value in _sizes(lab, pointer).items():
+        bench.add("snapshot", name, [float(value)])
+    for case in ("hot", "parked", "frozen", "frozen_page_cache", "frozen_disk"):
+        if case not in cases:
+            continue
+        warm, woken, held = [], [], []
+        for _ in range(runs):
+            lab.ask(MODEL)
+            warm.append(lab.ask(MODEL).first_token_s)
+            gpu.rest(case)
+            held.append(float(gpu_used_bytes()))
+            woken.append(lab.ask(MODEL))
+        rungs = {each.rung for each in woken}
+        assert rungs == {case.split("_")[0]}, rungs
+        floor = statistics.median(warm) + (0 if case == "hot" else copy_s)
+        note = "one warm request" + ("" if case == "hot" else " + pinned copy of the weights")
+        bench.add(
+            case, "first_token_s", [each.first_token_s for each in woken],
+            floor=floor, floor_note=note, rivals={"cold start, same engine": cold.first_token_s},
+        )  # fmt: skip
+        bench.add(case, "warm_request_s", warm)
+        bench.add(case, "gpu_used_bytes", held)
+        _show(lab, woken, case, bench)
+    if "clones4" in cases:
+        lab.descend(MODEL, Rung.FROZEN)
+        for count in (2, 4):
+            bench.add(f"clones{count}", "last_first_token_s", [clones(gpu, count, pointer)])
+    bench.finish()
+
+
+def clones(gpu: GpuLab, count: int, pointer: SnapshotPointer) -> float:
+    """Climbs at once of one snapshot, asked of the node itself: seconds to the last one's first token."""
+    lab = gpu.lab
+
+    async def work() -> float:
+        async with models.connect(lab.cluster) as cell:
+            spec = await cell.catalog.get_model(MODEL)
+        async with NodeAgentClient(lab.cluster.address("node_agent")) as agent:
+            began = time.perf_counter()
+            ids: list[str] = []
+
+            async def one(index: int) -> None:
+                climbed = await agent.climb(
+                    spec, pointer, None, request_id=f"{began}-{index}", timeout_s=120
+                )
+                path = Path(climbed.replica.socket_path)
+                await asyncio.to_thread(first_token, lambda: unix(path), MODEL)
+                ids.append(climbed.replica.replica_id)
+
+            await asyncio.gather(*(one(index) for index in range(count)))
+            took = time.perf_counter() - began
+            print(f"{count} clones: {took:.3f} s, GPU holds {gpu_used_bytes() / 1e9:.2f} GB")
+            for replica_id in ids:
+                await agent.descend(replica_id, Rung.FROZEN)
+            return took
+
+    took = asyncio.run(work())
+    time.sleep(2.0)
+    return took
+
+
+def copy_rate() -> float:
+    """Bytes a second from pinned memory to the GPU: a process of its own copies 1 GiB, the best of nine."""
+    script = (
+        "import torch,time\n"
+        "a=torch.empty(1<<30,dtype=torch.uint8,pin_memory=True);b=torch.empty_like(a,device='cuda')\n"
+        "r=[]\n"
+        "for _ in range(9):\n"
+        " t=time.perf_counter();b.copy_(a);torch.cuda.synchronize();r.append((1<<30)/(time.perf_counter()-t))\n"
+        "print(max(r))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
+    )
+    if done.returncode:
+        raise SystemExit(f"the copy rate cannot be measured: {done.stderr[-300:]}")
+    return float(done.stdout)
+
+
+def gpu_used_bytes() -> int:
+    """Of the first GPU, by all processes."""
+    said = subprocess.run(
+        ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"],
+        capture_output=True, text=True, timeout=30, check=True,
+    )  # fmt: skip
+    return int(said.stdout.split()[0]) << 20
+
+
+def _sizes(lab: Lab, pointer: SnapshotPointer) -> dict[str, int]:
+    async def work() -> dict[str, Any]:
+        async with models.connect(lab.cluster) as cell:
+            return dict((await cell.store.get_manifest(pointer.manifest)).manifest.attributes)
+
+    attributes = asyncio.run(work())
+    return {name: attributes[name] for name in ("image_bytes", "pages_bytes")}
+
+
+def _show(lab: Lab, timed: list[Timed], case: str, bench: Bench | None = None) -> None:
+    _, stages = stages_of(lab, timed)
+    print(rule(f"{case}: where the time goes, medians"))
+    print(
+        table(
+            ("stage", "starts at ms", "lasts ms"),
+            [(name, f"{at * 1e3:.1f}", f"{median_ms(took):.1f}") for name, at, took in stages],
+        )
+    )
+    if bench is not None:
+        for name, _, durations in stages:
+            bench.add(case, f"stage {name}", durations)
+
+
+if __name__ == "__main__":
+    main()

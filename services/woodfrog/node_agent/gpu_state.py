@@ -1,0 +1,205 @@
+"""What one GPU's memory, and its vault's pinned memory, are promised to. Pure; part of `state.py`'s node.
+
+Weights that no replica uses stay as a cache, least recently used first to go. Replicas that rest on the GPU are lowered
+by one rung when room is needed, longest at rest first; one that serves or moves never is.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from woodfrog.model.node import GpuFacts
+from woodfrog.model.node import ReplicaState as State
+from woodfrog.model.rung import Rung
+
+
+@dataclass(frozen=True, slots=True)
+class Bring:
+    """What the vault must do before a replica can have its weights. In this order: drop, then load."""
+
+    gpu: str
+    weights: str
+    host: bool  # also into pinned memory
+    drop_device: tuple[str, ...] = ()
+    drop_host: tuple[str, ...] = ()
+    room_bytes: int = (
+        0  # that the replica and its weights will take of the GPU on top of what it holds
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Of one replica."""
+
+    gpu_bytes: int  # private, when it serves
+    weights: str
+    weights_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """A replica on the GPU, as room is counted."""
+
+    replica_id: str
+    state: State
+    held_bytes: int  # private
+    uses: bool  # it has the weights mapped, or is about to
+    need: Need
+
+
+@dataclass(slots=True)
+class GpuState:
+    uuid: str
+    memory_bytes: int
+    arena_bytes: int
+    context_bytes: int  # what a resting replica keeps
+    weights: dict[str, int] = field(default_factory=dict)  # on the GPU, by last use
+    pinned: dict[str, int] = field(default_factory=dict)  # in the arena, by last use
+    tenants: dict[str, Tenant] = field(default_factory=dict)  # by last change of state
+
+    @property
+    def free_bytes(self) -> int:
+        held = sum(tenant.held_bytes for tenant in self.tenants.values())
+        return self.memory_bytes - held - sum(self.weights.values())
+
+    @property
+    def used_weights(self) -> set[str]:
+        return {t.need.weights for t in self.tenants.values() if t.uses}
+
+    def facts(self) -> GpuFacts:
+        used = self.used_weights
+        idle = sum(size for digest, size in self.weights.items() if digest not in used)
+        return GpuFacts(
+            self.uuid,
+            self.memory_bytes,
+            self.memory_bytes - self.free_bytes - idle,
+            tuple(sorted(digest for digest in self.weights if digest in used)),
+        )
+
+    def check(self) -> None:
+        assert self.free_bytes >= 0, "more GPU memory is promised than there is"
+        assert sum(self.pinned.values()) <= self.arena_bytes
+        assert self.used_weights <= self.weights.keys()
+
+    def missing_bytes(self, need: Need, held_bytes: int) -> int:
+        """That must become free before the need is met, idle weights apart; <= 0 when it fits."""
+        used = self.used_weights
+        idle = sum(
+            size
+            for digest, size in self.weights.items()
+            if digest not in used and digest != need.weights
+        )
+        return self._wanted(need, held_bytes) - self.free_bytes - idle
+
+    def admit(self, replica_id: str, need: Need, held_bytes: int) -> Bring:
+        """Promises it, as a climbing replica. The caller looked at `missing_bytes`.
+
+        Weights that are used on the GPU already are not pinned for its sake.
+        """
+        there = need.weights in self.used_weights
+        drop = []
+        used = self.used_weights
+        for digest in [d for d in self.weights if d not in used and d != need.weights]:
+            if self._wanted(need, held_bytes) <= self.free_bytes:
+                break
+            self.weights.pop(digest)
+            drop.append(digest)
+        wanted = self._wanted(need, held_bytes)
+        assert wanted <= self.free_bytes
+        self.weights[need.weights] = self.weights.pop(need.weights, need.weights_bytes)
+        self.tenants.pop(replica_id, None)
+        self.tenants[replica_id] = Tenant(replica_id, State.CLIMBING, need.gpu_bytes, True, need)
+        host, drop_host = (False, ()) if there else self._pin(need)
+        return Bring(self.uuid, need.weights, host, tuple(drop), drop_host, wanted)
+
+    def move(self, replica_id: str, state: State) -> None:
+        """What it holds follows from its state."""
+        tenant = self.tenants.pop(replica_id)
+        held, uses = tenant.held_bytes, tenant.uses
+        match state:
+            case State.HOT | State.PARKED:
+                held, uses = min(held, self.context_bytes), state is State.HOT
+            case State.CLIMBING | State.SERVING:
+                held, uses = tenant.need.gpu_bytes, True
+        self.tenants[replica_id] = Tenant(replica_id, state, held, uses, tenant.need)
+
+    def leave(self, replica_id: str) -> None:
+        self.tenants.pop(replica_id, None)
+
+    def lose(self, weights: str) -> None:
+        """They are neither on the GPU nor pinned, because bringing them failed. Who uses them keeps the promise."""
+        if weights not in self.used_weights:
+            self.weights.pop(weights, None)
+        self.pinned.pop(weights, None)
+
+    def lose_all(self) -> None:
+        """The vault died. Its replicas are about to end."""
+        used = self.used_weights
+        self.weights = {digest: size for digest, size in self.weights.items() if digest in used}
+        self.pinned.clear()
+
+    def lower(self, missing_bytes: int, need: Need, spared: str) -> list[tuple[str, Rung]]:
+        """Resting replicas that give that much when they go one rung down, or two; longest at rest first; [] if all do not.
+
+        `need` is whose room it is; the replica `spared` is not touched.
+        """
+        found: list[tuple[str, Rung]] = []
+        resting = [t for t in self.tenants.values() if t.replica_id != spared]
+        hot = [t for t in resting if t.state is State.HOT]
+        users = {t.replica_id: t.need.weights for t in self.tenants.values() if t.uses}
+        for tenant in hot:
+            if missing_bytes <= 0:
+                break
+            users.pop(tenant.replica_id)
+            found.append((tenant.replica_id, Rung.PARKED))
+            weights = tenant.need.weights
+            if weights != need.weights and weights not in users.values():
+                missing_bytes -= self.weights[weights]
+        for tenant in (t for t in resting if t.state is State.PARKED):
+            if missing_bytes <= 0:
+                break
+            found.append((tenant.replica_id, Rung.FROZEN))
+            missing_bytes -= tenant.held_bytes
+        for tenant in hot:  # those lowered above, all the way
+            if missing_bytes <= 0:
+                break
+            found.remove((tenant.replica_id, Rung.PARKED))
+            found.append((tenant.replica_id, Rung.FROZEN))
+            missing_bytes -= tenant.held_bytes
+        return found if missing_bytes <= 0 else []
+
+    def _wanted(self, need: Need, held_bytes: int) -> int:
+        weights = 0 if need.weights in self.weights else need.weights_bytes
+        return need.gpu_bytes - held_bytes + weights
+
+    def _pin(self, need: Need) -> tuple[bool, tuple[str, ...]]:
+        """Whether the weights are to be in the arena, and which others must leave it for them."""
+        if need.weights in self.pinned:
+            self.pinned[need.weights] = self.pinned.pop(need.weights)
+            return True, ()
+        if need.weights_bytes > self.arena_bytes:
+            return False, ()
+        drop = []
+        for digest in list(self.pinned):
+            if sum(self.pinned.values()) + need.weights_bytes <= self.arena_bytes:
+                break
+            self.pinned.pop(digest)
+            drop.append(digest)
+        self.pinned[need.weights] = need.weights_bytes
+        return True, tuple(drop)
+
+
+def choose(
+    gpus: Iterable[GpuState], need: Need, held_bytes: int = 0
+) -> tuple[GpuState, int] | None:
+    """The GPU with the weights, else the one with most room; and what is missing there. None where there is none."""
+    ranked = sorted(
+        gpus,
+        key=lambda gpu: (
+            gpu.missing_bytes(need, held_bytes) > 0,
+            need.weights not in gpu.weights,
+            need.weights not in gpu.pinned,
+            -gpu.free_bytes,
+            gpu.uuid,
+        ),
+    )
+    return (ranked[0], ranked[0].missing_bytes(need, held_bytes)) if ranked else None

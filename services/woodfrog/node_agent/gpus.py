@@ -1,0 +1,216 @@
+"""This node's GPUs: a vault for each, and CUDA's checkpoints for all. Carries out what `gpu_state.py` promised."""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from woodfrog.errors import Unavailable, WoodfrogError
+from woodfrog.node_agent.cuda import CudaCheckpoints
+from woodfrog.node_agent.gpu_state import Bring, GpuState
+from woodfrog.node_agent.vault.client import START_TIMEOUT_S, VaultConfig, VaultProcess
+
+log = logging.getLogger(__name__)
+RESERVE_BYTES = 256 << 20  # of each GPU: what the driver needs beside what is counted
+_RESTART_S = 1.0
+_RESTART_POLL_S = 0.02
+_NOTICE_S = 1.0  # from a call that failed to the news that its process is gone
+
+
+@dataclass(frozen=True, slots=True)
+class Adapters:
+    """module:class of each port; tests name simulated ones."""
+
+    vault_device: str
+    replica_memory: str
+    cuda_driver: str
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    gpu: str
+    fd: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bringing:
+    room: asyncio.Task[None]  # there is enough of it; raises Unavailable GPU_FULL
+    weights: asyncio.Task[Weights]
+
+
+class Gpus:
+    """`async with`. Without configs it is a node that has none. Raises Unavailable when one does not start."""
+
+    def __init__(self, configs: Sequence[VaultConfig], adapters: Adapters) -> None:
+        self.cuda = CudaCheckpoints(adapters.cuda_driver)
+        self._adapters = adapters
+        self._configs = configs
+        self._vaults: dict[str, VaultProcess] = {}
+        self._numbers: dict[str, VaultConfig] = {}
+        self._drops: dict[str, asyncio.Task[None]] = {}  # the last of each GPU's
+        self._held: set[tuple[str, str]] = set()  # (GPU, weights) that are on it
+
+    async def __aenter__(self) -> "Gpus":
+        if not self._configs:
+            return self
+        vaults = [VaultProcess(config) for config in self._configs]
+        try:
+            await asyncio.gather(self.cuda.__aenter__(), *(vault.start() for vault in vaults))
+        except BaseException:
+            await asyncio.gather(*(vault.close() for vault in vaults))
+            await self.cuda.__aexit__()
+            raise
+        for config, vault in zip(self._configs, vaults, strict=True):
+            self._vaults[vault.facts["uuid"]] = vault
+            self._numbers[vault.facts["uuid"]] = config
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.gather(*(vault.close() for vault in self._vaults.values()))
+        if self._configs:
+            await self.cuda.__aexit__()
+
+    @property
+    def uuids(self) -> list[str]:
+        return list(self._vaults)
+
+    @property
+    def print(self) -> str:
+        """What a snapshot's GPU must have in common with these; they are all of one kind."""
+        kinds = sorted(
+            {f"{v.facts['name']}, driver {v.facts['driver']}" for v in self._vaults.values()}
+        )
+        return "; ".join(kinds) or "none"
+
+    def states(self, context_bytes: int) -> list[GpuState]:
+        return [
+            GpuState(
+                uuid,
+                vault.facts["free_bytes"] - RESERVE_BYTES,
+                vault.facts["arena_bytes"],
+                context_bytes,
+            )
+            for uuid, vault in self._vaults.items()
+        ]
+
+    def device(self, uuid: str) -> Mapping[str, str]:
+        """The variables of an engine that runs on it."""
+        return {
+            "CUDA_VISIBLE_DEVICES": uuid,
+            "WOODFROG_DEVICE_MEMORY": self._adapters.replica_memory,
+        }
+
+    def begin(self, bring: Bring) -> None:
+        """Drops what must make room; called in the order of the promises, before anything waits."""
+        for weights in bring.drop_device:
+            self._held.discard((bring.gpu, weights))
+        before = self._drops.get(bring.gpu)
+        self._drops[bring.gpu] = asyncio.create_task(self._drop(bring, before), name="vault.drop")
+
+    @asynccontextmanager
+    async def bringing(self, bring: Bring | None, folder: Path) -> AsyncIterator[Bringing | None]:
+        """Weights on their way to their GPU from the files in `folder`, which are not read when the vault has them.
+
+        The descriptor is closed at the end. None when nothing is to be brought.
+        """
+        if bring is None:
+            yield None
+            return
+        room = asyncio.create_task(self._room(bring), name="vault.room")
+        weights = asyncio.create_task(self._bring(bring, folder, room), name="vault.load")
+        try:
+            yield Bringing(room, weights)
+        finally:
+            weights.cancel()
+            [outcome, _] = await asyncio.gather(weights, room, return_exceptions=True)
+            if isinstance(outcome, Weights):
+                os.close(outcome.fd)
+
+    async def export(self, gpu: str, weights: str) -> int:
+        """A descriptor of weights that are there, the caller's to close."""
+        return await self._vaults[gpu].export(weights)
+
+    def holds(self, bring: Bring) -> bool:
+        return (bring.gpu, bring.weights) in self._held
+
+    async def died(self, uuid: str) -> None:
+        """Returns when its vault has."""
+        await self._vaults[uuid].died.wait()
+
+    async def restart(self, uuid: str) -> None:
+        self._held = {(gpu, weights) for gpu, weights in self._held if gpu != uuid}
+        while True:
+            vault = VaultProcess(self._numbers[uuid])
+            try:
+                await vault.start()
+            except (WoodfrogError, OSError) as error:
+                log.error("vault does not start", extra={"gpu": uuid, "error": str(error)})
+                await asyncio.sleep(_RESTART_S)
+            else:
+                self._vaults[uuid] = vault
+                return
+
+    async def facts(self, uuid: str) -> dict[str, Any]:
+        return await self._vaults[uuid].describe()
+
+    async def _room(self, bring: Bring) -> None:
+        """A restore without room leaves a process that only a kill helps, so it is not begun.
+
+        What this agent promised fits; somebody else may use the GPU too.
+        """
+        if drops := self._drops.get(bring.gpu):
+            await asyncio.shield(drops)
+        vault = await self._living(bring.gpu)
+        free = int((await vault.describe())["free_bytes"])
+        if free < bring.room_bytes:
+            raise Unavailable(
+                "GPU_FULL",
+                f"{bring.gpu} has {free} bytes free and {bring.room_bytes} are needed: somebody else uses it; "
+                "free it or give this node another GPU",
+            )
+
+    async def _bring(self, bring: Bring, folder: Path, room: asyncio.Task[None]) -> Weights:
+        await room
+        fd = await self._load(bring, folder)
+        self._held.add((bring.gpu, bring.weights))
+        return Weights(bring.gpu, fd)
+
+    async def _load(self, bring: Bring, folder: Path) -> int:
+        """By the vault, or by its successor when it dies over it."""
+        vault = await self._living(bring.gpu)
+        try:
+            return await vault.load(bring.weights, folder, host=bring.host)
+        except Unavailable:
+            try:
+                async with asyncio.timeout(_NOTICE_S):
+                    await vault.died.wait()
+            except TimeoutError:
+                pass
+            if not vault.died.is_set():
+                raise
+        vault = await self._living(bring.gpu)
+        return await vault.load(bring.weights, folder, host=bring.host)
+
+    async def _living(self, uuid: str) -> VaultProcess:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while self._vaults[uuid].died.is_set():
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    "VAULT_FAILED", "the vault of this GPU does not start; see its log"
+                )
+            await asyncio.sleep(_RESTART_POLL_S)
+        return self._vaults[uuid]
+
+    async def _drop(self, bring: Bring, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.gather(before, return_exceptions=True)
+        vault = self._vaults[bring.gpu]
+        for weights in bring.drop_device:
+            await vault.drop(weights, device=True)
+        for weights in bring.drop_host:
+            await vault.drop(weights, host=True)

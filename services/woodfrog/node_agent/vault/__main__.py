@@ -1,0 +1,75 @@
+"""`python -m woodfrog.node_agent.vault SOCKET ARENA_BYTES READERS MODULE:DEVICE NUMBER`: one GPU's vault.
+
+It ends with its parent, and when SIGTERM comes.
+"""
+
+import asyncio
+import importlib
+import signal
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from woodfrog.errors import Internal, InvalidArgument
+from woodfrog.node_agent.vault.arena import Arena
+from woodfrog.node_agent.vault.vault import Vault
+from woodfrog.replica.control import ControlServer, Fields
+
+
+def main() -> None:
+    path, arena_bytes, readers, device, number = sys.argv[1:6]
+    module, _, kind = device.partition(":")
+    arena = Arena(int(arena_bytes), int(readers))
+    vault = Vault(getattr(importlib.import_module(module), kind)(int(number)), arena, int(readers))
+    asyncio.run(_serve(vault, Path(path)))
+
+
+async def _serve(vault: Vault, path: Path) -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    async with ControlServer(_verbs(vault), path):
+        await stop.wait()
+
+
+def _verbs(vault: Vault) -> dict[str, Any]:
+    async def run(work: Callable[[], Any]) -> Any:
+        try:
+            return await asyncio.to_thread(work)
+        except OSError as error:
+            raise Internal("READ_FAILED", f"the weights cannot be read: {error}") from None
+
+    async def load(fields: Fields) -> dict[str, Any]:
+        weights, folder = _text(fields, "weights"), Path(_text(fields, "folder"))
+        await run(partial(vault.load, weights, folder, bool(fields.get("host"))))
+        return await export(fields)
+
+    async def stage(fields: Fields) -> dict[str, Any]:
+        await run(partial(vault.stage, _text(fields, "weights"), Path(_text(fields, "folder"))))
+        return {}
+
+    async def export(fields: Fields) -> dict[str, Any]:
+        fd, size_bytes = await run(partial(vault.export, _text(fields, "weights")))
+        return {"fds": [fd], "size_bytes": size_bytes}
+
+    async def drop(fields: Fields) -> dict[str, Any]:
+        device, host = bool(fields.get("device")), bool(fields.get("host"))
+        await run(partial(vault.drop, _text(fields, "weights"), device=device, host=host))
+        return {}
+
+    async def describe(fields: Fields) -> dict[str, Any]:
+        return dict(await run(vault.describe))
+
+    return {"load": load, "stage": stage, "export": export, "drop": drop, "describe": describe}
+
+
+def _text(fields: Fields, name: str) -> str:
+    value = fields.get(name)
+    if not isinstance(value, str) or not value:
+        raise InvalidArgument("BAD_FIELD", f"{name} is a text that is not empty")
+    return value
+
+
+if __name__ == "__main__":
+    main()

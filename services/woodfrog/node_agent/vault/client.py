@@ -1,0 +1,114 @@
+"""The agent's side of a vault: its process, and what it is asked."""
+
+import asyncio
+import logging
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from woodfrog.errors import Unavailable, WoodfrogError
+from woodfrog.node_agent.vault.device import REAL
+from woodfrog.replica.client import ControlClient
+
+log = logging.getLogger(__name__)
+START_TIMEOUT_S = 180.0  # pinning 100 GB takes a while
+_LOAD_TIMEOUT_S = 600.0
+_CALL_TIMEOUT_S = 30.0
+_POLL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class VaultConfig:
+    folder: Path  # for its socket and its log
+    arena_bytes: int
+    reader_count: int
+    device: str = REAL  # module:class; tests name a simulated one
+    number: int = 0
+
+
+class VaultProcess:
+    """`start` it, then ask. When it dies `died` is set; what it held is lost."""
+
+    def __init__(self, config: VaultConfig) -> None:
+        self.died = asyncio.Event()
+        self.facts: Mapping[str, Any] = {}
+        self._config = config
+        self._socket = config.folder / f"vault-{config.number}.sock"
+        self._client = ControlClient(self._socket, "the vault")
+        self._process: asyncio.subprocess.Process | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Raises Unavailable VAULT_FAILED."""
+        config = self._config
+        config.folder.mkdir(parents=True, exist_ok=True)
+        log_path = config.folder / f"vault-{config.number}.log"
+        with log_path.open("ab") as errors:
+            self._process = await asyncio.create_subprocess_exec(
+                "setpriv", "--pdeathsig", "KILL",
+                sys.executable, "-m", "woodfrog.node_agent.vault", str(self._socket),
+                str(config.arena_bytes), str(config.reader_count), config.device, str(config.number),
+                stdin=asyncio.subprocess.DEVNULL, stdout=errors, stderr=errors,
+            )  # fmt: skip
+        self._watch = asyncio.create_task(self._wait(self._process), name="vault.wait")
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                self.facts = await self._first_word()
+        except TimeoutError:
+            await self.close()
+            raise Unavailable(
+                "VAULT_FAILED",
+                f"the vault did not start in {START_TIMEOUT_S:.0f} s; see {log_path}",
+            ) from None
+
+    async def load(self, weights: str, folder: Path, *, host: bool) -> int:
+        """Onto the GPU, and into pinned memory too if `host`. A descriptor of it, the caller's to close."""
+        reply = await self._client.call(
+            "load", _LOAD_TIMEOUT_S, weights=weights, folder=str(folder), host=host
+        )
+        return int(reply["fds"][0])
+
+    async def export(self, weights: str) -> int:
+        """A descriptor of what is on the GPU, the caller's to close. Raises NotFound."""
+        reply = await self._client.call("export", _CALL_TIMEOUT_S, weights=weights)
+        return int(reply["fds"][0])
+
+    async def stage(self, weights: str, folder: Path) -> None:
+        """Into pinned memory only."""
+        await self._client.call("stage", _LOAD_TIMEOUT_S, weights=weights, folder=str(folder))
+
+    async def drop(self, weights: str, *, device: bool = False, host: bool = False) -> None:
+        await self._client.call("drop", _CALL_TIMEOUT_S, weights=weights, device=device, host=host)
+
+    async def describe(self) -> dict[str, Any]:
+        return await self._client.call("describe", _CALL_TIMEOUT_S)
+
+    async def close(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+        if self._watch is not None:
+            await self._watch
+        self._socket.unlink(missing_ok=True)
+
+    async def _first_word(self) -> dict[str, Any]:
+        while not self.died.is_set():
+            if self._socket.exists():
+                try:
+                    return await self.describe()
+                except WoodfrogError:
+                    pass  # it is about to listen
+            await asyncio.sleep(_POLL_S)
+        log_path = self._config.folder / f"vault-{self._config.number}.log"
+        raise Unavailable("VAULT_FAILED", f"the vault did not start: {_last_line(log_path)}")
+
+    async def _wait(self, process: asyncio.subprocess.Process) -> None:
+        status = await process.wait()
+        log.info("vault ended", extra={"status": status, "number": self._config.number})
+        self.died.set()
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text(errors="replace").strip().splitlines()
+    return lines[-1][:300] if lines else "it said nothing"

@@ -1,0 +1,136 @@
+"""GPU memory: what a replica needs, where there is room for it, and what comes free when one goes. Pure.
+
+Weights lie on a GPU once, however many replicas there use them, and go with the last of these. A replica that rests
+yields: its node lowers it further when another needs what it holds.
+"""
+
+from collections.abc import Collection
+from dataclasses import replace
+
+from woodfrog.model.node import GpuFacts, NodeFacts, Replica, ReplicaState
+from woodfrog.model.spec import ModelSpec
+from woodfrog.scheduler.view import RESTING, NodeRecord
+
+
+def need_bytes(spec: ModelSpec, gpu: GpuFacts, held_bytes: int = 0) -> int:
+    """What a serving replica takes of it beyond `held_bytes`, which it has there, and the weights that lie on it."""
+    weights_bytes = 0 if spec.weights in gpu.weights else spec.weights_bytes
+    return max(0, spec.gpu_bytes - held_bytes) + weights_bytes
+
+
+def gpus_of(node: NodeRecord, replica: Replica | None) -> tuple[GpuFacts, ...]:
+    """Where it may serve: on the GPU that it is on, or on any."""
+    if replica is None or not replica.gpu:
+        return node.facts.gpus
+    return tuple(gpu for gpu in node.facts.gpus if gpu.uuid == replica.gpu)
+
+
+def best_gpu(
+    node: NodeRecord, spec: ModelSpec, replica: Replica | None = None
+) -> tuple[GpuFacts, int] | None:
+    """With what it takes there: the one on which that is least, then the emptiest. None when none has room.
+
+    `replica` is to be thawed, and takes less.
+    """
+    if not spec.gpu_bytes:
+        return None
+    held_bytes = replica.gpu_bytes if replica is not None else 0
+    best: tuple[GpuFacts, int] | None = None
+    best_cost = (0, 0, "")
+    for gpu in gpus_of(node, replica):
+        need, free = need_bytes(spec, gpu, held_bytes), room_bytes(node, gpu, spec.weights, replica)
+        cost = (need, -free, gpu.uuid)
+        if need <= free and (best is None or cost < best_cost):
+            best, best_cost = (gpu, need), cost
+    return best
+
+
+def room_bytes(
+    node: NodeRecord,
+    gpu: GpuFacts,
+    wanted: str,
+    thawed: Replica | None,
+    leaving: Collection[Replica] = (),
+) -> int:
+    """Free for a replica with the weights `wanted` once all others that rest have yielded, and these have left."""
+    yielding = [
+        record.replica
+        for record in node.replicas.values()
+        if record.replica.gpu == gpu.uuid
+        and record.replica.state in RESTING
+        and record.climb is None
+        and record.descending is None
+        and (thawed is None or record.replica.replica_id != thawed.replica_id)
+    ]
+    gone = {replica.replica_id: replica for replica in (*yielding, *leaving)}
+    return node.free_gpu_bytes(gpu.uuid) + _freed_bytes(node, gpu, gone.values(), wanted)
+
+
+def _freed_bytes(
+    node: NodeRecord, gpu: GpuFacts, leaving: Collection[Replica], wanted: str = ""
+) -> int:
+    """Of its memory, once these replicas are gone. The weights that are `wanted` stay."""
+    orphaned = _orphaned(node, gpu, leaving) - {wanted}
+    private = sum(replica.gpu_bytes for replica in leaving if replica.gpu == gpu.uuid)
+    return private + sum(_size(node, weights) for weights in orphaned)
+
+
+def facts_with(
+    facts: NodeFacts, spec: ModelSpec, replica: Replica, before: Replica | None
+) -> NodeFacts:
+    """As the node will tell them once it counts a replica that serves now; `before` is what they count of it."""
+    held_bytes = before.gpu_bytes if before is not None else 0
+
+    def with_it(gpu: GpuFacts) -> GpuFacts:
+        lies = spec.weights in gpu.weights
+        more_bytes = replica.gpu_bytes - held_bytes + (0 if lies else spec.weights_bytes)
+        weights = gpu.weights if lies else (*gpu.weights, spec.weights)
+        return replace(gpu, promised_bytes=gpu.promised_bytes + more_bytes, weights=weights)
+
+    new_bytes = replica.memory_bytes if before is None else 0
+    return replace(
+        facts,
+        memory_promised_bytes=facts.memory_promised_bytes + new_bytes,
+        gpus=tuple(with_it(gpu) if gpu.uuid == replica.gpu else gpu for gpu in facts.gpus),
+    )
+
+
+def facts_without(node: NodeRecord, replica: Replica) -> NodeFacts:
+    """As the node will tell them once the replica is gone."""
+    facts = facts_off_gpu(node, replica)
+    promised_bytes = max(0, facts.memory_promised_bytes - replica.memory_bytes)
+    return replace(facts, memory_promised_bytes=promised_bytes)
+
+
+def facts_off_gpu(node: NodeRecord, replica: Replica) -> NodeFacts:
+    """As the node will tell them once the replica has left its GPU."""
+
+    def without_it(gpu: GpuFacts) -> GpuFacts:
+        orphaned = _orphaned(node, gpu, (replica,))
+        return replace(
+            gpu,
+            promised_bytes=max(0, gpu.promised_bytes - _freed_bytes(node, gpu, (replica,))),
+            weights=tuple(weights for weights in gpu.weights if weights not in orphaned),
+        )
+
+    gpus = (without_it(gpu) if gpu.uuid == replica.gpu else gpu for gpu in node.facts.gpus)
+    return replace(node.facts, gpus=tuple(gpus))
+
+
+def _orphaned(node: NodeRecord, gpu: GpuFacts, leaving: Collection[Replica]) -> set[str]:
+    """Weights on it that no other replica there uses; what is parked uses none."""
+    gone = {replica.replica_id for replica in leaving}
+    users = [
+        record.replica
+        for record in node.replicas.values()
+        if record.replica.gpu == gpu.uuid and record.replica.state is not ReplicaState.PARKED
+    ]
+    kept = {replica.weights for replica in users if replica.replica_id not in gone}
+    left = {replica.weights for replica in users if replica.replica_id in gone}
+    return (left - kept) & {*gpu.weights}
+
+
+def _size(node: NodeRecord, weights: str) -> int:
+    """0 when the node does not say."""
+    resident = node.residents.get(weights)
+    return resident.size_bytes if resident is not None else 0

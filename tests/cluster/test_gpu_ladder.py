@@ -1,0 +1,127 @@
+"""The whole GPU ladder with every process real, but for the GPU: its memory and CUDA's checkpoints are simulated."""
+
+import asyncio
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.conftest import Running, descend, wait
+from tests.memory import simulated_cuda, simulated_gpu
+from woodfrog.cli import supervisor, up
+from woodfrog.cli.cluster import Cluster
+from woodfrog.replica.client import ControlClient
+
+GPU_BYTES = 4 << 30
+PRIVATE_BYTES = 1 << 30
+QUESTION = "What is the capital of France?"
+AGENT = "WOODFROG_NODE_AGENT_"
+
+
+@pytest.fixture(scope="module")
+def gpu_node() -> Iterator[Running]:
+    """A cluster whose node has one simulated GPU."""
+    home = Path(tempfile.mkdtemp(prefix="woodfrog-test-"))
+    cuda = home / "simulated-cuda"
+    cuda.mkdir()
+    (cuda / "any").touch()
+    settings = {
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        simulated_cuda.FOLDER: str(cuda),
+        simulated_gpu.SIZE: str(GPU_BYTES),
+        AGENT + "GPUS": "0",
+        AGENT + "ARENA_BYTES": str(1 << 29),
+        AGENT + "GPU_CONTEXT_BYTES": str(64 << 20),
+        AGENT + "VAULT_DEVICE": "tests.memory.simulated_gpu:SimulatedDevice",
+        AGENT + "REPLICA_MEMORY": "tests.memory.simulated_gpu:SimulatedMemory",
+        AGENT + "CUDA_DRIVER": "tests.memory.simulated_cuda:SimulatedDriver",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        cluster = Cluster.open(home)
+        up.start(cluster)
+        try:
+            running = Running(cluster)
+            running.add("gpu", gpu_bytes=PRIVATE_BYTES, memory_bytes=3 << 30)
+            yield running
+        finally:
+            supervisor.stop(home)
+    shutil.rmtree(home)
+
+
+def vault(running: Running) -> dict[str, Any]:
+    path = running.cluster.home / "node" / "agent" / "vault" / "vault-0.sock"
+    return asyncio.run(ControlClient(path, "the vault").call("describe", 30))
+
+
+def held(running: Running) -> dict[str, bool]:
+    (weights,) = vault(running)["weights"].values()
+    return dict(weights)
+
+
+def lowered(running: Running, rung: str) -> str:
+    (replica,) = running.replicas("gpu")
+    asyncio.run(descend(running.cluster, replica.replica_id, rung))
+    wait(
+        lambda: (
+            [r.state.value for r in running.replicas("gpu")] == ([rung] if rung != "frozen" else [])
+        ),
+        f"a replica that is {rung}",
+    )
+    return str(replica.replica_id)
+
+
+def test_a_model_answers_the_same_from_every_rung(gpu_node: Running) -> None:
+    cold = gpu_node.ask(QUESTION, "gpu")
+    assert cold.rung == "absent"
+    assert "Paris" in cold.text
+    wait(lambda: bool(gpu_node.snapshots("gpu")), "its snapshot")
+    assert held(gpu_node)["device"]
+    assert held(gpu_node)["host"]
+    for rung in ("hot", "parked", "frozen", "hot", "frozen"):
+        before = lowered(gpu_node, rung)
+        answer = gpu_node.ask(QUESTION, "gpu")
+        assert answer.text == cold.text
+        assert answer.rung == rung
+        assert (answer.replica == before) == (rung != "frozen")
+
+
+def test_the_snapshot_has_neither_weights_nor_kv(gpu_node: Running) -> None:
+    gpu_node.ask(QUESTION, "gpu")
+    (pointer,) = gpu_node.snapshots("gpu")
+    tree = gpu_node.cluster.home / "node" / "cache" / pointer.manifest.removeprefix("sha256:")
+    weights = next(p for p in tree.parent.glob("*/files/model.safetensors"))
+    sample = weights.read_bytes()[-(1 << 20) :][: 1 << 12]
+    for path in (path for path in tree.rglob("*") if path.is_file()):
+        assert sample not in path.read_bytes(), path
+    assert pointer.size_bytes < weights.stat().st_size * 2
+
+
+def test_a_vault_that_dies_takes_its_replicas_along_and_they_come_back(gpu_node: Running) -> None:
+    before = gpu_node.ask(QUESTION, "gpu")
+    wait(lambda: bool(gpu_node.snapshots("gpu")), "its snapshot")
+    (pid,) = [
+        int(folder.name)
+        for folder in Path("/proc").iterdir()
+        if folder.name.isdigit() and _runs_vault(folder, gpu_node.cluster.home)
+    ]
+    os.kill(pid, signal.SIGKILL)
+    wait(lambda: not gpu_node.replicas("gpu"), "no replica without its vault")
+    after = gpu_node.ask(QUESTION, "gpu")
+    assert after.text == before.text
+    assert after.rung == "frozen"
+    assert any(line["message"] == "vault died" for line in gpu_node.log("node_agent"))
+
+
+def _runs_vault(folder: Path, home: Path) -> bool:
+    try:
+        command = (folder / "cmdline").read_bytes()
+    except OSError:
+        return False
+    return b"woodfrog.node_agent.vault" in command and str(home).encode() in command

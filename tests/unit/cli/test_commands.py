@@ -1,0 +1,15 @@
+"""What `ps` says of a node."""
+
+from woodfrog.cli.commands import node_line
+from woodfrog.model.node import GpuFacts
+from woodfrog.model.placement import NodeView
+
+
+def test_a_node_shows_its_memory_and_each_gpu() -> None:
+    node = NodeView("a", 16_000_000_000, 4_000_000_000)
+    assert node_line(node) == "node a: 4.0 GB of 16.0 GB promised"
+    gpus = tuple(GpuFacts(f"GPU-{n}", 80_000_000_000, n * 10**9, ()) for n in (0, 7))
+    both = NodeView("a", 16_000_000_000, 4_000_000_000, gpus)
+    assert node_line(both) == (
+        "node a: 4.0 GB of 16.0 GB; GPU-0 0 B of 80.0 GB; GPU-7 7.0 GB of 80.0 GB promised"
+    )

@@ -1,0 +1,129 @@
+"""Weights from files onto a simulated GPU and into the arena, and away."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tests.memory.simulated_gpu import SIZE, SimulatedDevice
+
+from woodfrog.errors import DataLoss, FailedPrecondition, NotFound, ResourceExhausted
+from woodfrog.node_agent.vault.arena import BLOCK_BYTES, Arena
+from woodfrog.node_agent.vault.vault import PIECE_BYTES, Vault, pieces
+from woodfrog.replica import layout
+
+NUMBERS = (70 << 20) // 4  # more than one block, no whole number of pieces
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for index in range(2):
+        save_file(
+            {
+                f"t{index}": torch.arange(NUMBERS, dtype=torch.int32) + index,
+                f"odd{index}": torch.ones(3),
+            },
+            tmp_path / f"m{index}.safetensors",
+        )
+    return tmp_path
+
+
+def on_gpu(vault: Vault, weights: str, folder: Path) -> bool:
+    """Whether every tensor is there, byte for byte."""
+    fd, size = vault.export(weights)
+    found = layout.of_folder(folder)
+    assert os.fstat(fd).st_size == size == found.size_bytes
+    same = True
+    for index in range(2):
+        placed = found.tensors[f"t{index}"]
+        raw = os.pread(fd, placed.size_bytes, placed.offset)
+        expected = torch.arange(NUMBERS, dtype=torch.int32) + index
+        same &= raw == expected.numpy().tobytes()
+    os.close(fd)
+    return same
+
+
+def test_weights_go_to_the_gpu_without_an_arena(folder: Path) -> None:
+    vault = Vault(SimulatedDevice(), Arena(0, 1), 3)
+    vault.load("w", folder, host=False)
+    assert on_gpu(vault, "w", folder)
+    vault.drop("w", device=True, host=True)
+    assert vault.describe()["free_bytes"] == vault.describe()["memory_bytes"]
+    with pytest.raises(NotFound):
+        vault.export("w")
+
+
+def test_weights_come_back_from_the_arena_without_their_files(folder: Path) -> None:
+    vault = Vault(SimulatedDevice(), Arena(4 * BLOCK_BYTES, 2), 3)
+    vault.load("w", folder, host=True)
+    assert on_gpu(vault, "w", folder)
+    assert vault.describe()["arena_free_bytes"] == BLOCK_BYTES
+    vault.drop("w", device=True, host=False)
+    for path in folder.iterdir():
+        path.rename(path.with_suffix(".away"))
+    vault.load("w", folder, host=True)
+    for path in folder.iterdir():
+        path.rename(path.with_suffix(".safetensors"))
+    assert on_gpu(vault, "w", folder)
+    vault.drop("w", device=True, host=True)
+    assert vault.describe()["arena_free_bytes"] == 4 * BLOCK_BYTES
+    assert vault.describe()["weights"] == {}
+
+
+def test_weights_on_the_gpu_can_be_kept_in_the_arena_later(folder: Path) -> None:
+    vault = Vault(SimulatedDevice(), Arena(4 * BLOCK_BYTES, 2), 3)
+    vault.load("w", folder, host=False)
+    vault.load("w", folder, host=True)
+    vault.drop("w", device=True, host=False)
+    vault.load("w", folder, host=False)
+    assert on_gpu(vault, "w", folder)
+
+
+def test_loads_of_one_model_at_once_make_one_copy(folder: Path) -> None:
+    vault = Vault(SimulatedDevice(), Arena(4 * BLOCK_BYTES, 2), 3)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: vault.load("w", folder, host=True), range(4)))
+    facts = vault.describe()
+    assert facts["memory_bytes"] - facts["free_bytes"] == layout.of_folder(folder).size_bytes
+
+
+def test_a_full_gpu_and_a_full_arena_say_so_and_keep_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SIZE, str(64 << 20))
+    vault = Vault(SimulatedDevice(), Arena(BLOCK_BYTES, 1), 2)
+    with pytest.raises(ResourceExhausted, match=r"no .* bytes left"):
+        vault.load("w", folder, host=False)
+    monkeypatch.setenv(SIZE, str(1 << 30))
+    vault = Vault(SimulatedDevice(), Arena(BLOCK_BYTES, 1), 2)
+    with pytest.raises(FailedPrecondition, match="pinned memory has"):
+        vault.load("w", folder, host=True)
+    facts = vault.describe()
+    assert facts["free_bytes"] == facts["memory_bytes"]
+    assert facts["arena_free_bytes"] == BLOCK_BYTES
+    vault.load("w", folder, host=False)
+    assert on_gpu(vault, "w", folder)
+
+
+def test_a_file_that_is_cut_off_after_its_header_was_read(folder: Path) -> None:
+    vault = Vault(SimulatedDevice(), Arena(4 * BLOCK_BYTES, 2), 2)
+    vault.stage("w", folder)
+    vault.load("w", folder, host=True)
+    vault.drop("w", device=False, host=True)
+    os.truncate(folder / "m1.safetensors", 1 << 20)
+    with pytest.raises(DataLoss, match=r"m1\.safetensors is shorter"):
+        vault.stage("w", folder)
+    assert vault.describe()["arena_free_bytes"] == 4 * BLOCK_BYTES
+    os.close(vault.export("w")[0])
+
+
+def test_pieces_cover_the_weights_once_and_cross_no_block(folder: Path) -> None:
+    of = layout.of_folder(folder)
+    cut = list(pieces(of))
+    assert sum(piece.size_bytes for piece in cut) == sum(e.size_bytes for e in of.extents)
+    for piece in cut:
+        assert 0 < piece.size_bytes <= PIECE_BYTES
+        last = piece.offset + piece.size_bytes - 1
+        assert piece.offset // BLOCK_BYTES == last // BLOCK_BYTES
