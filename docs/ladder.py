@@ -12,8 +12,8 @@ LADDER_X, LADDER_WIDTH, WHAT_X, UP_X = 24, 128, 184, 548
 #: What a rung is on the node, and how a request gets from there to the top.
 ROWS: dict[Rung, tuple[str, str]] = {
     Rung.SERVING: ("a process that answers", "nothing to do"),
-    Rung.HOT: ("for GPUs; nothing rests here today", ""),
-    Rung.PARKED: ("the process, stopped; KV memory given back", "continue, thaw"),
+    Rung.HOT: ("the process; weights on the GPU, KV given back", "KV back, thaw"),
+    Rung.PARKED: ("the process; weights in memory, KV given back", "weights back, thaw"),
     Rung.FROZEN: ("no process; snapshot and weights on disk", "restore by CRIU, thaw, canary"),
     Rung.STORED: ("nothing; snapshot and weights in the store", "as frozen, while bytes arrive"),
     Rung.ABSENT: ("weights only; no snapshot fits", "cold start, then a checkpoint"),

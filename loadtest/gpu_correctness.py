@@ -157,6 +157,7 @@ class Case:
     def truncated_snapshot(self) -> None:
         """The node sees it and takes the bytes from the store again."""
         self.lab.descend(MODEL, Rung.FROZEN)
+        self.pointer = self.lab.snapshot(MODEL)  # the wrong fingerprint made a new one
         name = self.pointer.manifest.removeprefix("sha256:")
         pages = next((self.lab.cluster.home / "node" / "cache" / name).rglob("pages"))
         os.chmod(pages, 0o600)

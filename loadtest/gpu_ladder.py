@@ -4,7 +4,8 @@
 
 Weights are random, at true sizes. The floor of `parked` and `frozen` is copying the weights from pinned memory at the
 rate measured in the same run plus one warm request; of `hot` one warm request. `parked` and `frozen` have their weights
-in pinned memory only, `frozen_page_cache` in the page cache only, `frozen_disk` with neither snapshot nor weights in memory.
+in pinned memory only, `frozen_page_cache` in the page cache only, `frozen_disk` with neither snapshot nor weights in memory, `stored` nothing on the node. `cold` is a
+cold start with pinned weights; rungs are compared with the very first one, which brought the weights from the store.
 """
 
 import argparse
@@ -20,8 +21,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from loadtest import shapes
-from loadtest.lab import Lab, Timed, first_token, laboratory, median_ms, stages_of, unix
+from loadtest import shapes, weights_path
+from loadtest.lab import (
+    CHAT,
+    EMBEDDING,
+    IMAGE,
+    Lab,
+    Request,
+    Timed,
+    first_token,
+    laboratory,
+    median_ms,
+    stages_of,
+    unix,
+)
 from loadtest.report import Bench
 from woodfrog.cli import models
 from woodfrog.cli.show import rule, table
@@ -30,7 +43,11 @@ from woodfrog.model.rung import Rung
 from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.replica.client import ControlClient
 
-CASES = ("cold", "hot", "parked", "frozen", "frozen_page_cache", "frozen_disk", "clones4")
+CASES = (
+    "weights", "cold", "hot", "parked", "frozen", "frozen_page_cache", "frozen_disk", "stored", "clones4",
+)  # fmt: skip
+_SLOW = ("cold", "stored")  # run at most twice: each takes up to a minute
+_COLD = "cold-frog"  # the same weights, never a snapshot
 MODEL = "frog"
 _AGENT = "WOODFROG_NODE_AGENT_"
 GIB = 1 << 30
@@ -48,7 +65,10 @@ class GpuLab:
         self._vault = ControlClient(path, "the vault")
 
     def vault(self, verb: str, **fields: Any) -> dict[str, Any]:
-        return asyncio.run(self._vault.call(verb, 600, **fields))
+        reply = asyncio.run(self._vault.call(verb, 600, **fields))
+        for fd in reply.pop("fds", []):
+            os.close(fd)
+        return reply
 
     def drop(self, *, host: bool) -> None:
         """The weights leave the GPU, and pinned memory too."""
@@ -59,6 +79,11 @@ class GpuLab:
         """The model to the rung of the case."""
         rung = {"hot": Rung.HOT, "parked": Rung.PARKED}.get(case, Rung.FROZEN)
         self.lab.descend(MODEL, rung)
+        if case == "stored":
+            self.drop(host=True)
+            pointer = self.lab.snapshot(MODEL)
+            self.lab.evict(pointer.manifest, pointer.fingerprint.weights)
+            return
         if case != "hot":
             self.drop(host=case in ("frozen_page_cache", "frozen_disk"))
         if case == "frozen_disk":
@@ -106,6 +131,9 @@ def agent_settings(weights_bytes: int, *, thp: bool = True) -> Iterator[None]:
 def measure(gpu: GpuLab, shape: str, runs: int, cases: list[str], gpu_bytes: int) -> None:
     bench = Bench(f"gpu_ladder.{shape}")
     lab = gpu.lab
+    lab.request = _request(shape)
+    if "weights" in cases:
+        _weights(gpu, bench, runs)
     began = time.monotonic()
     lab.add(
         MODEL, "eager", gpu.folder,
@@ -121,15 +149,18 @@ def measure(gpu: GpuLab, shape: str, runs: int, cases: list[str], gpu_bytes: int
     print(
         f"weights {gpu.weights_bytes / 1e9:.2f} GB, pinned copy {rate / 1e9:.1f} GB/s: {copy_s:.3f} s"
     )
-    bench.add("cold", "first_token_s", [cold.first_token_s])
+    if "cold" in cases:
+        lab.descend(MODEL, Rung.FROZEN)
+        _cold(gpu, bench, gpu_bytes)
+        lab.ask(MODEL)
     bench.add("snapshot", "size_bytes", [float(pointer.size_bytes)])
     for name, value in _sizes(lab, pointer).items():
         bench.add("snapshot", name, [float(value)])
-    for case in ("hot", "parked", "frozen", "frozen_page_cache", "frozen_disk"):
+    for case in ("hot", "parked", "frozen", "frozen_page_cache", "frozen_disk", "stored"):
         if case not in cases:
             continue
         warm, woken, held = [], [], []
-        for _ in range(runs):
+        for _ in range(min(runs, 2) if case in _SLOW else runs):
             lab.ask(MODEL)
             warm.append(lab.ask(MODEL).first_token_s)
             gpu.rest(case)
@@ -153,6 +184,62 @@ def measure(gpu: GpuLab, shape: str, runs: int, cases: list[str], gpu_bytes: int
     bench.finish()
 
 
+def _cold(gpu: GpuLab, bench: Bench, gpu_bytes: int) -> None:
+    """Cold starts with the weights in pinned memory, so that nothing but the engine is waited for."""
+    lab = gpu.lab
+    lab.add(_COLD, "never", gpu.folder, slots=4, gpu_bytes=gpu_bytes, memory_bytes=16 << 30)
+    taken = []
+    for _ in range(2):
+        taken.append(lab.ask(_COLD))
+        lab.descend(_COLD, Rung.FROZEN)
+    bench.add("cold", "first_token_s", [each.first_token_s for each in taken])
+    _show(lab, taken, "cold, weights pinned", bench)
+
+
+def _request(shape: str) -> Request:
+    if shape.startswith("sdxl"):
+        return IMAGE
+    return EMBEDDING if shape == "embeddings" else CHAT
+
+
+def _weights(gpu: GpuLab, bench: Bench, runs: int) -> None:
+    """Page cache → GPU by the vault, beside what others load the same files with."""
+    folder = gpu.folder
+    results = weights_path.run(_one_part(folder), min(runs, 3), "cuda:0")
+    print(
+        weights_path.show(
+            results, weights_path.weight_bytes(weights_path.weight_files(_one_part(folder)))
+        )
+    )
+    rivals = {each.loader: statistics.median(each.seconds) for each in results if each.seconds}
+    floor = rivals.pop(weights_path.FLOOR)
+    seconds: dict[str, list[float]] = {"page cache to GPU and pinned": [], "pinned to GPU": []}
+    for _ in range(runs):
+        for name in seconds:
+            began = time.perf_counter()
+            gpu.vault("load", weights="bench", folder=str(_one_part(folder)), host=True)
+            seconds[name].append(time.perf_counter() - began)
+            gpu.vault("drop", weights="bench", device=True)
+        gpu.vault("drop", weights="bench", host=True)
+    for name, samples in seconds.items():
+        bench.add(
+            "weights", f"{name}, s", samples,
+            floor=floor, floor_note="copying as many bytes from pinned memory", rivals=rivals,
+        )  # fmt: skip
+
+
+def _one_part(folder: Path) -> Path:
+    """The folder, or of a pipeline its largest part."""
+    if any(folder.glob("*.safetensors")):
+        return folder
+    sizes = {
+        part: sum(path.stat().st_size for path in part.glob("*.safetensors"))
+        for part in folder.iterdir()
+        if part.is_dir()
+    }
+    return max(sizes, key=lambda part: sizes[part])
+
+
 def clones(gpu: GpuLab, count: int, pointer: SnapshotPointer) -> float:
     """Climbs at once of one snapshot, asked of the node itself: seconds to the last one's first token."""
     lab = gpu.lab
@@ -169,7 +256,7 @@ def clones(gpu: GpuLab, count: int, pointer: SnapshotPointer) -> float:
                     spec, pointer, None, request_id=f"{began}-{index}", timeout_s=120
                 )
                 path = Path(climbed.replica.socket_path)
-                await asyncio.to_thread(first_token, lambda: unix(path), MODEL)
+                await asyncio.to_thread(first_token, lambda: unix(path), MODEL, lab.request)
                 ids.append(climbed.replica.replica_id)
 
             await asyncio.gather(*(one(index) for index in range(count)))

@@ -25,13 +25,38 @@ from woodfrog.model.rung import Rung
 from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.model.spec import ModelSpec
 
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a bench asks of a model."""
+
+    path: str
+    body: dict[str, Any]
+    first: bytes  # a pattern: the answer has begun once it is there
+
+
 MODEL = Path(".woodfrog/models/smollm2-135m")
 PROMPT = "Say in one short sentence what a frog does in winter."
 REST_S = 1.0  # sandboxes of the pool are made again, so that each run meets the same node
 WAIT_S = 120.0
 _LOG_CHARACTERS = 3000
+CHAT = Request(
+    "/v1/chat/completions",
+    {
+        "messages": [{"role": "user", "content": PROMPT}],
+        "max_tokens": 1,
+        "temperature": 0,
+        "stream": True,
+    },
+    rb'"content": ?"[^"]',
+)
+IMAGE = Request(
+    "/v1/images/generations",
+    {"prompt": PROMPT, "num_inference_steps": 1, "seed": 1},
+    rb'"b64_json": ?"',
+)
+EMBEDDING = Request("/v1/embeddings", {"input": PROMPT}, rb'"embedding": ?\[')
 _WOKEN = re.compile(rb": woken rung=(\w+)")
-_TOKEN = re.compile(rb'"content": ?"[^"]')
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +71,7 @@ class Lab:
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
+        self.request = CHAT
 
     def add(self, name: str, snapshot: str, folder: Path = MODEL, **changes: Any) -> None:
         """`changes` to the spec of a small model on the CPU."""
@@ -66,7 +92,9 @@ class Lab:
 
     def ask(self, model: str) -> Timed:
         port = self.cluster.http_port
-        return first_token(lambda: socket.create_connection(("127.0.0.1", port)), model)
+        return first_token(
+            lambda: socket.create_connection(("127.0.0.1", port)), model, self.request
+        )
 
     def snapshot(self, model: str) -> SnapshotPointer:
         async def work() -> SnapshotPointer:
@@ -127,15 +155,12 @@ class Lab:
         return [replica for each in view.models if each.model == model for replica in each.replicas]
 
 
-def first_token(connect: Any, model: str) -> Timed:
-    """One streamed chat by plain sockets, so that the client costs next to nothing."""
-    body = {
-        "model": model, "messages": [{"role": "user", "content": PROMPT}],
-        "max_tokens": 1, "temperature": 0, "stream": True,
-    }  # fmt: skip
-    payload = json.dumps(body).encode()
+def first_token(connect: Any, model: str, request: Request = CHAT) -> Timed:
+    """One request by plain sockets, so that the client costs next to nothing; until what it asked for begins to come."""
+    payload = json.dumps({"model": model, **request.body}).encode()
+    expected = re.compile(request.first)
     head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        f"POST {request.path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
         f"content-length: {len(payload)}\r\nconnection: close\r\n\r\n"
     ).encode()
     with connect() as link:
@@ -146,10 +171,10 @@ def first_token(connect: Any, model: str) -> Timed:
         first = 0.0
         while piece := link.recv(65536):
             data += piece
-            if not first and _TOKEN.search(data):
+            if not first and expected.search(data):
                 first = time.perf_counter() - began
     if not first:
-        raise SystemExit(f"no token came: {data[-300:]!r}")
+        raise SystemExit(f"nothing came: {data[-300:]!r}")
     headers = dict(
         line.lower().split(": ", 1)
         for line in data.split(b"\r\n\r\n")[0].decode().split("\r\n")[1:]

@@ -43,7 +43,7 @@ class Running:
             base_url=cluster.base_url, api_key="none", max_retries=0, timeout=120
         )
 
-    def add(self, name: str = NAME, **changes: Any) -> None:
+    def add(self, name: str = NAME, folder: Path = MODEL, **changes: Any) -> None:
         spec = ModelSpec(
             **{
                 "name": name,
@@ -58,7 +58,7 @@ class Running:
 
         async def work() -> None:
             async with models.connect(self.cluster) as cell:
-                await models.add(cell, spec, MODEL, lambda line: None)
+                await models.add(cell, spec, folder, lambda line: None)
             await commands.wait_known(self.cluster, name)
 
         asyncio.run(work())

@@ -1,15 +1,19 @@
 """The whole GPU ladder with every process real, but for the GPU: its memory and CUDA's checkpoints are simulated."""
 
 import asyncio
+import base64
 import os
 import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
+from loadtest import shapes
 
 from tests.cluster.conftest import Running, descend, wait
 from tests.memory import simulated_cuda, simulated_gpu
@@ -23,9 +27,9 @@ QUESTION = "What is the capital of France?"
 AGENT = "WOODFROG_NODE_AGENT_"
 
 
-@pytest.fixture(scope="module")
-def gpu_node() -> Iterator[Running]:
-    """A cluster whose node has one simulated GPU."""
+@contextmanager
+def simulated_gpus(numbers: str) -> Iterator[Running]:
+    """A cluster whose node has these simulated GPUs, e.g. "0,1"."""
     home = Path(tempfile.mkdtemp(prefix="woodfrog-test-"))
     cuda = home / "simulated-cuda"
     cuda.mkdir()
@@ -34,7 +38,7 @@ def gpu_node() -> Iterator[Running]:
         "PYTHONPATH": str(Path(__file__).parents[2]),
         simulated_cuda.FOLDER: str(cuda),
         simulated_gpu.SIZE: str(GPU_BYTES),
-        AGENT + "GPUS": "0",
+        AGENT + "GPUS": numbers,
         AGENT + "ARENA_BYTES": str(1 << 29),
         AGENT + "GPU_CONTEXT_BYTES": str(64 << 20),
         AGENT + "VAULT_DEVICE": "tests.memory.simulated_gpu:SimulatedDevice",
@@ -47,12 +51,17 @@ def gpu_node() -> Iterator[Running]:
         cluster = Cluster.open(home)
         up.start(cluster)
         try:
-            running = Running(cluster)
-            running.add("gpu", gpu_bytes=PRIVATE_BYTES, memory_bytes=3 << 30)
-            yield running
+            yield Running(cluster)
         finally:
             supervisor.stop(home)
     shutil.rmtree(home)
+
+
+@pytest.fixture(scope="module")
+def gpu_node() -> Iterator[Running]:
+    with simulated_gpus("0") as running:
+        running.add("gpu", gpu_bytes=PRIVATE_BYTES, memory_bytes=3 << 30)
+        yield running
 
 
 def vault(running: Running) -> dict[str, Any]:
@@ -65,12 +74,13 @@ def held(running: Running) -> dict[str, bool]:
     return dict(weights)
 
 
-def lowered(running: Running, rung: str) -> str:
-    (replica,) = running.replicas("gpu")
+def lowered(running: Running, rung: str, name: str = "gpu") -> str:
+    wait(lambda: bool(running.snapshots(name)), "its snapshot")
+    (replica,) = running.replicas(name)
     asyncio.run(descend(running.cluster, replica.replica_id, rung))
     wait(
         lambda: (
-            [r.state.value for r in running.replicas("gpu")] == ([rung] if rung != "frozen" else [])
+            [r.state.value for r in running.replicas(name)] == ([rung] if rung != "frozen" else [])
         ),
         f"a replica that is {rung}",
     )
@@ -117,6 +127,37 @@ def test_a_vault_that_dies_takes_its_replicas_along_and_they_come_back(gpu_node:
     assert after.text == before.text
     assert after.rung == "frozen"
     assert any(line["message"] == "vault died" for line in gpu_node.log("node_agent"))
+
+
+def test_an_image_model_is_drawn_the_same_after_its_wake(
+    gpu_node: Running, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("pipeline") / "sdxl-tiny"
+    shapes.make("sdxl-tiny", folder)
+    gpu_node.add(
+        "painter", folder=folder, gpu_bytes=PRIVATE_BYTES, memory_bytes=3 << 30, engine_args={}
+    )
+
+    def draw() -> tuple[str, str]:
+        raw = gpu_node.client.images.with_raw_response.generate(
+            model="painter", prompt="a frog", n=1, extra_body={"seed": 5, "num_inference_steps": 2}
+        )
+        data = raw.parse().data
+        assert data is not None
+        return str(data[0].b64_json), raw.headers["x-woodfrog-rung"]
+
+    cold, rung = draw()
+    assert rung == "absent"
+    assert base64.b64decode(cold).startswith(b"\x89PNG")
+    for rung in ("hot", "frozen"):
+        lowered(gpu_node, rung, "painter")
+        assert draw() == (cold, rung)
+    with pytest.raises(openai.BadRequestError) as caught:
+        gpu_node.client.images.generate(model="painter", prompt="a frog", size="7x7")
+    assert caught.value.param == "size"
+    with pytest.raises(openai.NotFoundError):
+        gpu_node.ask(QUESTION, "painter")
+    gpu_node.remove("painter")
 
 
 def _runs_vault(folder: Path, home: Path) -> bool:

@@ -15,6 +15,7 @@ from woodfrog.node_agent.vault.device import Facts
 from woodfrog.replica.memory import trim_heap
 
 SIZE = "SIMULATED_GPU_BYTES"
+DRIVER = "SIMULATED_GPU_DRIVER"  # its version
 UUID = "GPU-51311a7e-0000-4000-8000-00000000000"  # and the number
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -39,7 +40,7 @@ class SimulatedDevice:
         return Facts(
             UUID + str(self._number),
             "simulated GPU",
-            "simulated",
+            os.environ.get(DRIVER, "simulated"),
             self._size,
             self._size - self._used,
         )

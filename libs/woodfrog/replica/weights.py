@@ -100,14 +100,29 @@ class WeightMemory:
         return flat.view(dtype).view(tensor.shape)
 
 
-def take_out(module: Any, tensors: dict[str, Any]) -> None:
+def stand_ins(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Tensors of the same shapes and dtypes that take no memory, for a loader that wants a state dict.
+
+    Each has a place in memory of its own, by which `take_out` knows it again, whatever the loader called it.
+    """
+    import torch
+
+    return {
+        name: torch.empty(1, dtype=tensor.dtype).expand(tensor.shape)
+        for name, tensor in tensors.items()
+    }
+
+
+def take_out(module: Any, tensors: dict[str, Any], placed: dict[str, Any] | None = None) -> None:
     """Puts `tensors` in the place of the parameters and buffers of the same name, in a module of any kind.
 
-    Parameters that are one object under several names stay one. Raises InvalidArgument WEIGHTS_MISSING when a
+    With `placed`, the stand-ins that a loader put into the module, a tensor also goes where its stand-in is. Parameters
+    that are one object under several names stay one. Raises InvalidArgument WEIGHTS_MISSING when a
     parameter or a persistent buffer has no tensor, or one of another shape or dtype.
     """
     import torch
 
+    found_at = {stand_in.data_ptr(): name for name, stand_in in (placed or {}).items()}
     places: dict[int, list[str]] = {}  # names of one object
     objects: dict[int, Any] = {}
     named = [*module.named_parameters(remove_duplicate=False)]
@@ -118,7 +133,8 @@ def take_out(module: Any, tensors: dict[str, Any]) -> None:
         objects[id(value)] = value
     for key, names in places.items():
         old = objects[key]
-        found = next((name for name in names if name in tensors), None)
+        found = found_at.get(old.data_ptr()) if placed else None
+        found = found or next((name for name in names if name in tensors), None)
         if found is None:
             raise InvalidArgument("WEIGHTS_MISSING", f"the weights lack tensor {names[0]}")
         new = tensors[found]

@@ -28,6 +28,7 @@ from woodfrog.errors import (
 from woodfrog.model.manifest import Kind
 from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.model.spec import ModelSpec
+from woodfrog.replica import layout
 
 _KEPT = frozenset((".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken"))
 _PICKLES = frozenset((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"))
@@ -65,7 +66,10 @@ def check_folder(folder: Path) -> list[str]:
         raise InvalidArgument(
             "NOT_A_FOLDER", f"{folder} is not a folder; give a model's folder or a GGUF file"
         )
-    files = sorted(path for path in folder.iterdir() if path.is_file())
+    pipeline = (folder / "model_index.json").is_file()
+    parts = "*/*" if pipeline else "*_Pooling/config.json"  # the second is of sentence-transformers
+    found = (*folder.iterdir(), *folder.glob(parts))
+    files = sorted(path for path in found if path.is_file())
     _check_links(folder, files)
     weights = [path for path in files if path.suffix == ".safetensors"]
     if not weights:
@@ -80,12 +84,15 @@ def check_folder(folder: Path) -> list[str]:
         )
     for path in weights:
         _check_safetensors(path)
+    if pipeline:  # of Diffusers: a folder for each part
+        layout.of_folder(folder)
+        return [str(path.relative_to(folder)) for path in files if path.suffix in _KEPT]
     _check_config(folder / "config.json")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise InvalidArgument(
             "NO_TOKENIZER", f"{folder} has no tokenizer.json; add the model's tokenizer"
         )
-    return [path.name for path in files if path.suffix in _KEPT]
+    return [str(path.relative_to(folder)) for path in files if path.suffix in _KEPT]
 
 
 async def add(cell: Cell, spec: ModelSpec, path: Path, progress: Progress) -> ModelSpec:

@@ -6,9 +6,10 @@ import logging
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-from woodfrog.clock import SystemClock
-from woodfrog.engine.engine import TextEngine
+from woodfrog.clock import Clock, SystemClock
+from woodfrog.engine.kinds import Kind, kind_of
 from woodfrog.engine.settings import Settings, load
 from woodfrog.errors import InvalidArgument
 from woodfrog.replica.control import ControlServer
@@ -37,7 +38,7 @@ def main() -> int:
 
 async def serve(settings: Settings, ring: LogRing) -> None:
     weights = WeightMemory() if settings.device_memory else None
-    engine = TextEngine(settings, weights)
+    engine, front_of = _engine(settings, weights)
     replica = Replica(engine, ring, weights)
     async with ControlServer(replica.verbs, settings.control):
         # Not asyncio.to_thread, whose thread would idle in every clone.
@@ -53,12 +54,35 @@ async def serve(settings: Settings, ring: LogRing) -> None:
                 gc.enable()
                 replica.loaded()
 
-            app = App(engine, replica, SystemClock())
+            clock = SystemClock()
+            app = App(front_of(engine, clock), replica, settings.model_name, clock)
             server = HttpServer(app, settings.socket, listening)
             engine.close_connections = server.close_connections
             await server.serve()
         finally:
             engine.stop()
+
+
+def _engine(settings: Settings, weights: WeightMemory | None) -> tuple[Any, Any]:
+    """The engine of the model's kind, and a function (engine, clock) that makes what answers for it, once it has loaded."""
+    match kind_of(settings.model):
+        case Kind.TEXT:
+            from woodfrog.engine.engine import TextEngine
+
+            def text_front(engine: Any, clock: Clock) -> Any:
+                from woodfrog.engine.text_front import TextFront
+
+                return TextFront(engine, clock)
+
+            return TextEngine(settings, weights), text_front
+        case Kind.EMBEDDINGS:
+            from woodfrog.engine.embeddings import EmbeddingsEngine, EmbeddingsFront
+
+            return EmbeddingsEngine(settings, weights), EmbeddingsFront
+        case Kind.IMAGES:
+            from woodfrog.engine.images import ImagesEngine, ImagesFront
+
+            return ImagesEngine(settings, weights), ImagesFront
 
 
 if __name__ == "__main__":

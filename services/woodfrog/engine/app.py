@@ -1,20 +1,13 @@
-"""The HTTP side: routes, bodies, streams, and the gate before each answer. Plain ASGI."""
+"""The HTTP side that every kind of model has: routes, bodies, streams, and the gate before each answer. Plain ASGI."""
 
 import asyncio
 import json
 import logging
-import os
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any, Protocol
 
 from woodfrog.clock import Clock
-from woodfrog.engine.admission import Ticket
-from woodfrog.engine.choice import Choice
-from woodfrog.engine.engine import TextEngine
-from woodfrog.engine.parse import chat_request, completion_request
-from woodfrog.engine.render import Envelope, Renderer, error, error_object
-from woodfrog.engine.request import GenerationRequest, Piece
-from woodfrog.engine.sampling import Sampler
+from woodfrog.engine.render import error, error_object
 from woodfrog.errors import Internal, InvalidArgument, WoodfrogError
 from woodfrog.replica.replica import Replica
 from woodfrog.replica.state import State
@@ -25,14 +18,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 log = logging.getLogger(__name__)
 
-_BODY_BYTES = 1 << 20  # tokenizing blocks the loop, some 0.3 s for this much
-_BYTES_PER_TOKEN = 16  # on top of it, for long contexts
-_METHODS = {
-    "/v1/chat/completions": "POST",
-    "/v1/completions": "POST",
-    "/v1/models": "GET",
-    "/health": "GET",
-}
+_METHODS = {"/v1/models": "GET", "/health": "GET"}  # of every model
 
 
 class Answer:
@@ -45,7 +31,9 @@ class Answer:
         self._beginning = asyncio.Lock()
 
     async def json(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
-        data = json.dumps(body, ensure_ascii=False).encode()
+        """`body` as JSON; bytes are JSON already."""
+        encoded = isinstance(body, bytes)
+        data = body if encoded else json.dumps(body, ensure_ascii=False).encode()
         length = {"content-type": "application/json", "content-length": str(len(data))}
         await self._begin(status, {**length, **(headers or {})})
         await self._send({"type": "http.response.body", "body": data})
@@ -72,13 +60,25 @@ class Answer:
             self.begun = True
 
 
+class Front(Protocol):
+    """What one kind of model answers to."""
+
+    methods: Mapping[str, str]  # path → method
+    body_bytes_max: int
+
+    async def handle(self, path: str, raw: bytes, answer: Answer) -> None:
+        """A request with a body. Raises woodfrog.errors classes; is cancelled when the client goes away."""
+
+
 class App:
-    def __init__(self, engine: TextEngine, replica: Replica, clock: Clock) -> None:
-        self._engine = engine
+    """Plain ASGI: routes, the replica's state and gate, bodies, and errors in OpenAI's form."""
+
+    def __init__(self, front: Front, replica: Replica, model_name: str, clock: Clock) -> None:
+        self._front = front
         self._replica = replica
-        self._clock = clock
+        self._model_name = model_name
         self._started = int(clock.wall())
-        self._body_bytes_max = _BODY_BYTES + _BYTES_PER_TOKEN * engine.limits.context_tokens
+        self._methods = {**_METHODS, **front.methods}
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http"
@@ -93,11 +93,16 @@ class App:
 
     async def _route(self, method: str, path: str, receive: Receive, answer: Answer) -> None:
         state = self._replica.state
-        expected = _METHODS.get(path)
+        expected = self._methods.get(path)
         if state is not State.SERVING:
             await _refuse(answer, state)
         elif expected is None:
-            body = error_object(f"there is no {path}", "invalid_request_error", None, "unknown_url")
+            body = error_object(
+                f"the model {self._model_name} does not answer to {path}",
+                "invalid_request_error",
+                None,
+                "unknown_url",
+            )
             await answer.json(404, body)
         elif method != expected:
             body = error_object(
@@ -109,101 +114,17 @@ class App:
         elif path == "/v1/models":
             await answer.json(200, self._models())
         else:
-            raw = await _read(receive, self._body_bytes_max)
-            await _while_connected(receive, self._generate(path, raw, answer))
+            raw = await _read(receive, self._front.body_bytes_max)
+            await _while_connected(receive, self._front.handle(path, raw, answer))
 
     def _models(self) -> dict[str, Any]:
-        name = self._engine.settings.model_name
-        model = {"id": name, "object": "model", "created": self._started, "owned_by": "woodfrog"}
+        model = {
+            "id": self._model_name,
+            "object": "model",
+            "created": self._started,
+            "owned_by": "woodfrog",
+        }
         return {"object": "list", "data": [model]}
-
-    async def _generate(self, path: str, raw: bytes, answer: Answer) -> None:
-        engine = self._engine
-        body = _object(raw)
-        if path == "/v1/chat/completions":
-            request = chat_request(body, engine.limits, engine.tokenizer.encode_chat)
-        else:
-            request = completion_request(body, engine.limits, engine.tokenizer.encode)
-        tickets = engine.admission.take(len(request.prompts) * request.n)
-        try:
-            if request.stream:
-                await self._stream(request, tickets, answer)
-            else:
-                await self._whole(request, tickets, answer)
-        finally:
-            for ticket in tickets:
-                ticket.give_back()
-
-    async def _whole(
-        self, request: GenerationRequest, tickets: list[Ticket], answer: Answer
-    ) -> None:
-        pieces: list[list[Piece]] = [[] for _ in tickets]
-
-        async def keep(index: int, piece: Piece) -> None:
-            pieces[index].append(piece)
-
-        await self._run(request, tickets, keep)
-        answers = [
-            Piece(
-                text="".join(piece.text for piece in some),
-                logprobs=[entry for piece in some for entry in piece.logprobs],
-                token_count=sum(piece.token_count for piece in some),
-                finish_reason=some[-1].finish_reason,
-            )
-            for some in pieces
-        ]
-        await answer.json(200, self._renderer(request).whole(answers))
-
-    async def _stream(
-        self, request: GenerationRequest, tickets: list[Ticket], answer: Answer
-    ) -> None:
-        renderer = self._renderer(request)
-
-        async def send(index: int, piece: Piece) -> None:
-            chunk = renderer.chunk(index, piece)
-            if chunk is not None:
-                await answer.event(chunk)
-
-        await self._run(request, tickets, send)
-        if request.include_usage:
-            await answer.event(renderer.usage_chunk())
-        await answer.event("[DONE]")
-        await answer.end()
-
-    async def _run(
-        self,
-        request: GenerationRequest,
-        tickets: list[Ticket],
-        emit: Callable[[int, Piece], Awaitable[None]],
-    ) -> None:
-        """All answers at once, each in its own slot; the first failure ends the others."""
-        engine = self._engine
-
-        async def run(index: int, ticket: Ticket) -> None:
-            prompt = request.prompts[index // request.n]
-            choice = Choice(request, prompt, Sampler(request.sampling, prompt, stream=index))
-            try:
-                await choice.run(
-                    engine.batcher, engine.tokenizer.decode, ticket, lambda p: emit(index, p)
-                )
-            finally:
-                ticket.give_back()
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for index, ticket in enumerate(tickets):
-                    group.create_task(run(index, ticket))
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None
-
-    def _renderer(self, request: GenerationRequest) -> Renderer:
-        envelope = Envelope(
-            id=("chatcmpl-" if request.chat else "cmpl-") + os.urandom(12).hex(),
-            created=int(self._clock.wall()),
-            model=self._engine.settings.model_name,
-            fingerprint=self._engine.fingerprint,
-        )
-        return Renderer(request, envelope, self._engine.tokenizer.bytes_of)
 
 
 async def _read(receive: Receive, bytes_max: int) -> bytes:
@@ -220,7 +141,8 @@ async def _read(receive: Receive, bytes_max: int) -> bytes:
             return b"".join(parts)
 
 
-def _object(raw: bytes) -> dict[str, Any]:
+def json_object(raw: bytes) -> dict[str, Any]:
+    """A request's body. Raises InvalidArgument."""
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError):

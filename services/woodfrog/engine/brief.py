@@ -17,20 +17,7 @@ class BriefCanary:
     """Shares the parameters of `model`; must be made before anything changes its attention."""
 
     def __init__(self, model: Any, prompt: list[int]) -> None:
-        config = copy.deepcopy(model.config)
-        config.num_hidden_layers = LAYERS
-        if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[:LAYERS]
-        with torch.device("meta"):
-            shallow = type(model)(config).eval()
-        state = model.state_dict()
-        shallow.load_state_dict({name: state[name] for name in shallow.state_dict()}, assign=True)
-        for name, _ in list(shallow.named_buffers()):
-            owner, _, own_name = name.rpartition(".")
-            shallow.get_submodule(owner).register_buffer(
-                own_name, model.get_buffer(name), persistent=False
-            )
-        self._model = shallow
+        self._model = first_layers(model)
         self._prompt = torch.tensor([prompt], device=model.device)
 
     def tokens(self) -> list[int]:
@@ -39,3 +26,21 @@ class BriefCanary:
             logits = self._model(self._prompt, use_cache=False, logits_to_keep=1).logits
         ranked: list[int] = logits[0, -1].topk(_RANKS).indices.tolist()
         return ranked
+
+
+def first_layers(model: Any, **options: Any) -> Any:
+    """A model of at most LAYERS layers that shares the parameters of `model`; `options` are its class's."""
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers = min(LAYERS, config.num_hidden_layers)
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:LAYERS]
+    with torch.device("meta"):
+        shallow = type(model)(config, **options).eval()
+    state = model.state_dict()
+    shallow.load_state_dict({name: state[name] for name in shallow.state_dict()}, assign=True)
+    for name, _ in list(shallow.named_buffers()):
+        owner, _, own_name = name.rpartition(".")
+        shallow.get_submodule(owner).register_buffer(
+            own_name, model.get_buffer(name), persistent=False
+        )
+    return shallow

@@ -29,6 +29,7 @@ WEIGHTS_TIMEOUT_S = 600.0  # from a slow store a large model takes minutes
 # Any model goes on with the alphabet, so surely that company in its batch cannot change its mind.
 CANARY_TEXT = "a b c d e f g"
 CANARY_TOKENS = 1
+PROBE_TEXT = "Say in one short sentence what a frog does in winter."
 
 
 class TextEngine:
@@ -110,9 +111,22 @@ class TextEngine:
             "waiting": self.admission.waiting,
             "slots": self.admission.slots,
             "kv_bytes": self.batcher.kv_bytes if self._loaded else 0,
+            "probe": self._probe() if self._loaded else None,
             "load_stages": self._stages,
             "versions": self._versions,
         }
+
+    def _probe(self) -> dict[str, Any]:
+        body = {
+            "model": self.settings.model_name,
+            "max_tokens": 2,
+            "temperature": 0,
+            "stream": True,
+        }
+        if self.tokenizer.has_template:
+            message = {"role": "user", "content": PROBE_TEXT}
+            return {"path": "/v1/chat/completions", "body": {**body, "messages": [message]}}
+        return {"path": "/v1/completions", "body": {**body, "prompt": PROBE_TEXT}}
 
     def failure(self) -> str | None:
         return self.batcher.failure() if self._loaded else None

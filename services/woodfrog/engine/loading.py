@@ -1,5 +1,6 @@
 """The model from its folder, with weights mapped and never read into memory of our own."""
 
+import inspect
 import json
 import logging
 from pathlib import Path
@@ -11,15 +12,15 @@ import transformers
 from woodfrog.errors import InvalidArgument
 from woodfrog.replica import layout
 from woodfrog.replica.device import DeviceMemory, open_memory
-from woodfrog.replica.weights import WeightMemory, private_tensors, take_out
+from woodfrog.replica.weights import WeightMemory, private_tensors, stand_ins, take_out
 
 log = logging.getLogger(__name__)
 
 
-def load_model(folder: Path) -> Any:
-    """With its weights mapped from the files."""
+def load_model(folder: Path, *, generates: bool = True) -> Any:
+    """With its weights mapped from the files. Raises InvalidArgument for one that generates no text, if it has to."""
     # The dtype of the file: another one would copy the weights out of the mapping.
-    return _built(folder, folder, dtype="auto", local_files_only=True)
+    return _built(folder, folder, generates, dtype="auto", local_files_only=True)
 
 
 def open_weights(name: str, folder: Path, weights: WeightMemory, within_s: float) -> DeviceMemory:
@@ -29,39 +30,45 @@ def open_weights(name: str, folder: Path, weights: WeightMemory, within_s: float
     return memory
 
 
-def load_onto(folder: Path, memory: DeviceMemory, weights: WeightMemory) -> Any:
+def load_onto(
+    folder: Path, memory: DeviceMemory, weights: WeightMemory, *, generates: bool = True
+) -> Any:
     """With its weights in memory that others share, on the device of that memory."""
     tensors = weights.tensors()
     # Transformers builds the module around tensors that take no memory; ours then take their place.
-    stand_ins = {
-        name: torch.empty(1, dtype=tensor.dtype).expand(tensor.shape)
-        for name, tensor in tensors.items()
-    }
+    hollow = stand_ins(tensors)
     floats = (tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    model = _built(
-        folder, None, dtype=next(floats, torch.float32), config=config, state_dict=stand_ins
-    )
-    take_out(model, tensors)
+    dtype = next(floats, torch.float32)
+    model = _built(folder, None, generates, dtype=dtype, config=config, state_dict=hollow)
+    take_out(model, tensors, hollow)
     model.to(memory.torch_device)  # what no file has: rotary tables and the like
     if own := private_tensors(model, weights):
         log.warning("tensors of the replica's own", extra={"tensors": own})
     return model
 
 
-def _built(folder: Path, source: Path | None, **options: Any) -> Any:
+def _built(folder: Path, source: Path | None, generates: bool, **options: Any) -> Any:
     """The concrete class that config.json names: Transformers' Auto classes would import all of them."""
     names = _read(folder / "config.json").get("architectures") or []
     listed = isinstance(names, list) and bool(names)
-    kind = getattr(transformers, str(names[0]), None) if listed else None
-    if kind is None or not hasattr(kind, "init_continuous_batching"):
+    name = str(names[0]) if listed else ""
+    if not generates and name.endswith("ForCausalLM"):
+        name = name.removesuffix("ForCausalLM") + "Model"  # what it computes before its words
+    kind = getattr(transformers, name, None) if name else None
+    if kind is None or (generates and not hasattr(kind, "init_continuous_batching")):
         raise InvalidArgument(
             "UNKNOWN_ARCHITECTURE",
-            f"{folder}/config.json names {names or 'no architecture'}, which is not a text model of"
+            f"{folder}/config.json names {names or 'no architecture'}, which is not a {'text ' * generates}model of"
             f" Transformers {transformers.__version__}",
         )
+    attention = "sdpa" if generates or kind._supports_sdpa else "eager"
     model, found = kind.from_pretrained(
-        source, attn_implementation="sdpa", output_loading_info=True, **options
+        source,
+        attn_implementation=attention,
+        output_loading_info=True,
+        **without_pooler(kind),
+        **options,
     )
     if lost := [*found["missing_keys"], *found["mismatched_keys"], *found["error_msgs"]]:
         raise InvalidArgument(  # Transformers would go on with random numbers
@@ -70,6 +77,12 @@ def _built(folder: Path, source: Path | None, **options: Any) -> Any:
             " model's files",
         )
     return model.eval()
+
+
+def without_pooler(kind: Any) -> dict[str, Any]:
+    """Arguments that leave out the layer by which BERT and its like classify: many folders lack its weights."""
+    takes = "add_pooling_layer" in inspect.signature(kind).parameters
+    return {"add_pooling_layer": False} if takes else {}
 
 
 def eos_tokens(folder: Path, model: Any) -> list[int]:

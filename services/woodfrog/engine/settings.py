@@ -55,9 +55,10 @@ _BOUNDS = {
 def load(environ: Mapping[str, str]) -> Settings:
     """Raises InvalidArgument naming the variable."""
     model = Path(_variable(environ, "WOODFROG_MODEL"))
-    if not (model / "config.json").is_file():
+    if not any((model / name).is_file() for name in ("config.json", "model_index.json")):
         raise InvalidArgument(
-            "BAD_SETTING", f"WOODFROG_MODEL: {model} has no config.json; name a model's folder"
+            "BAD_SETTING",
+            f"WOODFROG_MODEL: {model} has no config.json and no model_index.json; name a model's folder",
         )
     return Settings(
         socket=Path(_variable(environ, "WOODFROG_SOCKET")),

@@ -16,10 +16,16 @@ _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 class Tokenizer:
     def __init__(self, folder: Path) -> None:
         self._fast = FastTokenizer.from_file(str(folder / "tokenizer.json"))
+        self._fast.no_truncation()  # some files ask for it; a text that is too long is refused, not cut
+        self._fast.no_padding()
         config = _json(folder / "tokenizer_config.json")
         self._template_variables = {name: _content(config.get(name)) for name in _SPECIAL_TOKENS}
         source = _template_source(folder, config)
         self._template = _compile(source) if source else None
+
+    @property
+    def has_template(self) -> bool:
+        return self._template is not None
 
     @property
     def vocabulary_size(self) -> int:

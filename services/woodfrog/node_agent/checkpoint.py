@@ -34,6 +34,10 @@ from woodfrog.node_agent.sandbox import DUMP, SNAPSHOT
 from woodfrog.node_agent.stages import Stages
 
 log = logging.getLogger(__name__)
+#: A larger area of a process that was on a GPU is where CUDA put what was there. It is read as a whole at once, so it
+#: stays in the image, which is restored into huge pages.
+STAGING_BYTES_MIN = 256 << 20
+NEVER = 1 << 62
 _PROBE_TIMEOUT_S = 30.0
 _SWEEP_AGE_S = 3600.0  # a younger one may be on its way to its pointer
 
@@ -45,6 +49,8 @@ class Dumped:
     folder: Path  # staging of this checkpoint; removed at its end
     spec: ModelSpec
     canary: Canary
+    gpu: str  # that it was on; empty: none
+    cuda_pids: tuple[int, ...]  # of its processes, as they are inside: which were on it
 
 
 class Checkpointer:
@@ -85,7 +91,7 @@ class Checkpointer:
                 await (live.park() if live.gpu else live.quiesce())
             try:
                 await live.sandbox.place(folder / "dump", DUMP)
-                async with self._off_gpu(live, stages):
+                async with self._off_gpu(live, stages) as cuda_pids:
                     with stages.stage("checkpoint.dump"):
                         await self._criu.dump(live.sandbox, live.pid)
             finally:
@@ -94,22 +100,21 @@ class Checkpointer:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        return Dumped(folder, live.spec, canary)
+        return Dumped(folder, live.spec, canary, live.gpu, cuda_pids)
 
     @asynccontextmanager
-    async def _off_gpu(self, live: Live, stages: Stages) -> AsyncIterator[None]:
-        """What the process has on its GPU is in its memory meanwhile."""
+    async def _off_gpu(self, live: Live, stages: Stages) -> AsyncIterator[tuple[int, ...]]:
+        """What its processes have on their GPU is in their memory meanwhile; which these are, as they are inside."""
         if not live.gpu:
-            yield
+            yield ()
             return
-        pid = live.sandbox.host_pid(live.pid)
         with stages.stage("checkpoint.cuda"):
-            await self._gpus.cuda.freeze(pid)
+            frozen = await self._gpus.freeze(live.sandbox)
         try:
-            yield
+            yield tuple(sorted(frozen))
         finally:
             with stages.stage("checkpoint.cuda_back"):
-                await self._gpus.cuda.wake(pid)
+                await self._gpus.cuda.wake(*frozen.values())
 
     async def _resume(self, live: Live) -> None:
         fd = await self._gpus.export(live.gpu, live.spec.weights) if live.gpu else None
@@ -135,7 +140,8 @@ class Checkpointer:
         tree = dumped.folder / "tree"
         try:
             with stages.stage("checkpoint.rewrite"):
-                image = await asyncio.to_thread(_rewrite, dumped.folder / "dump", tree)
+                eager = STAGING_BYTES_MIN if dumped.gpu else NEVER
+                image = await asyncio.to_thread(_rewrite, dumped.folder / "dump", tree, eager)
             with stages.stage("checkpoint.prove"):
                 async with self._one_proof:
                     extents = await self._prove(dumped, tree, image, bring) if prove else []
@@ -149,6 +155,8 @@ class Checkpointer:
                     "image_bytes": image.image_bytes,
                     "pages_bytes": image.pages_data_bytes,
                     "weights_bytes": image.weights_bytes_in_image,
+                    "gpu": dumped.gpu,
+                    "cuda_pids": list(dumped.cuda_pids),
                 }
                 manifest = await asyncio.to_thread(build_manifest, Kind.SNAPSHOT, tree, attributes)
             with stages.stage("checkpoint.ingest"):
@@ -245,7 +253,14 @@ class Checkpointer:
         proof = f"{dumped.folder.name}-proof"
         try:
             weights = await self._climber.tree(dumped.spec.weights, proof)
-            source = Source(tree, weights.cache_path or weights.mount_path, dumped.canary, bring)
+            source = Source(
+                tree,
+                weights.cache_path or weights.mount_path,
+                dumped.canary,
+                dumped.gpu,
+                dumped.cuda_pids,
+                bring,
+            )
             live = await self._climber.restore_tree(proof, dumped.spec, Stages(), source)
             try:
                 await live.prove(dumped.canary)
@@ -253,34 +268,34 @@ class Checkpointer:
                 pid = live.sandbox.host_pid(live.pid)
                 return await asyncio.to_thread(touched.touched, image.areas, pid)
             finally:
-                await live.sandbox.close()
+                await self._gpus.end(live)
         finally:
             await self._climber.let_go(proof)
 
 
-def _rewrite(source: Path, tree: Path) -> Rewritten:
+def _rewrite(source: Path, tree: Path, eager_min_bytes: int) -> Rewritten:
     tree.mkdir()
-    done = rewrite(source, tree / IMAGES, tree / PAGES, str(SNAPSHOT / PAGES))
+    done = rewrite(
+        source,
+        tree / IMAGES,
+        tree / PAGES,
+        str(SNAPSHOT / PAGES),
+        eager_min_bytes=eager_min_bytes,
+    )
     shutil.rmtree(source)
     return done
 
 
 async def _ask(live: Live) -> None:
-    """One short chat through the front door, so that the path of a request is among what was touched."""
-    body = {
-        "model": live.spec.name,
-        "messages": [
-            {"role": "user", "content": "Say in one short sentence what a frog does in winter."}
-        ],
-        "max_tokens": 2,
-        "temperature": 0,
-        "stream": True,
-    }
+    """One short request through the front door, so that the path of a request is among what was touched."""
+    probe = (await live.control("describe"))["probe"]
     connector = aiohttp.UnixConnector(path=str(live.socket_path))
     timeout = aiohttp.ClientTimeout(total=_PROBE_TIMEOUT_S)
     try:
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-            async with session.post("http://replica/v1/chat/completions", json=body) as response:
+            async with session.post(
+                "http://replica" + probe["path"], json=probe["body"]
+            ) as response:
                 text = await response.text()
     except (aiohttp.ClientError, TimeoutError) as error:
         raise Unavailable(

@@ -49,12 +49,18 @@ class Source:
     snapshot: Path  # its folder
     weights: Path  # theirs
     canary: Canary
+    gpu: str = ""  # that it was made on; empty: none
+    cuda_pids: Sequence[int] = ()  # of its processes, as they are inside: which were on it
     bring: Bring | None = None  # weights to a GPU
-    touched: Sequence[
-        Sequence[Any]
-    ] = ()  # (address, length, written) of what it will touch at once
     #: Waited for beside CRIU: nothing is thawed from files that were not as they should be.
     pinned: Callable[[], Awaitable[object]] | None = None
+
+    @property
+    def moved(self) -> dict[str, str]:
+        """From the GPU that it was made on to the one where it is to run; empty when that is the same one."""
+        if self.bring is None or self.gpu in ("", self.bring.gpu):
+            return {}
+        return {self.gpu: self.bring.gpu}
 
 
 class Climber:
@@ -117,6 +123,8 @@ class Climber:
                 _folder(snapshot),
                 _folder(weights),
                 canary,
+                snapshot.manifest.attributes.get("gpu", ""),
+                snapshot.manifest.attributes.get("cuda_pids", ()),
                 bring,
                 pinned=lambda: _all([each.pinned for each in taken]),
             )
@@ -158,7 +166,8 @@ class Climber:
                 if bringing is not None:
                     await bringing.room
                     with stages.stage("restore.cuda"):
-                        await self._gpus.cuda.wake(sandbox.host_pid(live.pid))
+                        pids = [sandbox.host_pid(pid) for pid in source.cuda_pids]
+                        await self._gpus.cuda.wake(*pids, moved=source.moved)
                     with stages.stage("restore.weights"):
                         held = await bringing.weights
                         live.gpu, fd = held.gpu, held.fd

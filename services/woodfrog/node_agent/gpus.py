@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import signal
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -13,10 +14,15 @@ from typing import Any
 from woodfrog.errors import Unavailable, WoodfrogError
 from woodfrog.node_agent.cuda import CudaCheckpoints
 from woodfrog.node_agent.gpu_state import Bring, GpuState
+from woodfrog.node_agent.live import Live
+from woodfrog.node_agent.sandbox import Sandbox
 from woodfrog.node_agent.vault.client import START_TIMEOUT_S, VaultConfig, VaultProcess
 
 log = logging.getLogger(__name__)
 RESERVE_BYTES = 256 << 20  # of each GPU: what the driver needs beside what is counted
+#: From this driver on, killing a process that was restored may hang the machine (NVIDIA/cuda-checkpoint issue 53; not
+#: seen on 580).
+FROZEN_BEFORE_KILLED = 590
 _RESTART_S = 1.0
 _RESTART_POLL_S = 0.02
 _NOTICE_S = 1.0  # from a call that failed to the news that its process is gone
@@ -46,7 +52,11 @@ class Bringing:
 class Gpus:
     """`async with`. Without configs it is a node that has none. Raises Unavailable when one does not start."""
 
-    def __init__(self, configs: Sequence[VaultConfig], adapters: Adapters) -> None:
+    def __init__(
+        self, configs: Sequence[VaultConfig], adapters: Adapters, end_within_s: float = 15.0
+    ) -> None:
+        """`end_within_s`: how long the end of a replica may be held up by what `end` does before it kills."""
+        self._end_within_s = end_within_s
         self.cuda = CudaCheckpoints(adapters.cuda_driver)
         self._adapters = adapters
         self._configs = configs
@@ -105,6 +115,32 @@ class Gpus:
             "WOODFROG_DEVICE_MEMORY": self._adapters.replica_memory,
         }
 
+    async def freeze(self, sandbox: Sandbox) -> dict[int, int]:
+        """All that its processes have on GPUs goes into their memory. Those that had, by ids inside: as the host sees them.
+
+        Raises Unavailable; they run on then.
+        """
+        inside = sandbox.processes()
+        users = await self.cuda.users(inside.values())
+        frozen = {pid: host for pid, host in inside.items() if host in users}
+        await self.cuda.freeze(*frozen.values())
+        return frozen
+
+    async def end(self, live: Live) -> None:
+        """Kills a replica; where that may hang the machine, nothing of it is on a GPU any more if that can be had in time."""
+        if live.gpu and self._frozen_before_killed:
+            try:
+                async with asyncio.timeout(self._end_within_s):
+                    await live.sandbox.signal_all(signal.SIGCONT)  # it may be parked
+                    await live.park()  # CUDA freezes no process with memory of the vault's
+                    await self.freeze(live.sandbox)
+            except (WoodfrogError, OSError) as error:
+                log.warning(
+                    "killed with a GPU in use",
+                    extra={"replica": live.replica_id, "error": str(error) or "it took too long"},
+                )
+        await live.sandbox.close()
+
     def begin(self, bring: Bring) -> None:
         """Drops what must make room; called in the order of the promises, before anything waits."""
         for weights in bring.drop_device:
@@ -157,6 +193,11 @@ class Gpus:
 
     async def facts(self, uuid: str) -> dict[str, Any]:
         return await self._vaults[uuid].describe()
+
+    @property
+    def _frozen_before_killed(self) -> bool:
+        majors = {vault.facts["driver"].partition(".")[0] for vault in self._vaults.values()}
+        return any(major.isdigit() and int(major) >= FROZEN_BEFORE_KILLED for major in majors)
 
     async def _room(self, bring: Bring) -> None:
         """A restore without room leaves a process that only a kill helps, so it is not begun.

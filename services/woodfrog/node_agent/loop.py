@@ -150,6 +150,8 @@ class NodeLoop:
         live = self._board.live[replica_id]
         if isinstance(command, state.Thaw):
             try:
+                if rung is Rung.PARKED:
+                    await live.sandbox.signal_all(signal.SIGCONT)
                 await self._thaw_live(live, command.bring, stages)
             except WoodfrogError:
                 await self._end(live, "it could not be thawed")
@@ -162,8 +164,6 @@ class NodeLoop:
     async def _thaw_live(self, live: Live, bring: Bring | None, stages: Stages) -> None:
         folder = self._parts.climber.folder_of(live.spec.weights)
         async with self._parts.gpus.bringing(bring, folder) as bringing:
-            with stages.stage("thaw.resume"):
-                await live.sandbox.signal_all(signal.SIGCONT)
             with stages.stage("thaw.weights"):
                 fd = (await bringing.weights).fd if bringing else None
             with stages.stage("thaw"):
@@ -311,7 +311,8 @@ class NodeLoop:
         await self._leave_serving(live)
         try:
             await live.park(keep_weights=hot)
-            await live.sandbox.signal_all(signal.SIGSTOP)
+            if not hot:  # a hot one sleeps by itself, and wakes sooner
+                await live.sandbox.signal_all(signal.SIGSTOP)
         except (WoodfrogError, OSError) as error:
             await self._end(live, f"it could not be parked: {error}")
             raise
@@ -348,7 +349,7 @@ class NodeLoop:
             state.EndBegun(live.replica_id)
         )  # its memory is promised until it is free
         try:
-            await live.sandbox.close()
+            await self._parts.gpus.end(live)
         finally:
             self._board.forget(live.replica_id)
             self._spawn(self._parts.climber.let_go(live.replica_id), "unpin")

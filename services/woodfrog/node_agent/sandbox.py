@@ -131,16 +131,24 @@ class Sandbox:
     async def signal_all(self, signum: int) -> None:
         await self._ask({"op": "signal", "signum": int(signum)})
 
-    def host_pid(self, pid: int) -> int:
-        """A process inside, as the host sees it. Raises Unavailable when it is gone."""
+    def processes(self) -> dict[int, int]:
+        """Those inside but its init, by their ids inside: as the host sees them."""
+        found: dict[int, int] = {}
         for candidate in self.cgroup.pids():
             try:
                 status = Path(f"/proc/{candidate}/status").read_text()
             except OSError:
                 continue
             inside = next(line for line in status.splitlines() if line.startswith("NSpid:"))
-            if inside.split()[-1] == str(pid) and len(inside.split()) > 2:
-                return candidate
+            if len(inside.split()) > 2:  # else it is the one that made the namespaces
+                found[int(inside.split()[-1])] = candidate
+        found.pop(1, None)
+        return found
+
+    def host_pid(self, pid: int) -> int:
+        """A process inside, as the host sees it. Raises Unavailable when it is gone."""
+        if (found := self.processes().get(pid)) is not None:
+            return found
         raise Unavailable("PROCESS_GONE", f"process {pid} of sandbox {self.name} is gone")
 
     async def close(self) -> None:

@@ -25,6 +25,8 @@ _REFUSAL_BYTES_MAX = 64 << 10
 class Route(Enum):
     CHAT = ("/v1/chat/completions", "chat")
     COMPLETION = ("/v1/completions", "text_completion")
+    EMBEDDINGS = ("/v1/embeddings", "embeddings")
+    IMAGES = ("/v1/images/generations", "generate_content")
 
     def __init__(self, path: str, operation: str) -> None:
         self.path = path

@@ -34,6 +34,18 @@ def test_a_whole_model_passes_and_its_pickles_stay_out(folder: Path) -> None:
     assert check_folder(folder) == ["config.json", "model.safetensors", "tokenizer.json"]
 
 
+def test_the_pooling_of_an_embeddings_model_comes_along(folder: Path) -> None:
+    for name in ("1_Pooling", "other"):
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text("{}")
+    assert check_folder(folder) == [
+        "1_Pooling/config.json",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

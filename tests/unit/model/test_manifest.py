@@ -1,4 +1,5 @@
 import json
+from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ PATHS = st.from_regex(r"[a-z]{1,8}(/[a-z.]{1,8}[a-z]){0,2}", fullmatch=True)
 @st.composite
 def manifests(draw: st.DrawFn) -> Manifest:
     files = []
-    for path in sorted(draw(st.sets(PATHS, max_size=4))):
+    paths = draw(st.sets(PATHS, max_size=4))
+    folders = {str(folder) for path in paths for folder in PurePosixPath(path).parents}
+    for path in sorted(paths - folders):
         size = draw(st.integers(0, 3 * CHUNK_BYTES))
         count = -(-size // CHUNK_BYTES)
         chunk = st.one_of(st.none(), st.just(SHA))

@@ -4,14 +4,17 @@ import asyncio
 import itertools
 import json
 import sys
-from typing import Any
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from woodfrog.errors import Unavailable
-from woodfrog.node_agent.cuda.driver import REAL, State
+from woodfrog.node_agent.cuda.driver import NO_CUDA, REAL, State
 
 START_TIMEOUT_S = 30.0  # cuInit takes 0.2 s, on a busy machine more
 LOCK_TIMEOUT_S = 10.0
 _MARGIN_S = 1.0
+
+T = TypeVar("T")
 
 
 class CudaCheckpoints:
@@ -37,21 +40,57 @@ class CudaCheckpoints:
     async def state(self, pid: int) -> State:
         return State((await self._call("state", pid, self._timeout_s))["state"])
 
-    async def freeze(self, pid: int) -> None:
-        """All that the process has on its GPU goes into its memory. When that fails it runs on."""
+    async def users(self, pids: Iterable[int]) -> frozenset[int]:
+        """Those of them that use CUDA."""
+        asked = list(pids)
+        uses = await _all(self._uses(pid) for pid in asked)
+        return frozenset(pid for pid, used in zip(asked, uses, strict=True) if used)
+
+    async def freeze(self, *pids: int) -> None:
+        """All that the processes have on GPUs goes into their memory, once all of them are locked.
+
+        When that fails all run on. Cancelled, it leaves them as they are: end them, or `wake` them.
+        """
         timeout_ms = int(LOCK_TIMEOUT_S * 1000)
-        await self._call("lock", pid, LOCK_TIMEOUT_S + _MARGIN_S, timeout_ms=timeout_ms)
+        within_s = LOCK_TIMEOUT_S + _MARGIN_S
         try:
-            await self._call("checkpoint", pid, self._timeout_s)
+            await _all(self._call("lock", pid, within_s, timeout_ms=timeout_ms) for pid in pids)
+            await _all(self._call("checkpoint", pid, self._timeout_s) for pid in pids)
         except Unavailable:
-            if await self.state(pid) is State.LOCKED:
-                await self._call("unlock", pid, self._timeout_s)
+            await self._run_on(pids)
             raise
 
-    async def wake(self, *pids: int) -> None:
-        """Back on the GPU, all at once; none goes on before all are there. When that fails, end them: nothing else helps."""
-        await asyncio.gather(*(self._call("restore", pid, self._timeout_s) for pid in pids))
-        await asyncio.gather(*(self._call("unlock", pid, self._timeout_s) for pid in pids))
+    async def wake(self, *pids: int, moved: Mapping[str, str] = {}) -> None:
+        """Back on the GPU, all at once; none goes on before all are there. When that fails, end them: nothing else helps.
+
+        On other GPUs of the same kind when `moved` says so, from the uuid of each that they saw to the uuid of the new one.
+        """
+        await _all(self._restore(pid, moved) for pid in pids)
+        await _all(self._unlock(pid) for pid in pids)
+
+    async def _run_on(self, pids: Sequence[int]) -> None:
+        """Each as far as it can."""
+        found = await asyncio.gather(*(self.state(pid) for pid in pids), return_exceptions=True)
+        states = dict(zip(pids, found, strict=True))
+        away = [pid for pid in pids if states[pid] is State.CHECKPOINTED]
+        stopped = [pid for pid in pids if states[pid] is State.LOCKED] + away
+        await asyncio.gather(*map(self._restore, away), return_exceptions=True)
+        await asyncio.gather(*map(self._unlock, stopped), return_exceptions=True)
+
+    async def _restore(self, pid: int, moved: Mapping[str, str] = {}) -> None:
+        await self._call("restore", pid, self._timeout_s, moved=dict(moved))
+
+    async def _unlock(self, pid: int) -> None:
+        await self._call("unlock", pid, self._timeout_s)
+
+    async def _uses(self, pid: int) -> bool:
+        try:
+            await self.state(pid)
+        except Unavailable as error:
+            if error.metadata.get("cause") in NO_CUDA:
+                return False
+            raise
+        return True
 
     async def _call(self, op: str, pid: int, within_s: float, **fields: Any) -> dict[str, Any]:
         process = await self._running()
@@ -65,8 +104,9 @@ class CudaCheckpoints:
                 process.stdin.write(line.encode())
                 answer = await future
         except TimeoutError:
-            # What hangs in the driver cannot be cancelled.
-            await self._end(f"{op} of process {pid} took longer than {within_s:.0f} s")
+            # What hangs in the driver cannot be cancelled. Of several that hang the first ends it.
+            if self._process is process:
+                await self._end(f"{op} of process {pid} took longer than {within_s:.0f} s")
             raise Unavailable(
                 "CUDA_HANGS",
                 f"CUDA did not {op} process {pid} within {within_s:.0f} s; end the process",
@@ -135,3 +175,10 @@ class CudaCheckpoints:
         for future in self._waiting.values():
             if not future.done():
                 future.set_result({"ok": False, "error": why})
+
+
+async def _all(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """All end before an error of one is raised, so that none is under way in what its caller does next."""
+    begun = [asyncio.ensure_future(call) for call in calls]
+    await asyncio.gather(*begun, return_exceptions=True)
+    return [each.result() for each in begun]

@@ -1,9 +1,13 @@
 """The port to the CUDA driver's checkpoint calls (cuCheckpointProcess*, CUDA 12.8 and newer), and its real adapter."""
 
+import ctypes
+import uuid
+from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Protocol
 
 REAL = "woodfrog.node_agent.cuda.driver:CudaDriver"
+NO_CUDA = frozenset(("CUDA_ERROR_INVALID_VALUE", "CUDA_ERROR_NOT_INITIALIZED"))
 
 
 class State(Enum):
@@ -22,7 +26,8 @@ class CudaError(Exception):
 class Driver(Protocol):
     """`pid` is as this process sees it. Every call but `state` blocks, up to seconds. Raises CudaError."""
 
-    def state(self, pid: int) -> State: ...
+    def state(self, pid: int) -> State:
+        """Of a process without CUDA the error is one of NO_CUDA."""
 
     def lock(self, pid: int, timeout_ms: int) -> None:
         """RUNNING → LOCKED. CUDA calls that are under way end first."""
@@ -30,8 +35,11 @@ class Driver(Protocol):
     def checkpoint(self, pid: int) -> None:
         """LOCKED → CHECKPOINTED."""
 
-    def restore(self, pid: int) -> None:
-        """CHECKPOINTED → LOCKED. A failure may leave FAILED: look for room first."""
+    def restore(self, pid: int, moved: Mapping[str, str]) -> None:
+        """CHECKPOINTED → LOCKED. A failure may leave FAILED: look for room first.
+
+        `moved` is empty, or tells of every GPU that the process sees, by uuid, which one of the same kind takes its place.
+        """
 
     def unlock(self, pid: int) -> None:
         """LOCKED → RUNNING."""
@@ -57,8 +65,9 @@ class CudaDriver:
     def checkpoint(self, pid: int) -> None:
         self._checked(self._cuda.cuCheckpointProcessCheckpoint(pid, None))
 
-    def restore(self, pid: int) -> None:
-        self._checked(self._cuda.cuCheckpointProcessRestore(pid, None))
+    def restore(self, pid: int, moved: Mapping[str, str]) -> None:
+        args = restore_args(self._cuda, moved) if moved else None
+        self._checked(self._cuda.cuCheckpointProcessRestore(pid, args))
 
     def unlock(self, pid: int) -> None:
         self._checked(self._cuda.cuCheckpointProcessUnlock(pid, None))
@@ -68,3 +77,38 @@ class CudaDriver:
         if status != self._cuda.CUresult.CUDA_SUCCESS:
             raise CudaError(status.name)
         return values[0] if values else None
+
+
+def restore_args(cuda: Any, moved: Mapping[str, str]) -> Any:
+    """CUcheckpointRestoreArgs of cuda-python's module `cuda`. Raises CudaError."""
+    try:
+        args = cuda.CUcheckpointRestoreArgs()
+        pairs = []
+        for old, new in moved.items():
+            pair = cuda.CUcheckpointGpuPair()
+            pair.oldUuid, pair.newUuid = _uuid(cuda, old), _uuid(cuda, new)
+            pairs.append(pair)
+        args.gpuPairs, args.gpuPairsCount = pairs, len(pairs)
+    except AttributeError:
+        raise CudaError(
+            "this cuda-python cannot restore to another GPU; install 13 or newer"
+        ) from None
+    return args
+
+
+def _uuid(cuda: Any, gpu: str) -> Any:
+    raw = uuid_bytes(gpu)
+    value = cuda.CUuuid()
+    ctypes.memmove(value.getPtr(), raw, len(raw))  # its `bytes` cannot be set
+    return value
+
+
+def uuid_bytes(gpu: str) -> bytes:
+    """Of "GPU-…", as the driver and CUDA_VISIBLE_DEVICES write it. Raises CudaError."""
+    prefix, _, digits = gpu.partition("-")
+    try:
+        if prefix == "GPU":
+            return uuid.UUID(digits).bytes
+    except ValueError:
+        pass
+    raise CudaError(f"{gpu!r} is not the uuid of a GPU")

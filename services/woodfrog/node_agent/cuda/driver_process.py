@@ -37,7 +37,7 @@ def _serve(driver: Driver, request: dict[str, Any]) -> None:
             case "checkpoint":
                 driver.checkpoint(request["pid"])
             case "restore":
-                driver.restore(request["pid"])
+                driver.restore(request["pid"], request["moved"])
             case "unlock":
                 driver.unlock(request["pid"])
     except CudaError as error:

@@ -193,6 +193,8 @@ def test_an_area_of_the_eager_size_stays() -> None:
     runs = [Run(1 << 40, 300 * PAGE_BYTES, 0)]
     assert areas.plan([area(300)], runs, runs, 0, EAGER).kept == runs
     assert areas.plan([area(300)], runs, runs, 0, EAGER + PAGE_BYTES).kept == []
+    heap = area(300, status=REGULAR | ANON_PRIVATE | HEAP)  # most of it is never touched again
+    assert areas.plan([heap], runs, runs, 0, EAGER).kept == []
 
 
 @pytest.mark.parametrize("page", [-1, 2, 5])

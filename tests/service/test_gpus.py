@@ -1,0 +1,156 @@
+"""Replicas on a simulated GPU that freeze and end: sandboxes, the vault and the driver process are real processes."""
+
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.capabilities import need
+from tests.memory import simulated_cuda, simulated_gpu
+
+from woodfrog.errors import Unavailable
+from woodfrog.host.cgroup import Cgroups
+from woodfrog.model.spec import ModelSpec
+from woodfrog.node_agent.cuda import State
+from woodfrog.node_agent.gpus import Adapters, Gpus
+from woodfrog.node_agent.live import Live
+from woodfrog.node_agent.sandbox import SandboxConfig, SandboxPool
+from woodfrog.node_agent.vault.client import VaultConfig
+from woodfrog.replica.control import ControlServer
+
+pytestmark = need("root")
+ADAPTERS = Adapters(
+    "tests.memory.simulated_gpu:SimulatedDevice",
+    "tests.memory.simulated_gpu:SimulatedMemory",
+    "tests.memory.simulated_cuda:SimulatedDriver",
+)
+GPU = simulated_cuda.GPUS[0]
+SPEC = ModelSpec("frog", "sha256:" + "0" * 64, 1, gpu_bytes=1)
+END_WITHIN_S = 2.0
+
+
+@pytest.fixture
+def cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The simulated driver's folder."""
+    folder = tmp_path / "cuda"
+    folder.mkdir()
+    monkeypatch.setenv(simulated_cuda.FOLDER, str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    return folder
+
+
+class Replica:
+    """Three processes, two of which use CUDA."""
+
+    def __init__(self, live: Live, inside: list[int], cuda: Path) -> None:
+        self.live = live
+        self.inside = inside
+        self.hosts = [live.sandbox.host_pid(pid) for pid in inside]
+        self.parked: list[dict[str, Any]] = []
+        self._cuda = cuda
+
+    async def park(self, fields: Any) -> dict[str, Any]:
+        self.parked.append(dict(fields))
+        return {}
+
+    @property
+    def states(self) -> list[State]:
+        return [State(int((self._cuda / str(pid)).read_text())) for pid in self.hosts]
+
+
+@asynccontextmanager
+async def started(tmp_path: Path, cuda: Path) -> AsyncIterator[Replica]:
+    cgroups = Cgroups(f"test-{os.getpid()}")
+    (tmp_path / "kdat").write_bytes(b"probe")
+    pool = SandboxPool(cgroups, SandboxConfig(tmp_path / "kdat", (), tmp_path / "run"), size=0)
+    sandbox = await pool.take(1 << 30)
+    try:
+        pids = [await sandbox.spawn(["/bin/sleep", "600"], {}) for _ in range(3)]
+        replica = Replica(Live("r", SPEC, sandbox, False, pids[0], GPU), pids[:2], cuda)
+        for pid in replica.hosts:
+            (cuda / str(pid)).write_text(str(State.RUNNING.value))
+            (cuda / f"{pid}.gpu").write_text(GPU)
+        async with ControlServer({"park": replica.park}, sandbox.folder / "control.sock"):
+            yield replica
+    finally:
+        await sandbox.close()
+        cgroups.remove_node()
+
+
+def gpus(tmp_path: Path) -> Gpus:
+    config = VaultConfig(tmp_path / "vault", 1 << 21, 1, ADAPTERS.vault_device)
+    return Gpus([config], ADAPTERS, END_WITHIN_S)
+
+
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+async def test_every_process_that_uses_cuda_freezes(tmp_path: Path, cuda: Path) -> None:
+    async with gpus(tmp_path) as node, started(tmp_path, cuda) as replica:
+        frozen = await node.freeze(replica.live.sandbox)
+        assert frozen == dict(zip(replica.inside, replica.hosts, strict=True))
+        assert replica.states == [State.CHECKPOINTED] * 2
+
+
+async def test_one_that_does_not_freeze_leaves_all_running(tmp_path: Path, cuda: Path) -> None:
+    async with gpus(tmp_path) as node, started(tmp_path, cuda) as replica:
+        (cuda / f"{replica.hosts[1]}.checkpoint").write_text("CUDA_ERROR_NOT_SUPPORTED")
+        with pytest.raises(Unavailable, match="CUDA_ERROR_NOT_SUPPORTED"):
+            await node.freeze(replica.live.sandbox)
+        assert replica.states == [State.RUNNING] * 2
+
+
+@pytest.mark.parametrize(
+    ("driver", "state"),
+    [
+        ("580.159.03", State.RUNNING),
+        ("590.44.01", State.CHECKPOINTED),
+        ("600", State.CHECKPOINTED),
+        ("unknown", State.RUNNING),
+    ],
+)
+async def test_an_end_freezes_first_where_killing_may_hang(
+    tmp_path: Path, cuda: Path, monkeypatch: pytest.MonkeyPatch, driver: str, state: State
+) -> None:
+    monkeypatch.setenv(simulated_gpu.DRIVER, driver)
+    async with gpus(tmp_path) as node, started(tmp_path, cuda) as replica:
+        await node.end(replica.live)
+        assert replica.states == [state] * 2
+        assert [fields["weights"] for fields in replica.parked] == (
+            ["drop"] if state is State.CHECKPOINTED else []
+        )
+        assert not any(map(alive, replica.hosts))
+
+
+@pytest.mark.parametrize("trouble", ["hang", "CUDA_ERROR_UNKNOWN"])
+async def test_an_end_comes_in_time_all_the_same(
+    tmp_path: Path,
+    cuda: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    trouble: str,
+) -> None:
+    monkeypatch.setenv(simulated_gpu.DRIVER, "590.44.01")
+    async with gpus(tmp_path) as node, started(tmp_path, cuda) as replica:
+        (cuda / f"{replica.hosts[0]}.lock").write_text(trouble)
+        start = time.monotonic()
+        await node.end(replica.live)
+        assert time.monotonic() - start < END_WITHIN_S + 3
+        assert not any(map(alive, replica.hosts))
+    assert "killed with a GPU in use" in caplog.messages
+
+
+async def test_a_replica_on_the_cpu_is_just_killed(
+    tmp_path: Path, cuda: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(simulated_gpu.DRIVER, "590.44.01")
+    async with gpus(tmp_path) as node, started(tmp_path, cuda) as replica:
+        replica.live.gpu = ""
+        await node.end(replica.live)
+        assert replica.parked == []
+        assert replica.states == [State.RUNNING] * 2
+        assert not any(map(alive, replica.hosts))
