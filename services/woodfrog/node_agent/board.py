@@ -51,6 +51,10 @@ class Board:
         hot = promise is not None and promise.state is ReplicaState.HOT
         return Rung.HOT if hot else Rung.PARKED
 
+    def weights_on(self, gpu: str) -> set[str]:
+        """That are counted there, used or kept."""
+        return set(self._state.gpus[gpu].weights)
+
     def state_of(self, replica_id: str) -> ReplicaState:
         return self._state.promises[replica_id].state
 

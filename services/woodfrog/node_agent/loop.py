@@ -16,9 +16,7 @@ from woodfrog import telemetry
 from woodfrog.clients.weight_fs import ResidencyUpdate, WeightFsClient
 from woodfrog.errors import (
     DataLoss,
-    DeadlineExceeded,
     FailedPrecondition,
-    NotFound,
     ResourceExhausted,
     Unavailable,
     WoodfrogError,
@@ -44,6 +42,7 @@ _CALM_S = 0.3  # after a climb, before sandboxes are made again
 _HEALTH_S = 5.0  # between two looks at the replicas, and how long each may take to answer
 _CLIMBS_KEPT_MAX = 1024
 _ROOM_TRIES = 3
+_REFUSALS = frozenset(("NODE_FULL", "REPLICA_GONE", "REPLICA_BUSY"))  # the scheduler decides again
 _WEIGHTS_ROUND_BYTES = 64 << 20  # covers what alignment adds
 # Once they may have another cause, e.g. a file system that went away. Twice in a row the snapshot is given up.
 _BLAMES_SNAPSHOT = frozenset(("CRIU_RESTORE_FAILED", "REPLICA_UNREACHABLE", "REPLICA_SILENT"))
@@ -138,7 +137,9 @@ class NodeLoop:
                 if replica_id:
                     return await self._thaw(replica_id, stages)
                 return await self._start(spec, pointer, stages, span)
-            except (DataLoss, DeadlineExceeded, NotFound, Unavailable) as error:
+            except WoodfrogError as error:
+                if error.reason in _REFUSALS:
+                    raise
                 raise Unavailable("CLIMB_FAILED", error.message, cause=error.reason) from error
             finally:
                 self._climbing -= 1
@@ -190,6 +191,9 @@ class NodeLoop:
         """After a climb failed: the weights may not be where they were promised to be."""
         if bring is not None and not self._parts.gpus.holds(bring):
             self._board.decide(state.WeightsLost(bring.gpu, bring.weights))
+            if bring.weights not in self._board.weights_on(bring.gpu):
+                lost = (bring.weights,)  # the vault may be half way through them, or done after all
+                self._parts.gpus.begin(Bring(bring.gpu, "", False, lost, lost))
 
     async def _start(
         self, spec: ModelSpec, pointer: SnapshotPointer | None, stages: Stages, span: trace.Span

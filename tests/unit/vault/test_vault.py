@@ -3,13 +3,20 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from tests.memory.simulated_gpu import SIZE, SimulatedDevice
 
-from woodfrog.errors import DataLoss, FailedPrecondition, NotFound, ResourceExhausted
+from woodfrog.errors import (
+    DataLoss,
+    FailedPrecondition,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from woodfrog.node_agent.vault.arena import BLOCK_BYTES, Arena
 from woodfrog.node_agent.vault.vault import PIECE_BYTES, Vault, pieces
 from woodfrog.replica import layout
@@ -99,12 +106,13 @@ def test_a_full_gpu_and_a_full_arena_say_so_and_keep_nothing(
     monkeypatch.setenv(SIZE, str(1 << 30))
     vault = Vault(SimulatedDevice(), Arena(BLOCK_BYTES, 1), 2)
     with pytest.raises(FailedPrecondition, match="pinned memory has"):
-        vault.load("w", folder, host=True)
+        vault.stage("w", folder)
     facts = vault.describe()
     assert facts["free_bytes"] == facts["memory_bytes"]
     assert facts["arena_free_bytes"] == BLOCK_BYTES
-    vault.load("w", folder, host=False)
+    vault.load("w", folder, host=True)  # it goes without the arena
     assert on_gpu(vault, "w", folder)
+    assert vault.describe()["arena_free_bytes"] == BLOCK_BYTES
 
 
 def test_a_file_that_is_cut_off_after_its_header_was_read(folder: Path) -> None:
@@ -127,3 +135,51 @@ def test_pieces_cover_the_weights_once_and_cross_no_block(folder: Path) -> None:
         assert 0 < piece.size_bytes <= PIECE_BYTES
         last = piece.offset + piece.size_bytes - 1
         assert piece.offset // BLOCK_BYTES == last // BLOCK_BYTES
+
+
+class FailingDevice(SimulatedDevice):
+    """Its fifth copy fails, while others are under way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies = 0
+
+    def copy(self, *args: Any) -> None:
+        self.copies += 1
+        if self.copies == 5:
+            raise Unavailable("CUDA_FAILED", "CUDA refused a call: simulated")
+        super().copy(*args)
+
+
+@pytest.mark.parametrize("host", [False, True])
+def test_a_copy_that_fails_leaves_nothing_behind(folder: Path, host: bool) -> None:
+    vault = Vault(FailingDevice(), Arena(4 * BLOCK_BYTES, 2), 3)
+    with pytest.raises(Unavailable):
+        vault.load("w", folder, host=host)
+    facts = vault.describe()
+    assert facts["weights"] == {}
+    assert facts["free_bytes"] == facts["memory_bytes"]
+    assert facts["arena_free_bytes"] == 4 * BLOCK_BYTES
+    vault.load("w", folder, host=host)
+    assert on_gpu(vault, "w", folder)
+
+
+def test_loads_and_drops_at_once_lose_and_leak_nothing(folder: Path) -> None:
+    vault = Vault(SimulatedDevice(), Arena(4 * BLOCK_BYTES, 2), 3)
+
+    def work(index: int) -> None:
+        for turn in range(6):
+            if (index + turn) % 3:
+                vault.load("w", folder, host=bool(turn % 2))
+            else:
+                vault.drop("w", device=True, host=True)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    vault.load("w", folder, host=True)
+    assert on_gpu(vault, "w", folder)
+    vault.drop("w", device=True, host=True)
+    facts = vault.describe()
+    assert facts["weights"] == {}
+    assert facts["free_bytes"] == facts["memory_bytes"]
+    assert facts["arena_free_bytes"] == 4 * BLOCK_BYTES

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from woodfrog.errors import Internal, InvalidArgument
+from woodfrog.errors import InvalidArgument, Unavailable
 from woodfrog.node_agent.vault.arena import Arena
 from woodfrog.node_agent.vault.vault import Vault
 from woodfrog.replica.control import ControlServer, Fields
@@ -38,7 +38,7 @@ def _verbs(vault: Vault) -> dict[str, Any]:
         try:
             return await asyncio.to_thread(work)
         except OSError as error:
-            raise Internal("READ_FAILED", f"the weights cannot be read: {error}") from None
+            raise Unavailable("READ_FAILED", f"the weights cannot be read: {error}") from None
 
     async def load(fields: Fields) -> dict[str, Any]:
         weights, folder = _text(fields, "weights"), Path(_text(fields, "folder"))

@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
@@ -21,6 +22,7 @@ from woodfrog.replica import layout
 from woodfrog.replica.layout import Extent, Layout
 
 PIECE_BYTES = 16 << 20  # one read, and one copy of what it brought
+_NOTHING = Layout({}, (), layout.SIZE_BYTES)
 _STAGES = 2  # pieces of a reader on their way to the GPU, where the arena has no room
 
 
@@ -63,22 +65,22 @@ class Vault:
         self._stream = device.stream()
 
     def load(self, weights: str, folder: Path, host: bool) -> None:
-        """Onto the GPU; with `host` also into the arena, on the way. Does nothing where it is there already.
+        """Onto the GPU; with `host` also into the arena, on the way, if it has room. Does nothing where it is there already.
 
-        Raises ResourceExhausted GPU_FULL or ARENA_FULL, DataLoss when a file is shorter than its header says, OSError.
+        Raises ResourceExhausted GPU_FULL, DataLoss when a file is shorter than its header says, OSError.
         """
-        held = self._known(weights, folder)
-        with held.lock:
+        with self._one(weights, folder) as held:
             made = held.device is None
             device = self._device.create(held.layout.size_bytes) if made else held.device
             try:
                 if held.host is not None:
                     if made:
                         self._copy(held, device)
-                elif host:
-                    self._read(held, device if made else None, keep=True)
                 elif made:
-                    self._read(held, device, keep=False)
+                    self._read(held, device, keep=host)
+                elif host:
+                    with suppress(FailedPrecondition):  # there is no room, and it is on the GPU
+                        self._read(held, None, keep=True)
             except BaseException:
                 if made:
                     self._device.free(device)
@@ -86,9 +88,8 @@ class Vault:
             held.device = device
 
     def stage(self, weights: str, folder: Path) -> None:
-        """Into the arena only. Raises as `load`."""
-        held = self._known(weights, folder)
-        with held.lock:
+        """Into the arena only. Raises as `load`, and FailedPrecondition ARENA_FULL."""
+        with self._one(weights, folder) as held:
             if held.host is None:
                 self._read(held, None, keep=True)
 
@@ -104,10 +105,9 @@ class Vault:
 
     def drop(self, weights: str, *, device: bool, host: bool) -> None:
         """From the GPU, from the arena, or both; also right when it is not there."""
-        held = self._held.get(weights)
-        if held is None:
+        if weights not in self._held:
             return
-        with held.lock:
+        with self._one(weights, None) as held:
             if device and held.device is not None:
                 self._device.free(held.device)
                 held.device = None
@@ -115,9 +115,6 @@ class Vault:
                 with self._lock:
                     self._arena.give(held.host)
                 held.host = None
-            with self._lock:
-                if held.device is None and held.host is None:
-                    self._held.pop(weights, None)
 
     def describe(self) -> dict[str, Any]:
         facts = self._device.facts()
@@ -139,14 +136,30 @@ class Vault:
             },
         }
 
-    def _known(self, weights: str, folder: Path) -> Held:
-        held = self._held.get(weights)
-        if held is None:
-            made = Held(layout.of_folder(folder), folder)
-            with self._lock:
-                held = self._held.setdefault(weights, made)
-        held.folder = folder  # the newest place to read them from
-        return held
+    @contextmanager
+    def _one(self, weights: str, folder: Path | None) -> Iterator[Held]:
+        """One model's weights, for this thread alone; forgotten afterwards when they are nowhere.
+
+        Without a folder what is not known is an empty one.
+        """
+        while True:
+            held = self._held.get(weights)
+            if held is None:
+                made = Held(layout.of_folder(folder) if folder else _NOTHING, folder or Path())
+                with self._lock:
+                    held = self._held.setdefault(weights, made)
+            with held.lock:
+                if self._held.get(weights) is not held:  # forgotten while this thread waited
+                    continue
+                if folder is not None:
+                    held.folder = folder  # the newest place to read them from
+                try:
+                    yield held
+                finally:
+                    if held.device is None and held.host is None:
+                        with self._lock:
+                            self._held.pop(weights, None)
+                return
 
     def _copy(self, held: Held, device: Any) -> None:
         assert held.host is not None
@@ -165,14 +178,17 @@ class Vault:
         if keep:
             with self._lock:
                 blocks = self._arena.take(held.layout.size_bytes)
-            if blocks is None:
+            if blocks is None and device is None:
                 raise FailedPrecondition(
                     "ARENA_FULL",
                     f"pinned memory has {self._arena.free_bytes} bytes free, weights need {held.layout.size_bytes}",
                 )
 
+        used: set[_Reader] = set()
+
         def bring(piece: Piece) -> None:
             reader = self._readers.get()
+            used.add(reader)
             try:
                 if blocks is None:
                     reader.through(piece, held.folder, device)
@@ -188,22 +204,16 @@ class Vault:
         try:
             work = [self._pool.submit(bring, piece) for piece in pieces(held.layout)]
             errors = [error for each in work if (error := each.exception()) is not None]
+            for reader in used:  # also after an error: a copy under way must not outlive its memory
+                reader.wait()
             if errors:
                 raise errors[0]
-            self._settle()
         except BaseException:
             if blocks is not None:
                 with self._lock:
                     self._arena.give(blocks)
             raise
         held.host = blocks
-
-    def _settle(self) -> None:
-        """All copies of all readers are done."""
-        readers = [self._readers.get() for _ in range(self._readers.qsize())]
-        for reader in readers:
-            reader.wait()
-            self._readers.put(reader)
 
 
 class _Reader:
