@@ -61,7 +61,7 @@ class GpuLab:
         self.lab = lab
         self.folder = folder
         self.weights_bytes = weights_bytes
-        path = lab.cluster.home / "node" / "agent" / "vault" / "vault-0.sock"
+        path = lab.cluster.run_dir / "vault" / "0.sock"
         self._vault = ControlClient(path, "the vault")
 
     def vault(self, verb: str, **fields: Any) -> dict[str, Any]:

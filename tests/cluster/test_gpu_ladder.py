@@ -65,7 +65,7 @@ def gpu_node() -> Iterator[Running]:
 
 
 def vault(running: Running) -> dict[str, Any]:
-    path = running.cluster.home / "node" / "agent" / "vault" / "vault-0.sock"
+    path = running.cluster.run_dir / "vault" / "0.sock"
     return asyncio.run(ControlClient(path, "the vault").call("describe", 30))
 
 
@@ -165,4 +165,7 @@ def _runs_vault(folder: Path, home: Path) -> bool:
         command = (folder / "cmdline").read_bytes()
     except OSError:
         return False
-    return b"woodfrog.node_agent.vault" in command and str(home).encode() in command
+    return (
+        b"woodfrog.node_agent.vault" in command
+        and str(Cluster.existing(home).run_dir).encode() in command
+    )

@@ -1,6 +1,8 @@
 """Replicas on a simulated GPU that freeze and end: sandboxes, the vault and the driver process are real processes."""
 
+import asyncio
 import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -81,7 +83,7 @@ async def started(tmp_path: Path, cuda: Path) -> AsyncIterator[Replica]:
 
 
 def gpus(tmp_path: Path) -> Gpus:
-    config = VaultConfig(tmp_path / "vault", 1 << 21, 1, ADAPTERS.vault_device)
+    config = VaultConfig(tmp_path / "log", tmp_path / "0.sock", 1 << 21, 1, ADAPTERS.vault_device)
     return Gpus([config], ADAPTERS, END_WITHIN_S)
 
 
@@ -154,3 +156,26 @@ async def test_a_replica_on_the_cpu_is_just_killed(
         assert replica.parked == []
         assert replica.states == [State.RUNNING] * 2
         assert not any(map(alive, replica.hosts))
+
+
+async def test_a_vault_that_is_stuck_is_ended_and_started_anew(tmp_path: Path, cuda: Path) -> None:
+    config = VaultConfig(tmp_path / "log", tmp_path / "0.sock", 1 << 21, 1, ADAPTERS.vault_device)
+    async with Gpus([config], ADAPTERS, health_s=0.2) as node:
+        (uuid,) = node.uuids
+        [pid] = [
+            int(folder.name)
+            for folder in Path("/proc").iterdir()
+            if folder.name.isdigit() and str(config.socket).encode() in _command(folder)
+        ]
+        os.kill(pid, signal.SIGSTOP)
+        await asyncio.wait_for(node.died(uuid), 20)
+        assert not alive(pid)
+        await node.restart(uuid)
+        assert (await node.facts(uuid))["uuid"] == uuid
+
+
+def _command(folder: Path) -> bytes:
+    try:
+        return (folder / "cmdline").read_bytes()
+    except OSError:
+        return b""

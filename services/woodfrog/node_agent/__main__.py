@@ -118,7 +118,8 @@ def _vaults(settings: Settings) -> list[VaultConfig]:
         arena = _machine_memory() // 4 // len(numbers)
     return [
         VaultConfig(
-            settings.state_dir / "vault",
+            settings.state_dir / f"vault-{number}.log",
+            settings.run_dir / "vault" / f"{number}.sock",
             arena,
             settings.vault_reader_count,
             settings.vault_device,

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ RESERVE_BYTES = 256 << 20  # of each GPU: what the driver needs beside what is c
 FROZEN_BEFORE_KILLED = 590
 _RESTART_S = 1.0
 _RESTART_POLL_S = 0.02
+_HEALTH_PATIENCE = 6  # looks that a vault may be late: a busy driver answers after seconds
 _NOTICE_S = 1.0  # from a call that failed to the news that its process is gone
 
 
@@ -53,9 +54,15 @@ class Gpus:
     """`async with`. Without configs it is a node that has none. Raises Unavailable when one does not start."""
 
     def __init__(
-        self, configs: Sequence[VaultConfig], adapters: Adapters, end_within_s: float = 15.0
+        self,
+        configs: Sequence[VaultConfig],
+        adapters: Adapters,
+        end_within_s: float = 15.0,
+        health_s: float = 5.0,
     ) -> None:
-        """`end_within_s`: how long the end of a replica may be held up by what `end` does before it kills."""
+        """`end_within_s`: how long the end of a replica may be held up by what `end` does before it kills. `health_s`:
+        between two looks at a vault."""
+        self._health_s = health_s
         self._end_within_s = end_within_s
         self.cuda = CudaCheckpoints(adapters.cuda_driver)
         self._adapters = adapters
@@ -175,8 +182,17 @@ class Gpus:
         return (bring.gpu, bring.weights) in self._held
 
     async def died(self, uuid: str) -> None:
-        """Returns when its vault has."""
-        await self._vaults[uuid].died.wait()
+        """Returns when its vault has; one that does not answer is ended."""
+        vault = self._vaults[uuid]
+        while not vault.died.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._health_s):
+                    await vault.died.wait()
+            if not vault.died.is_set() and not await vault.answers(
+                _HEALTH_PATIENCE * self._health_s
+            ):
+                log.error("vault does not answer", extra={"gpu": uuid})
+                await vault.close()
 
     async def restart(self, uuid: str) -> None:
         self._held = {(gpu, weights) for gpu, weights in self._held if gpu != uuid}

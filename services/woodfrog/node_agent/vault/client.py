@@ -21,7 +21,8 @@ _POLL_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class VaultConfig:
-    folder: Path  # for its socket and its log
+    log: Path
+    socket: Path  # short: a socket's path has 107 bytes at most
     arena_bytes: int
     reader_count: int
     device: str = REAL  # module:class; tests name a simulated one
@@ -35,20 +36,20 @@ class VaultProcess:
         self.died = asyncio.Event()
         self.facts: Mapping[str, Any] = {}
         self._config = config
-        self._socket = config.folder / f"vault-{config.number}.sock"
-        self._client = ControlClient(self._socket, "the vault")
+        self._client = ControlClient(config.socket, "the vault")
         self._process: asyncio.subprocess.Process | None = None
         self._watch: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Raises Unavailable VAULT_FAILED."""
         config = self._config
-        config.folder.mkdir(parents=True, exist_ok=True)
-        log_path = config.folder / f"vault-{config.number}.log"
-        with log_path.open("ab") as errors:
+        for path in (config.log, config.socket):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        config.socket.unlink(missing_ok=True)  # a predecessor's
+        with config.log.open("ab") as errors:
             self._process = await asyncio.create_subprocess_exec(
                 "setpriv", "--pdeathsig", "KILL",
-                sys.executable, "-m", "woodfrog.node_agent.vault", str(self._socket),
+                sys.executable, "-m", "woodfrog.node_agent.vault", str(config.socket),
                 str(config.arena_bytes), str(config.reader_count), config.device, str(config.number),
                 stdin=asyncio.subprocess.DEVNULL, stdout=errors, stderr=errors,
             )  # fmt: skip
@@ -60,7 +61,7 @@ class VaultProcess:
             await self.close()
             raise Unavailable(
                 "VAULT_FAILED",
-                f"the vault did not start in {START_TIMEOUT_S:.0f} s; see {log_path}",
+                f"the vault did not start in {START_TIMEOUT_S:.0f} s; see {config.log}",
             ) from None
 
     async def load(self, weights: str, folder: Path, *, host: bool) -> int:
@@ -85,23 +86,32 @@ class VaultProcess:
     async def describe(self) -> dict[str, Any]:
         return await self._client.call("describe", _CALL_TIMEOUT_S)
 
+    async def answers(self, within_s: float) -> bool:
+        try:
+            await self._client.call("describe", within_s)
+        except WoodfrogError:
+            return False
+        return True
+
     async def close(self) -> None:
+        """Kills it."""
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
         if self._watch is not None:
             await self._watch
-        self._socket.unlink(missing_ok=True)
+        self._config.socket.unlink(missing_ok=True)
 
     async def _first_word(self) -> dict[str, Any]:
         while not self.died.is_set():
-            if self._socket.exists():
+            if self._config.socket.exists():
                 try:
                     return await self.describe()
                 except WoodfrogError:
                     pass  # it is about to listen
             await asyncio.sleep(_POLL_S)
-        log_path = self._config.folder / f"vault-{self._config.number}.log"
-        raise Unavailable("VAULT_FAILED", f"the vault did not start: {_last_line(log_path)}")
+        raise Unavailable(
+            "VAULT_FAILED", f"the vault did not start: {_last_line(self._config.log)}"
+        )
 
     async def _wait(self, process: asyncio.subprocess.Process) -> None:
         status = await process.wait()
