@@ -83,6 +83,10 @@ class ModelSpec:
             raise ValueError(
                 f"memory is {self.memory_bytes} bytes, it must be 16 MiB to 1 PiB for one replica"
             )
+        if self.weights_bytes < 0:
+            raise ValueError(
+                f"weights have {self.weights_bytes} bytes, they cannot have fewer than 0"
+            )
         if self.gpu_bytes and not _GPU_BYTES_MIN <= self.gpu_bytes <= _MEMORY_BYTES_MAX:
             raise ValueError(
                 f"GPU memory is {self.gpu_bytes} bytes, it must be 64 MiB to 1 PiB for one replica, "

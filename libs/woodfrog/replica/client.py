@@ -9,7 +9,7 @@ from typing import Any
 
 from woodfrog import errors
 from woodfrog.errors import DeadlineExceeded, FailedPrecondition, Unavailable, WoodfrogError
-from woodfrog.replica.wire import Lines
+from woodfrog.replica.wire import Lines, close_all
 
 
 class ControlClient:
@@ -20,33 +20,48 @@ class ControlClient:
         self._peer = peer
 
     async def call(
-        self, verb: str, within_s: float, /, *, fds: Sequence[int] = (), **fields: Any
+        self,
+        verb: str,
+        within_s: float,
+        /,
+        *,
+        fds: Sequence[int] = (),
+        fds_wanted: int = 0,
+        **fields: Any,
     ) -> dict[str, Any]:
-        """The reply's fields, with `fds` if it carried descriptors, which are the caller's to close.
+        """The reply's fields, with `fds` if descriptors are wanted; these are the caller's to close.
 
-        Raises what the peer refused with, Unavailable REPLICA_UNREACHABLE when nobody answers there, DeadlineExceeded
-        REPLICA_SILENT after `within_s`; the verb may have happened in both.
+        Raises what the peer refused with, Unavailable REPLICA_UNREACHABLE when nobody answers there or not as it should,
+        DeadlineExceeded REPLICA_SILENT after `within_s`; the verb may have happened in both.
         """
         line = json.dumps({"verb": verb, **fields}).encode()
+        received: list[int] = []
         try:
             async with asyncio.timeout(within_s):
                 answer, received = await self._exchange(line, list(fds))
-                reply = json.loads(answer)
+            reply = json.loads(answer)
+            if not isinstance(reply, dict):
+                raise ValueError("the answer is no JSON object")
+            if not reply.pop("ok", False):
+                raise _error(reply)
+            if len(received) < fds_wanted:
+                raise ValueError("the answer lacks its descriptors")
+            kept, received = received[:fds_wanted], received[fds_wanted:]
         except TimeoutError:
             raise DeadlineExceeded(
                 "REPLICA_SILENT",
                 f"{self._peer} at {self._path} did not answer {verb} within {within_s:g} s; look at its state",
                 verb=verb,
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise Unavailable(
                 "REPLICA_UNREACHABLE",
                 f"{self._peer} at {self._path} did not answer {verb}: {error}; see whether it runs",
                 verb=verb,
             ) from error
-        if not reply.pop("ok", False):
-            raise _error(reply)
-        return {**reply, "fds": received} if received else dict(reply)
+        finally:
+            close_all(received)
+        return {**reply, "fds": kept} if fds_wanted else reply
 
     async def _exchange(self, line: bytes, fds: list[int]) -> tuple[bytes, list[int]]:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -57,9 +72,10 @@ class ControlClient:
             answer = await lines.read()
         finally:
             lines.close()
-        if not answer[0]:
+        line_back, received = answer
+        if line_back is None:
             raise ConnectionError("the connection ended")
-        return answer
+        return line_back, received
 
 
 def _error(reply: dict[str, Any]) -> WoodfrogError:

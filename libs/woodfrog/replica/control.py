@@ -17,6 +17,7 @@ Fields = Mapping[str, Any]
 Verb = Callable[[Fields], Awaitable[dict[str, Any]]]
 
 _BACKLOG = 64
+_ACCEPT_RETRY_S = 0.1
 
 
 class ControlServer:
@@ -49,7 +50,12 @@ class ControlServer:
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            connection, _ = await loop.sock_accept(self._listener)
+            try:
+                connection, _ = await loop.sock_accept(self._listener)
+            except OSError as error:  # no descriptor is free, most likely; there will be
+                log.error("cannot accept", extra={"error": str(error)})
+                await asyncio.sleep(_ACCEPT_RETRY_S)
+                continue
             talk = asyncio.create_task(self._talk(Lines(connection)), name="control.talk")
             self._talks.add(talk)
             talk.add_done_callback(self._talks.discard)
@@ -58,7 +64,7 @@ class ControlServer:
         try:
             while True:
                 line, fds = await lines.read()
-                if not line:
+                if line is None:
                     return
                 try:
                     reply = await self._answer(line, fds)

@@ -15,6 +15,8 @@ from woodfrog.errors import InvalidArgument
 ALIGN_BYTES = 256  # what CUDA's own allocator promises, and kernels rely on
 SIZE_BYTES = 2 << 20  # the block is a multiple of this: CUDA's granularity
 HEADER_BYTES_MAX = 100 << 20
+DIMENSIONS_MAX = 64
+NUMBER_MAX = 1 << 50
 DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16,
     "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64,
@@ -51,7 +53,7 @@ def of_folder(folder: Path) -> Layout:
     tensors: dict[str, Tensor] = {}
     extents: list[Extent] = []
     end = 0
-    for path in sorted(folder.rglob("*.safetensors")):
+    for path in sorted(path for path in folder.rglob("*.safetensors") if path.is_file()):
         relative = path.relative_to(folder)
         prefix = "" if relative.parent == Path(".") else f"{relative.parent}/"
         data_offset, entries = _header(path)
@@ -108,11 +110,15 @@ def _header(path: Path) -> tuple[int, list[Entry]]:
 
 
 def _entry(name: str, value: Any) -> Entry:
-    dtype, (begin, end) = value["dtype"], value["data_offsets"]
-    shape = tuple(int(n) for n in value["shape"])
-    if min(shape, default=0) < 0 or math.prod(shape) * DTYPE_BITS[dtype] != (end - begin) * 8:
+    dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(shape, list) or len(shape) > DIMENSIONS_MAX:
+        raise ValueError(f"tensor {name} has no shape of at most {DIMENSIONS_MAX} dimensions")
+    for number in (*shape, begin, end):
+        if type(number) is not int or not 0 <= number <= NUMBER_MAX:
+            raise ValueError(f"tensor {name} has a number that is no size")
+    if math.prod(shape) * DTYPE_BITS[dtype] != (end - begin) * 8:
         raise ValueError(f"tensor {name} has {end - begin} bytes for {dtype} {shape}")
-    return name, dtype, shape, begin, end - begin
+    return name, dtype, tuple(shape), begin, end - begin
 
 
 def _malformed(path: Path, why: str) -> InvalidArgument:

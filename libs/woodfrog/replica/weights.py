@@ -27,23 +27,21 @@ class WeightMemory:
         self.attached = False
         self._given: int | None = None
         self._arrived = threading.Event()
+        self._lock = threading.Lock()  # loading and the control socket are two threads
         self._memory: DeviceMemory | None = None
         self._layout: Layout | None = None
         self._address = 0
 
     def give(self, fd: int) -> None:
-        """A descriptor of the memory; it is ours from now on. Maps it if `open` was called before."""
-        fd = os.dup(fd)
-        if self._memory is None:
+        """A descriptor of the memory, which stays the caller's. Maps it if `open` was called before."""
+        with self._lock:
+            if self._memory is not None:
+                self._attach(fd)
+                return
             if self._given is not None:
                 os.close(self._given)
-            self._given = fd
-            self._arrived.set()
-            return
-        try:
-            self._attach(fd)
-        finally:
-            os.close(fd)
+            self._given = os.dup(fd)
+        self._arrived.set()
 
     def open(self, memory: DeviceMemory, layout: Layout, within_s: float) -> None:
         """Reserves the block's addresses, waits for its memory, and maps it. Raises DeadlineExceeded."""
@@ -53,13 +51,14 @@ class WeightMemory:
             raise DeadlineExceeded(
                 "WEIGHTS_LATE", f"nobody gave the weights' memory within {within_s:.0f} s"
             )
-        self._memory = memory
-        assert self._given is not None
-        fd, self._given = self._given, None
-        try:
-            self._attach(fd)
-        finally:
-            os.close(fd)
+        with self._lock:
+            assert self._given is not None
+            fd, self._given = self._given, None
+            self._memory = memory
+            try:
+                self._attach(fd)
+            finally:
+                os.close(fd)
 
     def detach(self) -> None:
         """Leaves the addresses without memory; also right when it is so."""

@@ -16,22 +16,27 @@ class Lines:
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         self._socket = connection
-        self._buffer = b""
+        self._buffer = bytearray()
         self._fds: list[int] = []
 
-    async def read(self) -> tuple[bytes, list[int]]:
-        """A line without its end, and the descriptors that came with it or before; b"" when the peer is gone.
+    async def read(self) -> tuple[bytes | None, list[int]]:
+        """A line without its end, and the descriptors that came with it or before, which are the caller's to close; None
+        when the peer is gone.
 
-        Raises ValueError when a line has no end within LINE_BYTES_MAX.
+        Raises ValueError when a line has no end within LINE_BYTES_MAX, or too many descriptors came.
         """
-        while b"\n" not in self._buffer:
-            if len(self._buffer) > LINE_BYTES_MAX:
+        searched = 0
+        while (end := self._buffer.find(b"\n", searched)) < 0:
+            searched = len(self._buffer)
+            if searched > LINE_BYTES_MAX:
                 raise ValueError("the line is too long")
             data = await self._receive()
             if not data:
-                return b"", []
+                return None, []
             self._buffer += data
-        line, _, self._buffer = self._buffer.partition(b"\n")
+            await asyncio.sleep(0)  # a peer that never stops must not hold others up
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
         fds, self._fds = self._fds, []
         return line, fds
 
@@ -60,6 +65,8 @@ class Lines:
                 await self._ready(writing=False)
             else:
                 self._fds += fds
+                if len(self._fds) > FDS_MAX:
+                    raise ValueError("too many descriptors came")
                 return data
 
     async def _ready(self, writing: bool) -> None:

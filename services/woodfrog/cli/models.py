@@ -67,21 +67,9 @@ def check_folder(folder: Path) -> list[str]:
             "NOT_A_FOLDER", f"{folder} is not a folder; give a model's folder or a GGUF file"
         )
     pipeline = (folder / "model_index.json").is_file()
-    parts = "*/*" if pipeline else "*_Pooling/config.json"  # the second is of sentence-transformers
-    found = (*folder.iterdir(), *folder.glob(parts))
-    files = sorted(path for path in found if path.is_file())
-    _check_links(folder, files)
+    files = _files(folder, pipeline)
     weights = [path for path in files if path.suffix == ".safetensors"]
-    if not weights:
-        pickles = [path.name for path in files if path.suffix in _PICKLES]
-        if pickles:
-            raise InvalidArgument(
-                "PICKLE_REFUSED",
-                f"{folder} has its weights only as a pickle ({pickles[0]}), which can run code; convert them to safetensors",
-            )
-        raise InvalidArgument(
-            "NO_WEIGHTS", f"{folder} has no .safetensors file; give the folder with the weights"
-        )
+    _check_pickles(folder, files, weights, pipeline)
     for path in weights:
         _check_safetensors(path)
     if pipeline:  # of Diffusers: a folder for each part
@@ -93,6 +81,39 @@ def check_folder(folder: Path) -> list[str]:
             "NO_TOKENIZER", f"{folder} has no tokenizer.json; add the model's tokenizer"
         )
     return [str(path.relative_to(folder)) for path in files if path.suffix in _KEPT]
+
+
+def _files(folder: Path, pipeline: bool) -> list[Path]:
+    """Of a model's folder, and of its parts where it has such."""
+    for path in folder.iterdir():
+        if path.is_symlink() and path.is_dir():
+            raise InvalidArgument(
+                "LINK_REFUSED", f"{path} is a link to a folder; replace it by a copy"
+            )
+    parts = "*/*" if pipeline else "*_Pooling/config.json"  # the second is of sentence-transformers
+    found = (*folder.iterdir(), *folder.glob(parts))
+    files = sorted(path for path in found if path.is_file())
+    _check_links(folder, files)
+    return files
+
+
+def _check_pickles(
+    folder: Path, files: Sequence[Path], weights: Sequence[Path], pipeline: bool
+) -> None:
+    """Raises InvalidArgument when the model, or a part of it, has no weights but pickles, or none at all."""
+    safe = {path.parent for path in weights}
+    if pipeline or not weights:
+        pickled = next((p for p in files if p.suffix in _PICKLES and p.parent not in safe), None)
+        if pickled is not None:
+            raise InvalidArgument(
+                "PICKLE_REFUSED",
+                f"{pickled.parent} has its weights only as a pickle ({pickled.name}), which can run code; convert them"
+                " to safetensors",
+            )
+    if not weights:
+        raise InvalidArgument(
+            "NO_WEIGHTS", f"{folder} has no .safetensors file; give the folder with the weights"
+        )
 
 
 async def add(cell: Cell, spec: ModelSpec, path: Path, progress: Progress) -> ModelSpec:

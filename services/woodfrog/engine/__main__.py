@@ -33,6 +33,13 @@ def main() -> int:
     except InvalidArgument as error:
         sys.stderr.write(error.message + "\n")
         return 2
+    except (
+        Exception
+    ) as error:  # the outermost frame: the agent tells the last line, so it is a sentence
+        logging.getLogger(__name__).exception("the engine failed")
+        said = str(error).strip().splitlines() or ["no reason given"]
+        sys.stderr.write(f"the model cannot be served: {type(error).__name__}: {said[0][:200]}\n")
+        return 1
     return 0
 
 

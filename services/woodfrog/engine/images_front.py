@@ -86,8 +86,7 @@ def parse(body: dict[str, Any], size: tuple[int, int]) -> tuple[Drawing, int]:
     prompt = body.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
         raise _bad("prompt", "must be a text that is not empty")
-    if len(prompt) > PROMPT_CHARACTERS_MAX:
-        raise _bad("prompt", f"is longer than {PROMPT_CHARACTERS_MAX} characters")
+    _check_text("prompt", prompt)
     if body.get("response_format") not in (None, "b64_json"):
         raise _bad("response_format", "must be b64_json: images are kept nowhere")
     if body.get("output_format") not in (None, "png"):
@@ -95,10 +94,9 @@ def parse(body: dict[str, Any], size: tuple[int, int]) -> tuple[Drawing, int]:
     if body.get("stream"):
         raise _bad("stream", "is not supported for images")
     negative = body.get("negative_prompt") or ""
-    if not isinstance(negative, str) or len(negative) > PROMPT_CHARACTERS_MAX:
-        raise _bad(
-            "negative_prompt", f"must be a text of at most {PROMPT_CHARACTERS_MAX} characters"
-        )
+    if not isinstance(negative, str):
+        raise _bad("negative_prompt", "must be a text")
+    _check_text("negative_prompt", negative)
     count = _whole(body, "n", 1, 1, COUNT_MAX)
     drawing = Drawing(
         prompt,
@@ -109,6 +107,15 @@ def parse(body: dict[str, Any], size: tuple[int, int]) -> tuple[Drawing, int]:
         negative,
     )
     return drawing, count
+
+
+def _check_text(name: str, text: str) -> None:
+    if len(text) > PROMPT_CHARACTERS_MAX:
+        raise _bad(name, f"is longer than {PROMPT_CHARACTERS_MAX} characters")
+    try:
+        text.encode()  # JSON can say what no text holds
+    except UnicodeEncodeError:
+        raise _bad(name, "is not valid Unicode") from None
 
 
 def _size(value: Any, default: tuple[int, int]) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """What the node is and has at the moment, and who is told of changes: the state, its live replicas, its residents."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 
 from woodfrog.clients.node_agent import node_full
 from woodfrog.clients.weight_fs import ResidencyUpdate
@@ -55,8 +55,15 @@ class Board:
         """That are counted there, used or kept."""
         return set(self._state.gpus[gpu].weights)
 
-    def state_of(self, replica_id: str) -> ReplicaState:
-        return self._state.promises[replica_id].state
+    def rests(self, replica_id: str) -> bool:
+        promise = self._state.promises.get(replica_id)
+        return promise is not None and promise.state in (ReplicaState.HOT, ReplicaState.PARKED)
+
+    def is_in(self, live: Live, states: Collection[ReplicaState]) -> bool:
+        """Whether it is still there, in one of these."""
+        promise = self._state.promises.get(live.replica_id)
+        known = self.live.get(live.replica_id) is live
+        return known and promise is not None and promise.state in states
 
     def forget(self, replica_id: str) -> None:
         self.decide(state.ReplicaEnded(replica_id))

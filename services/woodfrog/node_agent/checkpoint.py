@@ -98,7 +98,7 @@ class Checkpointer:
                 with stages.stage("checkpoint.resume"):
                     await self._resume(live)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            await asyncio.to_thread(shutil.rmtree, folder, True)
             raise
         return Dumped(folder, live.spec, canary, live.gpu, cuda_pids)
 
@@ -288,13 +288,15 @@ def _rewrite(source: Path, tree: Path, eager_min_bytes: int) -> Rewritten:
 
 async def _ask(live: Live) -> None:
     """One short request through the front door, so that the path of a request is among what was touched."""
-    probe = (await live.control("describe"))["probe"]
+    probe = (await live.control("describe")).get("probe")
+    if not isinstance(probe, dict) or not {"path", "body"} <= probe.keys():
+        raise Unavailable("PROOF_FAILED", "the restored replica does not say what to ask it")
     connector = aiohttp.UnixConnector(path=str(live.socket_path))
     timeout = aiohttp.ClientTimeout(total=_PROBE_TIMEOUT_S)
     try:
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
             async with session.post(
-                "http://replica" + probe["path"], json=probe["body"]
+                "http://replica" + str(probe["path"]), json=probe["body"]
             ) as response:
                 text = await response.text()
     except (aiohttp.ClientError, TimeoutError) as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from woodfrog.clients.weight_fs import Tree, WeightFsClient
-from woodfrog.errors import DataLoss, NotFound, Unavailable, WoodfrogError
+from woodfrog.errors import DataLoss, DeadlineExceeded, NotFound, Unavailable, WoodfrogError
 from woodfrog.model.rung import Rung
 from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.model.spec import ModelSpec
@@ -170,7 +170,7 @@ class Climber:
                         await self._gpus.cuda.wake(*pids, moved=source.moved)
                     with stages.stage("restore.weights"):
                         held = await bringing.weights
-                        live.gpu, fd = held.gpu, held.fd
+                        live.gpu, live.vault, fd = held.gpu, held.vault, held.fd
                 with stages.stage("restore.thaw"):
                     proving_s = await live.thaw_and_prove(source.canary, fd)
                 stages.split("restore.thaw", "restore.canary", proving_s)
@@ -207,10 +207,11 @@ class Climber:
                 raise
         return live
 
-    def folder_of(self, manifest: str) -> Path:
-        """Of a tree that is known to be whole; else nothing's, for weights that the vault has already."""
+    async def weights_of(self, live: Live) -> Path:
+        """The folder of a live replica's weights, whose tree is pinned for it."""
+        manifest = live.spec.weights
         known = self._trees.get(manifest)
-        return _folder(known) if known else Path("/nonexistent")
+        return _folder(known or await self._open(manifest, live.replica_id))
 
     async def tree(self, manifest: str, owner: str) -> Tree:
         """Pinned for its owner until `let_go`."""
@@ -303,15 +304,17 @@ class Climber:
         try:
             while time.monotonic() < deadline:
                 try:
-                    state = (await live.control("describe"))["state"]
+                    state = (await live.control("describe")).get("state")
                 except WoodfrogError:
                     state = "loading"  # its socket is not there yet, or it is too busy to answer
                 if state == "serving":
                     return
                 if bringing is not None and not given and bringing.weights.done():
-                    fd = bringing.weights.result().fd
-                    with contextlib.suppress(Unavailable):  # it is not listening yet
-                        await live.control("attach", fd=fd)
+                    held = bringing.weights.result()
+                    live.vault = held.vault
+                    # It is not listening yet, or too busy to answer; twice is harmless.
+                    with contextlib.suppress(Unavailable, DeadlineExceeded):
+                        await live.control("attach", fd=held.fd)
                         given = True
                 if ended.done() or state == "failed":
                     raise _cold_start_failed(live, _why_it_ended(live))

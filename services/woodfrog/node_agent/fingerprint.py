@@ -35,6 +35,7 @@ def of_node(criu_version: str, gpu: str) -> dict[str, str]:
 def of_engine(spec: ModelSpec) -> dict[str, str]:
     return {
         "engine": spec.engine,
+        "device": "gpu" if spec.gpu_bytes else "cpu",
         "args": str(sorted(spec.engine_args.items())),
         "slots": str(spec.slots),
         "python": sys.version.split()[0],

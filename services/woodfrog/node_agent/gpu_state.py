@@ -21,9 +21,8 @@ class Bring:
     host: bool  # also into pinned memory
     drop_device: tuple[str, ...] = ()
     drop_host: tuple[str, ...] = ()
-    room_bytes: int = (
-        0  # that the replica and its weights will take of the GPU on top of what it holds
-    )
+    private_bytes: int = 0  # that the replica will take of the GPU on top of what it holds
+    weights_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +92,9 @@ class GpuState:
     def admit(self, replica_id: str, need: Need, held_bytes: int) -> Bring:
         """Promises it, as a climbing replica. The caller looked at `missing_bytes`.
 
-        Weights that are used on the GPU already are not pinned for its sake.
+        Weights that are on the GPU already are not pinned for its sake: that would read them again.
         """
-        there = need.weights in self.used_weights
+        there = need.weights in self.weights
         drop = []
         used = self.used_weights
         for digest in [d for d in self.weights if d not in used and d != need.weights]:
@@ -109,7 +108,10 @@ class GpuState:
         self.tenants.pop(replica_id, None)
         self.tenants[replica_id] = Tenant(replica_id, State.CLIMBING, need.gpu_bytes, True, need)
         host, drop_host = (False, ()) if there else self._pin(need)
-        return Bring(self.uuid, need.weights, host, tuple(drop), drop_host, wanted)
+        private = need.gpu_bytes - held_bytes
+        return Bring(
+            self.uuid, need.weights, host, tuple(drop), drop_host, private, need.weights_bytes
+        )
 
     def move(self, replica_id: str, state: State) -> None:
         """What it holds follows from its state."""
@@ -149,10 +151,11 @@ class GpuState:
         for tenant in hot:
             if missing_bytes <= 0:
                 break
-            users.pop(tenant.replica_id)
-            found.append((tenant.replica_id, Rung.PARKED))
             weights = tenant.need.weights
+            users.pop(tenant.replica_id)
             if weights != need.weights and weights not in users.values():
+                sharers = [t.replica_id for t in hot if t.need.weights == weights]
+                found += ((replica_id, Rung.PARKED) for replica_id in sharers)
                 missing_bytes -= self.weights[weights]
         for tenant in (t for t in resting if t.state is State.PARKED):
             if missing_bytes <= 0:
@@ -162,7 +165,7 @@ class GpuState:
         for tenant in hot:  # those lowered above, all the way
             if missing_bytes <= 0:
                 break
-            found.remove((tenant.replica_id, Rung.PARKED))
+            found = [each for each in found if each[0] != tenant.replica_id]
             found.append((tenant.replica_id, Rung.FROZEN))
             missing_bytes -= tenant.held_bytes
         return found if missing_bytes <= 0 else []

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class Adapters:
 class Weights:
     gpu: str
     fd: int
+    vault: int  # which of the GPU's vaults it is from
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,8 @@ class Gpus:
         self._vaults: dict[str, VaultProcess] = {}
         self._numbers: dict[str, VaultConfig] = {}
         self._drops: dict[str, asyncio.Task[None]] = {}  # the last of each GPU's
+        self._unwanted: dict[str, dict[tuple[str, str], None]] = {}  # (weights, tier) to drop
+        self._starts: Counter[str] = Counter()  # of each GPU's vault, after the first
         self._held: set[tuple[str, str]] = set()  # (GPU, weights) that are on it
 
     async def __aenter__(self) -> "Gpus":
@@ -135,25 +139,39 @@ class Gpus:
 
     async def end(self, live: Live) -> None:
         """Kills a replica; where that may hang the machine, nothing of it is on a GPU any more if that can be had in time."""
-        if live.gpu and self._frozen_before_killed:
-            try:
-                async with asyncio.timeout(self._end_within_s):
-                    await live.sandbox.signal_all(signal.SIGCONT)  # it may be parked
-                    await live.park()  # CUDA freezes no process with memory of the vault's
-                    await self.freeze(live.sandbox)
-            except (WoodfrogError, OSError) as error:
-                log.warning(
-                    "killed with a GPU in use",
-                    extra={"replica": live.replica_id, "error": str(error) or "it took too long"},
-                )
-        await live.sandbox.close()
+        try:
+            if live.gpu and self._frozen_before_killed:
+                await self._off_gpu(live)
+        finally:
+            await live.sandbox.close()
+
+    async def _off_gpu(self, live: Live) -> None:
+        try:
+            async with asyncio.timeout(self._end_within_s):
+                await live.sandbox.signal_all(signal.SIGCONT)  # it may be parked
+                await live.park()  # CUDA freezes no process with memory of the vault's
+                await self.freeze(live.sandbox)
+        except (WoodfrogError, OSError) as error:
+            log.warning(
+                "killed with a GPU in use",
+                extra={"replica": live.replica_id, "error": str(error) or "it took too long"},
+            )
 
     def begin(self, bring: Bring) -> None:
         """Drops what must make room; called in the order of the promises, before anything waits."""
+        unwanted = self._unwanted.setdefault(bring.gpu, {})
         for weights in bring.drop_device:
             self._held.discard((bring.gpu, weights))
+            unwanted[weights, "device"] = None
+        for weights in bring.drop_host:
+            unwanted[weights, "host"] = None
+        unwanted.pop((bring.weights, "device"), None)
+        if bring.host:
+            unwanted.pop((bring.weights, "host"), None)
         before = self._drops.get(bring.gpu)
-        self._drops[bring.gpu] = asyncio.create_task(self._drop(bring, before), name="vault.drop")
+        self._drops[bring.gpu] = asyncio.create_task(
+            self._drop_all(bring.gpu, before), name="vault.drop"
+        )
 
     @asynccontextmanager
     async def bringing(self, bring: Bring | None, folder: Path) -> AsyncIterator[Bringing | None]:
@@ -196,6 +214,7 @@ class Gpus:
 
     async def restart(self, uuid: str) -> None:
         self._held = {(gpu, weights) for gpu, weights in self._held if gpu != uuid}
+        self._starts[uuid] += 1
         while True:
             vault = VaultProcess(self._numbers[uuid])
             try:
@@ -206,6 +225,10 @@ class Gpus:
             else:
                 self._vaults[uuid] = vault
                 return
+
+    def current(self, uuid: str, vault: int) -> bool:
+        """Whether the vault that gave a replica its weights is still the one that owns them."""
+        return self._starts[uuid] == vault and not self._vaults[uuid].died.is_set()
 
     async def facts(self, uuid: str) -> dict[str, Any]:
         return await self._vaults[uuid].describe()
@@ -222,36 +245,41 @@ class Gpus:
         """
         if drops := self._drops.get(bring.gpu):
             await asyncio.shield(drops)
-        vault = await self._living(bring.gpu)
-        free = int((await vault.describe())["free_bytes"])
-        if free < bring.room_bytes:
+        if self._unwanted.get(bring.gpu):
+            await self._drop_all(bring.gpu)
+        facts = await (await self._living(bring.gpu)).describe()
+        there = facts["weights"].get(bring.weights, {}).get("device", False)
+        needed = bring.private_bytes + (0 if there else bring.weights_bytes)
+        if facts["free_bytes"] < needed:
             raise Unavailable(
                 "GPU_FULL",
-                f"{bring.gpu} has {free} bytes free and {bring.room_bytes} are needed: somebody else uses it; "
+                f"{bring.gpu} has {facts['free_bytes']} bytes free and {needed} are needed: somebody else uses it; "
                 "free it or give this node another GPU",
             )
 
     async def _bring(self, bring: Bring, folder: Path, room: asyncio.Task[None]) -> Weights:
         await room
-        fd = await self._load(bring, folder)
+        weights = await self._load(bring, folder)
         self._held.add((bring.gpu, bring.weights))
-        return Weights(bring.gpu, fd)
+        return weights
 
-    async def _load(self, bring: Bring, folder: Path) -> int:
+    async def _load(self, bring: Bring, folder: Path) -> Weights:
         """By the vault, or by its successor when it dies over it."""
         vault = await self._living(bring.gpu)
         try:
-            return await vault.load(bring.weights, folder, host=bring.host)
+            return await self._load_by(vault, bring, folder)
         except Unavailable:
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(_NOTICE_S):
                     await vault.died.wait()
-            except TimeoutError:
-                pass
             if not vault.died.is_set():
                 raise
-        vault = await self._living(bring.gpu)
-        return await vault.load(bring.weights, folder, host=bring.host)
+        return await self._load_by(await self._living(bring.gpu), bring, folder)
+
+    async def _load_by(self, vault: VaultProcess, bring: Bring, folder: Path) -> Weights:
+        number = self._starts[bring.gpu]
+        fd = await vault.load(bring.weights, folder, host=bring.host, size_max=bring.weights_bytes)
+        return Weights(bring.gpu, fd, number)
 
     async def _living(self, uuid: str) -> VaultProcess:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -263,11 +291,19 @@ class Gpus:
             await asyncio.sleep(_RESTART_POLL_S)
         return self._vaults[uuid]
 
-    async def _drop(self, bring: Bring, before: asyncio.Task[None] | None) -> None:
+    async def _drop_all(self, uuid: str, before: asyncio.Task[None] | None = None) -> None:
+        """What is not wanted any more. What fails is tried again before the next look at the room."""
         if before is not None:
             await asyncio.gather(before, return_exceptions=True)
-        vault = self._vaults[bring.gpu]
-        for weights in bring.drop_device:
-            await vault.drop(weights, device=True)
-        for weights in bring.drop_host:
-            await vault.drop(weights, host=True)
+        unwanted = self._unwanted.setdefault(uuid, {})
+        vault = self._vaults[uuid]
+        for weights, where in list(unwanted):
+            if (weights, where) not in unwanted:  # wanted again meanwhile
+                continue
+            try:
+                await vault.drop(weights, device=where == "device", host=where == "host")
+            except WoodfrogError as error:
+                if not vault.died.is_set():  # else it is gone with it
+                    log.warning("weights not dropped", extra={"gpu": uuid, "error": error.message})
+                    continue
+            unwanted.pop((weights, where), None)

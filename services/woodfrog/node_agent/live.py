@@ -1,11 +1,12 @@
 """A replica that has a process, and what the agent asks of it over its control socket."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from woodfrog.errors import DataLoss, WoodfrogError
+from woodfrog.errors import DataLoss, Unavailable, WoodfrogError
 from woodfrog.model.spec import ModelSpec
 from woodfrog.node_agent.sandbox import FIRST_PID, Sandbox
 from woodfrog.replica.client import ControlClient
@@ -31,6 +32,7 @@ class Live:
     through_mount: bool  #: it maps files of the FUSE mount, and is lost when that is
     pid: int = FIRST_PID  #: inside the sandbox
     gpu: str = ""  #: uuid; empty: it runs on the CPU
+    vault: int = 0  #: which of that GPU's vaults its weights are from
 
     @property
     def socket_path(self) -> Path:
@@ -46,7 +48,9 @@ class Live:
     async def answers(self, within_s: float) -> bool:
         """Whether it lives: a stopped or stuck process does not answer."""
         try:
-            return bool((await self.control("describe", within_s))["state"] != "failed")
+            return bool(
+                (await self.control("describe", within_s)).get("state", "failed") != "failed"
+            )
         except WoodfrogError:
             return False
 
@@ -60,12 +64,13 @@ class Live:
         Raises DataLoss when the replica computes something else than it did before its checkpoint.
         """
         reply = await self.control("thaw", fd=weights, **self._thawing(), canary=True)
-        self._compare(reply["brief"], expected.brief)
-        return float(reply["brief_s"])
+        self._compare(_text(reply, "brief"), expected.brief)
+        seconds = reply.get("brief_s")
+        return float(seconds) if isinstance(seconds, int | float) else 0.0
 
     async def canary(self) -> Canary:
         reply = await self.control("canary")
-        return Canary(reply["digest"], reply["brief"])
+        return Canary(_text(reply, "digest"), _text(reply, "brief"))
 
     async def prove(self, expected: Canary) -> None:
         """By all layers. Raises DataLoss as `thaw_and_prove`."""
@@ -91,3 +96,11 @@ class Live:
         """Raises as `quiesce`."""
         weights = "keep" if keep_weights else "drop"
         await self.control("park", timeout_s=DRAIN_S, weights=weights)
+
+
+def _text(reply: Mapping[str, Any], name: str) -> str:
+    """Raises Unavailable: a replica that answers something else is not one of ours any more."""
+    value = reply.get(name)
+    if not isinstance(value, str):
+        raise Unavailable("REPLICA_WRONG", f"the replica's answer has no {name}; end it")
+    return value

@@ -4,10 +4,12 @@ import asyncio
 import itertools
 import logging
 import secrets
+import shutil
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from opentelemetry import trace
@@ -42,6 +44,7 @@ _CALM_S = 0.3  # after a climb, before sandboxes are made again
 _HEALTH_S = 5.0  # between two looks at the replicas, and how long each may take to answer
 _CLIMBS_KEPT_MAX = 1024
 _ROOM_TRIES = 3
+_AWAKE = frozenset((ReplicaState.SERVING, ReplicaState.HOT))  # their processes run
 _REFUSALS = frozenset(("NODE_FULL", "REPLICA_GONE", "REPLICA_BUSY"))  # the scheduler decides again
 _WEIGHTS_ROUND_BYTES = 64 << 20  # covers what alignment adds
 # Once they may have another cause, e.g. a file system that went away. Twice in a row the snapshot is given up.
@@ -90,15 +93,16 @@ class NodeLoop:
 
     async def descend(self, replica_id: str, rung: Rung) -> Rung:
         """Where it is then. Goes on when its caller gives up. Raises FailedPrecondition REPLICA_BUSY."""
+        rested = self._board.rests(replica_id)
         command = self._board.decide(state.DescendRequested(replica_id, rung))
         match command:
             case state.Park(hot=hot):
                 live = self._board.live[replica_id]
-                await asyncio.shield(self._spawn(self._park(live, hot), "park"))
+                await asyncio.shield(self._spawn(self._park(live, hot, rested), "park"))
                 return Rung.HOT if hot else Rung.PARKED
             case state.Freeze():
                 live = self._board.live[replica_id]
-                await asyncio.shield(self._spawn(self._freeze(live), "freeze"))
+                await asyncio.shield(self._spawn(self._freeze(live, rested), "freeze"))
         return rung
 
     def watch(self) -> AsyncIterator[NodeUpdate]:
@@ -151,10 +155,11 @@ class NodeLoop:
         live = self._board.live[replica_id]
         if isinstance(command, state.Thaw):
             try:
-                if rung is Rung.PARKED:
+                if command.stopped:
                     await live.sandbox.signal_all(signal.SIGCONT)
                 await self._thaw_live(live, command.bring, stages)
-            except WoodfrogError:
+                self._check_alive(live)
+            except BaseException:
                 await self._end(live, "it could not be thawed")
                 self._give_up(command.bring)
                 raise
@@ -163,12 +168,21 @@ class NodeLoop:
         return Climbed(self._board.replica(replica_id), rung, tuple(stages.done), "")
 
     async def _thaw_live(self, live: Live, bring: Bring | None, stages: Stages) -> None:
-        folder = self._parts.climber.folder_of(live.spec.weights)
+        folder = await self._parts.climber.weights_of(live) if bring else Path()
         async with self._parts.gpus.bringing(bring, folder) as bringing:
             with stages.stage("thaw.weights"):
-                fd = (await bringing.weights).fd if bringing else None
+                fd = None
+                if bringing is not None:
+                    held = await bringing.weights
+                    live.vault, fd = held.vault, held.fd
             with stages.stage("thaw"):
                 await live.thaw(fd)
+
+    def _check_alive(self, live: Live) -> None:
+        """After a wait: it is still there, and its weights still belong to the vault that gave them."""
+        known = self._board.live.get(live.replica_id) is live
+        if not known or (live.gpu and not self._parts.gpus.current(live.gpu, live.vault)):
+            raise Unavailable("REPLICA_LOST", f"replica {live.replica_id} ended meanwhile")
 
     async def _decide_with_room(
         self, event: state.StartRequested | state.ThawRequested
@@ -217,14 +231,18 @@ class NodeLoop:
                 live = await self._parts.climber.cold_start(replica_id, spec, stages, bring)
                 if spec.snapshot == "eager" and (pointer is None or damaged):
                     dumped = await self._dump(live, stages)
+            self._board.live[replica_id] = live
+            self._check_alive(live)
         except BaseException:
+            self._board.live.pop(replica_id, None)
             if live is not None:
-                await live.sandbox.close()
+                await self._parts.gpus.end(live)
+            if dumped is not None:
+                await asyncio.to_thread(shutil.rmtree, dumped.folder, True)
             self._board.forget(replica_id)
             self._give_up(bring)
             self._spawn(self._parts.climber.let_go(replica_id), "unpin")
             raise
-        self._board.live[replica_id] = live
         self._board.decide(state.ClimbFinished(replica_id))
         self._spawn(self._watch_end(live), "ended")
         if dumped:
@@ -275,7 +293,7 @@ class NodeLoop:
             return await self._parts.checkpointer.dump(live, stages)
         except (WoodfrogError, OSError) as error:
             _log_failed(live.spec, error)
-        if (await live.control("describe"))["state"] != "serving":
+        if (await live.control("describe")).get("state") != "serving":
             raise Unavailable(
                 "REPLICA_LOST", f"{live.spec.name} did not go on after its checkpoint failed"
             )
@@ -311,12 +329,13 @@ class NodeLoop:
 
     # --- descents and ends ---
 
-    async def _park(self, live: Live, hot: bool) -> None:
-        await self._leave_serving(live)
+    async def _park(self, live: Live, hot: bool, rested: bool) -> None:
+        await self._leave_serving(live, rested)
         try:
             await live.park(keep_weights=hot)
             if not hot:  # a hot one sleeps by itself, and wakes sooner
                 await live.sandbox.signal_all(signal.SIGSTOP)
+            self._check_alive(live)
         except (WoodfrogError, OSError) as error:
             await self._end(live, f"it could not be parked: {error}")
             raise
@@ -324,18 +343,21 @@ class NodeLoop:
         self._board.decide(state.DescendFinished(live.replica_id, resting))
         self._board.publish_replica(live.replica_id)
 
-    async def _freeze(self, live: Live) -> None:
-        await self._leave_serving(live)
+    async def _freeze(self, live: Live, rested: bool) -> None:
+        await self._leave_serving(live, rested)
         await self._end(live, "it was frozen")
 
-    async def _leave_serving(self, live: Live) -> None:
+    async def _leave_serving(self, live: Live, rested: bool) -> None:
         """Stops admission. Raises FailedPrecondition REPLICA_BUSY, with the replica serving on, when requests run."""
         self._board.publish_replica(live.replica_id)
         try:
             await live.sandbox.signal_all(signal.SIGCONT)  # it may be parked
-            if (await live.control("describe"))["state"] != "parked":
+            if (await live.control("describe")).get("state") != "parked":
                 await live.quiesce()
-        except ResourceExhausted:
+        except ResourceExhausted as error:
+            if rested:  # then it cannot serve, whatever it says
+                await self._end(live, "it rested and says that it is busy")
+                raise Unavailable("REPLICA_LOST", error.message) from error
             self._board.decide(state.DescendFinished(live.replica_id, ReplicaState.SERVING))
             self._board.publish_replica(live.replica_id)
             raise FailedPrecondition(
@@ -392,8 +414,10 @@ class NodeLoop:
             await self._parts.gpus.died(uuid)
             log.error("vault died", extra={"gpu": uuid})
             self._board.decide(state.VaultDied(uuid))
-            for live in [live for live in self._board.live.values() if live.gpu == uuid]:
-                await self._end(live, "the vault that owns its weights died")
+            theirs = [live for live in self._board.live.values() if live.gpu == uuid]
+            await asyncio.gather(
+                *(self._end(live, "the vault that owns its weights died") for live in theirs)
+            )
             self._board.decide(state.VaultDied(uuid))  # nobody uses them any more
             await self._parts.gpus.restart(uuid)
 
@@ -415,9 +439,7 @@ class NodeLoop:
         while True:
             await asyncio.sleep(_HEALTH_S)
             serving = [
-                live
-                for replica_id, live in self._board.live.items()
-                if self._board.state_of(replica_id) is ReplicaState.SERVING
+                live for live in self._board.live.values() if self._board.is_in(live, _AWAKE)
             ]
             answers = await asyncio.gather(*(live.answers(_HEALTH_S) for live in serving))
             now_silent = {
@@ -426,7 +448,8 @@ class NodeLoop:
                 if not answered
             }
             for live in serving:
-                if live.replica_id in now_silent & silent:
+                twice = live.replica_id in now_silent & silent
+                if twice and self._board.is_in(live, _AWAKE):  # it may be parked by now
                     await self._end(live, "it is stuck: it did not answer its control socket")
             silent = now_silent
 

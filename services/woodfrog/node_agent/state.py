@@ -105,6 +105,7 @@ class Start:
 class Thaw:
     replica_id: str
     bring: Bring | None = None
+    stopped: bool = True  # its processes are; those of a hot one sleep by themselves
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +148,6 @@ Command = Start | Thaw | Lower | Park | Freeze | Nothing | Refuse
 TRANSITIONS: dict[tuple[State, type], State] = {
     (State.PARKED, ThawRequested): State.CLIMBING,
     (State.HOT, ThawRequested): State.CLIMBING,
-    (State.CLIMBING, ClimbFinished): State.SERVING,
     (State.SERVING, DescendRequested): State.DESCENDING,
     (State.PARKED, DescendRequested): State.DESCENDING,
     (State.HOT, DescendRequested): State.DESCENDING,
@@ -199,8 +199,9 @@ class NodeState:
     def _note(self, event: Fact) -> None:
         match event:
             case ClimbFinished(replica_id):
-                if replica_id in self.promises:  # it may have ended in the meantime
-                    self._move(replica_id, TRANSITIONS[self._state(replica_id), type(event)])
+                promise = self.promises.get(replica_id)  # it may have ended, or be ending
+                if promise is not None and promise.state is State.CLIMBING:
+                    self._move(replica_id, State.SERVING)
             case DescendFinished(replica_id, state):
                 assert state in (State.HOT, State.PARKED, State.SERVING)
                 if replica_id in self.promises:
@@ -266,6 +267,7 @@ class NodeState:
         if promise.state is State.CLIMBING:
             return Refuse("REPLICA_BUSY", f"replica {replica_id} is climbing already")
         bring = None
+        stopped = promise.state is State.PARKED
         if promise.gpu:
             gpu = self.gpus[promise.gpu]
             tenant = gpu.tenants[replica_id]
@@ -277,7 +279,7 @@ class NodeState:
             idle = promise.state is State.HOT and not admitted.drop_device
             bring = None if idle else admitted
         self._move(replica_id, TRANSITIONS[promise.state, ThawRequested])
-        return Thaw(replica_id, bring)
+        return Thaw(replica_id, bring, stopped)
 
     def _descend(self, replica_id: str, rung: Rung) -> Command:
         assert rung in (Rung.HOT, Rung.PARKED, Rung.FROZEN)

@@ -81,3 +81,48 @@ def test_a_path_that_is_not_there_or_no_folder_says_so(folder: Path) -> None:
         check_folder(folder / "nowhere")
     with pytest.raises(WoodfrogError, match="not a folder"):
         check_folder(folder / "config.json")
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Path:
+    """Of Diffusers, with two parts."""
+    (tmp_path / "model_index.json").write_text('{"_class_name": "X", "unet": ["diffusers", "U"]}')
+    for part in ("unet", "vae"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_text("{}")
+        (tmp_path / part / "diffusion_pytorch_model.safetensors").write_bytes(safetensors())
+    return tmp_path
+
+
+def test_a_pipeline_comes_with_its_parts(pipeline: Path) -> None:
+    assert check_folder(pipeline) == [
+        "model_index.json",
+        *(f"{part}/{name}" for part in ("unet", "vae") for name in ("config.json", "diffusion_pytorch_model.safetensors")),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda f: (f / "vae" / "diffusion_pytorch_model.safetensors").rename(f / "vae" / "model.bin"), "PICKLE_REFUSED"),
+        (lambda f: (f / "unet" / "fp16.safetensors").write_bytes(safetensors()), "WEIGHTS_AMBIGUOUS"),
+        (lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(safetensors(4)), "WEIGHTS_DAMAGED"),
+        (lambda f: (f / "etc").symlink_to("/etc"), "LINK_REFUSED"),
+        (lambda f: (f / "vae" / "secret.json").symlink_to("/etc/shadow"), "LINK_REFUSED"),
+    ],
+)  # fmt: skip
+def test_each_defect_of_a_pipeline_has_its_sentence(
+    pipeline: Path, change: object, reason: str
+) -> None:
+    assert callable(change)
+    change(pipeline)
+    with pytest.raises(InvalidArgument) as caught:
+        check_folder(pipeline)
+    assert caught.value.reason == reason
+
+
+def test_what_only_looks_like_weights_is_left_out(pipeline: Path) -> None:
+    (pipeline / "unet" / "folder.safetensors").mkdir()
+    (pipeline / "unet" / "pipe.safetensors").write_bytes(b"")
+    _fifo(pipeline / "unet" / "pipe.safetensors")
+    assert len(check_folder(pipeline)) == 5

@@ -132,6 +132,7 @@ def test_what_a_request_says_is_taken() -> None:
     ("field", "value"),
     [
         ("prompt", ""), ("prompt", None), ("prompt", 7), ("prompt", "x" * 40_000),
+        ("prompt", "\ud800"), ("negative_prompt", "\udfff"), ("negative_prompt", "x" * 40_000),
         ("n", 0), ("n", 11), ("n", True), ("n", "2"),
         ("size", "1024"), ("size", "63x64"), ("size", "100x100"), ("size", "99999x64"), ("size", 5),
         ("response_format", "url"), ("output_format", "webp"), ("stream", True),

@@ -155,6 +155,18 @@ def need(weights: str = "w", size: int = 4, private: int = 2) -> Need:
     return Need(private * GIB, weights, size * GIB)
 
 
+def bring(
+    weights: str,
+    host: bool,
+    drop_device: tuple[str, ...] = (),
+    drop_host: tuple[str, ...] = (),
+    *,
+    private: int = 2,
+    size: int = 4,
+) -> Bring:
+    return Bring("gpu-0", weights, host, drop_device, drop_host, private * GIB, size * GIB)
+
+
 def on_gpu(node: NodeState, replica_id: str, wanted: Need) -> state.Command:
     return node.handle(state.StartRequested(replica_id, wanted.weights, GIB, wanted))
 
@@ -169,9 +181,7 @@ def test_two_replicas_of_a_model_share_one_copy_of_its_weights() -> None:
     node = NodeState(64 * GIB, 8, [gpu(8)])
     for replica_id, host in (("a", True), ("b", False)):
         command = on_gpu(node, replica_id, need())
-        assert command == state.Start(
-            replica_id, Bring("gpu-0", "w", host, room_bytes=(6 if host else 2) * GIB)
-        )
+        assert command == state.Start(replica_id, bring("w", host))
         node.check()
     assert node.gpus["gpu-0"].free_bytes == 0
     assert isinstance(on_gpu(node, "c", need()), state.Refuse)
@@ -183,13 +193,9 @@ def test_idle_weights_go_when_room_is_needed_and_longest_unused_first() -> None:
         on_gpu(node, weights, need(weights))
         node.handle(state.ClimbFinished(weights))
         node.handle(state.ReplicaEnded(weights))
-    assert on_gpu(node, "a", need("w3")) == state.Start(
-        "a", Bring("gpu-0", "w3", False, room_bytes=6 * GIB)
-    )
+    assert on_gpu(node, "a", need("w3")) == state.Start("a", bring("w3", False))
     node.check()
-    assert on_gpu(node, "b", need("w4")) == state.Start(
-        "b", Bring("gpu-0", "w4", False, drop_device=("w1", "w2"), room_bytes=6 * GIB)
-    )
+    assert on_gpu(node, "b", need("w4")) == state.Start("b", bring("w4", False, ("w1", "w2")))
 
 
 def test_resting_replicas_go_down_when_room_is_needed_and_serving_ones_never() -> None:
@@ -202,7 +208,7 @@ def test_resting_replicas_go_down_when_room_is_needed_and_serving_ones_never() -
     assert on_gpu(node, "b", need("w2", size=5)) == state.Lower((("a", Rung.PARKED),))
     rests(node, "a", Rung.PARKED)
     started = on_gpu(node, "b", need("w2", size=5))
-    assert started == state.Start("b", Bring("gpu-0", "w2", True, ("w1",), ("w1",), 7 * GIB))
+    assert started == state.Start("b", bring("w2", True, ("w1",), ("w1",), size=5))
     node.check()
     node.handle(state.ClimbFinished("b"))
     refused = node.handle(state.ThawRequested("a"))
@@ -210,7 +216,7 @@ def test_resting_replicas_go_down_when_room_is_needed_and_serving_ones_never() -
     assert refused.reason == "NODE_FULL"
     rests(node, "b", Rung.PARKED)
     thawed = node.handle(state.ThawRequested("a"))
-    assert thawed == state.Thaw("a", Bring("gpu-0", "w1", True, ("w2",), ("w2",), 5 * GIB))
+    assert thawed == state.Thaw("a", bring("w1", True, ("w2",), ("w2",), private=1))
 
 
 def test_a_hot_one_needs_nothing_from_the_vault() -> None:
@@ -218,9 +224,39 @@ def test_a_hot_one_needs_nothing_from_the_vault() -> None:
     on_gpu(node, "a", need("w1"))
     node.handle(state.ClimbFinished("a"))
     rests(node, "a", Rung.HOT)
-    assert node.handle(state.ThawRequested("a")) == state.Thaw("a", None)
+    assert node.handle(state.ThawRequested("a")) == state.Thaw("a", None, stopped=False)
     node.check()
     assert node.gpus["gpu-0"].free_bytes == 4 * GIB
+
+
+def test_replicas_that_share_weights_are_parked_together_and_others_not_for_nothing() -> None:
+    node = NodeState(64 * GIB, 8, [gpu(16)])
+    for replica_id, weights in (("a", "w1"), ("b", "w1"), ("h", "w3")):
+        on_gpu(node, replica_id, need(weights))
+        node.handle(state.ClimbFinished(replica_id))
+    for replica_id in ("h", "a", "b"):
+        rests(node, replica_id, Rung.HOT)
+    # "h" has the weights that are wanted, so parking it gives nothing.
+    wanted = need("w3", private=9)
+    assert on_gpu(node, "c", wanted) == state.Lower((("a", Rung.PARKED), ("b", Rung.PARKED)))
+
+
+def test_a_replica_that_ends_as_its_climb_finishes_does_not_come_back() -> None:
+    node = NodeState(64 * GIB, 8, [gpu(10)])
+    on_gpu(node, "a", need())
+    node.handle(state.EndBegun("a"))
+    node.handle(state.ClimbFinished("a"))
+    assert node.promises["a"].state is ReplicaState.DESCENDING
+    node.check()
+
+
+def test_weights_that_are_on_the_gpu_are_not_pinned_again() -> None:
+    node = NodeState(64 * GIB, 8, [gpu(20)])
+    on_gpu(node, "a", need())
+    node.handle(state.ClimbFinished("a"))
+    node.handle(state.ReplicaEnded("a"))
+    node.gpus["gpu-0"].pinned.clear()
+    assert on_gpu(node, "b", need()) == state.Start("b", bring("w", False))
 
 
 def test_a_parked_one_is_frozen_for_room() -> None:

@@ -1,8 +1,11 @@
 """The control contract over a real socket, with an engine that only remembers."""
 
 import asyncio
+import contextlib
 import json
 import logging
+import os
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from woodfrog.errors import (
     InvalidArgument,
     ResourceExhausted,
     Unavailable,
+    WoodfrogError,
 )
 from woodfrog.replica.client import ControlClient
 from woodfrog.replica.control import ControlServer
@@ -222,3 +226,85 @@ async def test_a_silent_replica(serving: Harness) -> None:
         await serving.client.call("quiesce", 0.05, timeout_s=0.2)
     assert refusal.value.reason == "REPLICA_SILENT"
     serving.engine.idle.set()
+
+
+@contextlib.asynccontextmanager
+async def liar(path: Path, answer: bytes, descriptors: int) -> AsyncIterator[None]:
+    """Answers whatever is asked with the same bytes, and descriptors with them."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+    listener.setblocking(False)
+
+    async def lie() -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            connection, _ = await loop.sock_accept(listener)
+            with connection:
+                await loop.sock_recv(connection, 65536)
+                socket.send_fds(connection, [answer], [0] * descriptors)
+
+    lying = asyncio.create_task(lie())
+    try:
+        yield
+    finally:
+        lying.cancel()
+        await asyncio.gather(lying, return_exceptions=True)
+        listener.close()
+
+
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"\n",
+        b"5\n",
+        b"[]\n",
+        b'{"ok": true}\n',
+        b'{"ok": false}\n',
+        b"{",
+        b'{"ok": 1, "fds": [7]}\n',
+    ],
+)
+async def test_a_replica_that_lies_costs_no_descriptor_and_no_other_error(
+    tmp_path: Path, answer: bytes
+) -> None:
+    path = tmp_path / "control.sock"
+    async with liar(path, answer, 200):
+        before = open_descriptors()
+        for _ in range(3):
+            with contextlib.suppress(WoodfrogError):
+                reply = await ControlClient(path).call("describe", TIMEOUT_S)
+                assert isinstance(reply, dict)
+            with pytest.raises(WoodfrogError):
+                await ControlClient(path).call("describe", TIMEOUT_S, fds_wanted=201)
+        await asyncio.sleep(0.05)
+        assert open_descriptors() <= before + 1
+
+
+async def test_descriptors_that_are_wanted_arrive_and_others_are_closed(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    async with liar(path, b'{"ok": true}\n', 3):
+        before = open_descriptors()
+        reply = await ControlClient(path).call("load", TIMEOUT_S, fds_wanted=1)
+        assert open_descriptors() == before + 1
+        os.close(*reply["fds"])
+
+
+async def test_a_peer_that_never_stops_sending_holds_nobody_up(harness: Harness) -> None:
+    async def flood() -> None:
+        _, writer = await asyncio.open_unix_connection(harness.path)
+        while True:
+            writer.write(b"x" * 1000)
+            await writer.drain()
+
+    flooding = asyncio.create_task(flood())
+    try:
+        for _ in range(20):
+            await asyncio.wait_for(harness.call("describe"), 5)
+    finally:
+        flooding.cancel()
+        await asyncio.gather(flooding, return_exceptions=True)

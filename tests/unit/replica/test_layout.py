@@ -90,6 +90,12 @@ def test_aligned_neighbours_are_read_in_one_piece(tmp_path: Path) -> None:
         ({"t": {"dtype": "F99", "shape": [4], "data_offsets": [0, 16]}}, b"x" * 16),
         ({"t": {"dtype": "U8", "shape": [4], "data_offsets": [-4, 0]}}, b"x" * 16),
         ({"t": {"dtype": "U8", "shape": [4]}}, b"x" * 16),
+        ({"t": {"dtype": "U8", "shape": [4.0], "data_offsets": [0, 4]}}, b"x" * 16),
+        ({"t": {"dtype": "U8", "shape": [4], "data_offsets": [0.0, 4.0]}}, b"x" * 16),
+        ({"t": {"dtype": "U8", "shape": [True] * 4, "data_offsets": [0, 1]}}, b"x" * 16),
+        ({"t": {"dtype": "U8", "shape": [1] * 65, "data_offsets": [0, 1]}}, b"x" * 16),
+        ({"t": {"dtype": "U8", "shape": [0, 10**4000], "data_offsets": [0, 0]}}, b"x" * 16),
+        (b'{"t": {"dtype": "U8", "shape": [Infinity], "data_offsets": [0, 0]}}', b"x" * 16),
         ({"t": 7}, b"x" * 16),
         (
             {

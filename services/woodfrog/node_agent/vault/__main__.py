@@ -42,8 +42,10 @@ def _verbs(vault: Vault) -> dict[str, Any]:
 
     async def load(fields: Fields) -> dict[str, Any]:
         weights, folder = _text(fields, "weights"), Path(_text(fields, "folder"))
-        await run(partial(vault.load, weights, folder, bool(fields.get("host"))))
-        return await export(fields)
+        host, size_max = bool(fields.get("host")), fields.get("size_max")
+        limit = size_max if isinstance(size_max, int) else None
+        fd, size_bytes = await run(partial(vault.load, weights, folder, host, limit))
+        return {"fds": [fd], "size_bytes": size_bytes}
 
     async def stage(fields: Fields) -> dict[str, Any]:
         await run(partial(vault.stage, _text(fields, "weights"), Path(_text(fields, "folder"))))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from woodfrog.errors import Unavailable, WoodfrogError
+from woodfrog.errors import DataLoss, DeadlineExceeded, Unavailable, WoodfrogError
 from woodfrog.node_agent.vault.device import REAL
 from woodfrog.replica.client import ControlClient
 
@@ -64,31 +64,48 @@ class VaultProcess:
                 f"the vault did not start in {START_TIMEOUT_S:.0f} s; see {config.log}",
             ) from None
 
-    async def load(self, weights: str, folder: Path, *, host: bool) -> int:
-        """Onto the GPU, and into pinned memory too if `host`. A descriptor of it, the caller's to close."""
-        reply = await self._client.call(
-            "load", _LOAD_TIMEOUT_S, weights=weights, folder=str(folder), host=host
-        )
+    async def load(self, weights: str, folder: Path, *, host: bool, size_max: int) -> int:
+        """Onto the GPU, and into pinned memory too if `host`. A descriptor of it, the caller's to close.
+
+        Raises Unavailable, ResourceExhausted GPU_FULL, InvalidArgument for weights that are malformed or larger than
+        `size_max`.
+        """
+        reply = await self._ask(
+            "load", _LOAD_TIMEOUT_S, 1,
+            weights=weights, folder=str(folder), host=host, size_max=size_max,
+        )  # fmt: skip
         return int(reply["fds"][0])
 
     async def export(self, weights: str) -> int:
         """A descriptor of what is on the GPU, the caller's to close. Raises NotFound."""
-        reply = await self._client.call("export", _CALL_TIMEOUT_S, weights=weights)
+        reply = await self._ask("export", _CALL_TIMEOUT_S, 1, weights=weights)
         return int(reply["fds"][0])
 
-    async def stage(self, weights: str, folder: Path) -> None:
-        """Into pinned memory only."""
-        await self._client.call("stage", _LOAD_TIMEOUT_S, weights=weights, folder=str(folder))
-
     async def drop(self, weights: str, *, device: bool = False, host: bool = False) -> None:
-        await self._client.call("drop", _CALL_TIMEOUT_S, weights=weights, device=device, host=host)
+        """Waits for a load of them that is under way."""
+        await self._ask("drop", _LOAD_TIMEOUT_S, 0, weights=weights, device=device, host=host)
 
-    async def describe(self) -> dict[str, Any]:
-        return await self._client.call("describe", _CALL_TIMEOUT_S)
+    async def describe(self, within_s: float = _CALL_TIMEOUT_S) -> dict[str, Any]:
+        return await self._ask("describe", within_s, 0)
+
+    async def _ask(
+        self, verb: str, within_s: float, fds_wanted: int, **fields: Any
+    ) -> dict[str, Any]:
+        """What is wrong with the vault or the weights must not look as if it were with a replica or its snapshot."""
+        try:
+            return await self._client.call(verb, within_s, fds_wanted=fds_wanted, **fields)
+        except DeadlineExceeded as error:
+            raise Unavailable("VAULT_SILENT", error.message) from error
+        except DataLoss as error:
+            raise Unavailable(error.reason, error.message) from error
+        except Unavailable as error:
+            if error.reason == "REPLICA_UNREACHABLE":
+                raise Unavailable("VAULT_UNREACHABLE", error.message) from error
+            raise
 
     async def answers(self, within_s: float) -> bool:
         try:
-            await self._client.call("describe", within_s)
+            await self.describe(within_s)
         except WoodfrogError:
             return False
         return True
@@ -120,5 +137,7 @@ class VaultProcess:
 
 
 def _last_line(path: Path) -> str:
-    lines = path.read_text(errors="replace").strip().splitlines()
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        lines = file.read().decode(errors="replace").strip().splitlines()
     return lines[-1][:300] if lines else "it said nothing"

@@ -9,20 +9,25 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from woodfrog.errors import DataLoss, FailedPrecondition, NotFound
+from woodfrog.errors import (
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    WoodfrogError,
+)
 from woodfrog.node_agent.vault.arena import BLOCK_BYTES, Arena
 from woodfrog.node_agent.vault.device import Device
 from woodfrog.replica import layout
 from woodfrog.replica.layout import Extent, Layout
 
 PIECE_BYTES = 16 << 20  # one read, and one copy of what it brought
-_NOTHING = Layout({}, (), layout.SIZE_BYTES)
 _STAGES = 2  # pieces of a reader on their way to the GPU, where the arena has no room
 
 
@@ -64,28 +69,33 @@ class Vault:
             self._readers.put(_Reader(device))
         self._stream = device.stream()
 
-    def load(self, weights: str, folder: Path, host: bool) -> None:
-        """Onto the GPU; with `host` also into the arena, on the way, if it has room. Does nothing where it is there already.
+    def load(
+        self, weights: str, folder: Path, host: bool, size_max: int | None = None
+    ) -> tuple[int, int]:
+        """Onto the GPU; with `host` also into the arena, on the way, if it has room. As `export` then.
 
-        Raises ResourceExhausted GPU_FULL, DataLoss when a file is shorter than its header says, OSError.
+        Does nothing where it is there already. Raises ResourceExhausted GPU_FULL, InvalidArgument for weights larger
+        than `size_max`, DataLoss when a file is shorter than its header says, OSError.
         """
         with self._one(weights, folder) as held:
-            made = held.device is None
-            device = self._device.create(held.layout.size_bytes) if made else held.device
-            try:
-                if held.host is not None:
-                    if made:
+            size = held.layout.size_bytes
+            if size_max is not None and size > size_max:
+                raise InvalidArgument(
+                    "WEIGHTS_TOO_LARGE",
+                    f"the weights take {size} bytes on a GPU, {size_max} were promised; pack fewer small tensors",
+                )
+            if held.device is None:
+                device = self._device.create(size)
+                try:
+                    if held.host is not None:
                         self._copy(held, device)
-                elif made:
-                    self._read(held, device, keep=host)
-                elif host:
-                    with suppress(FailedPrecondition):  # there is no room, and it is on the GPU
-                        self._read(held, None, keep=True)
-            except BaseException:
-                if made:
+                    else:
+                        self._read(held, device, keep=host)
+                except BaseException:
                     self._device.free(device)
-                raise
-            held.device = device
+                    raise
+                held.device = device
+            return self._device.export(held.device), size
 
     def stage(self, weights: str, folder: Path) -> None:
         """Into the arena only. Raises as `load`, and FailedPrecondition ARENA_FULL."""
@@ -105,16 +115,19 @@ class Vault:
 
     def drop(self, weights: str, *, device: bool, host: bool) -> None:
         """From the GPU, from the arena, or both; also right when it is not there."""
-        if weights not in self._held:
-            return
-        with self._one(weights, None) as held:
-            if device and held.device is not None:
-                self._device.free(held.device)
-                held.device = None
-            if host and held.host is not None:
-                with self._lock:
-                    self._arena.give(held.host)
-                held.host = None
+        while (held := self._held.get(weights)) is not None:
+            with held.lock:
+                if self._held.get(weights) is not held:  # forgotten while this thread waited
+                    continue
+                if device and held.device is not None:
+                    self._device.free(held.device)
+                    held.device = None
+                if host and held.host is not None:
+                    with self._lock:
+                        self._arena.give(held.host)
+                    held.host = None
+                self._forget_empty(weights, held)
+                return
 
     def describe(self) -> dict[str, Any]:
         facts = self._device.facts()
@@ -137,29 +150,28 @@ class Vault:
         }
 
     @contextmanager
-    def _one(self, weights: str, folder: Path | None) -> Iterator[Held]:
-        """One model's weights, for this thread alone; forgotten afterwards when they are nowhere.
-
-        Without a folder what is not known is an empty one.
-        """
+    def _one(self, weights: str, folder: Path) -> Iterator[Held]:
+        """One model's weights, for this thread alone; forgotten afterwards when they are nowhere."""
         while True:
             held = self._held.get(weights)
             if held is None:
-                made = Held(layout.of_folder(folder) if folder else _NOTHING, folder or Path())
+                made = Held(layout.of_folder(folder), folder)
                 with self._lock:
                     held = self._held.setdefault(weights, made)
             with held.lock:
                 if self._held.get(weights) is not held:  # forgotten while this thread waited
                     continue
-                if folder is not None:
-                    held.folder = folder  # the newest place to read them from
+                held.folder = folder  # the newest place to read them from
                 try:
                     yield held
                 finally:
-                    if held.device is None and held.host is None:
-                        with self._lock:
-                            self._held.pop(weights, None)
+                    self._forget_empty(weights, held)
                 return
+
+    def _forget_empty(self, weights: str, held: Held) -> None:
+        if held.device is None and held.host is None:
+            with self._lock:
+                self._held.pop(weights, None)
 
     def _copy(self, held: Held, device: Any) -> None:
         assert held.host is not None
@@ -205,7 +217,10 @@ class Vault:
             work = [self._pool.submit(bring, piece) for piece in pieces(held.layout)]
             errors = [error for each in work if (error := each.exception()) is not None]
             for reader in used:  # also after an error: a copy under way must not outlive its memory
-                reader.wait()
+                try:
+                    reader.wait()
+                except WoodfrogError as error:
+                    errors.append(error)
             if errors:
                 raise errors[0]
         except BaseException:
@@ -235,9 +250,10 @@ class _Reader:
 
     def through(self, piece: Piece, folder: Path, device: Any) -> None:
         if self._staging is None:
-            self._staging = mmap.mmap(-1, _STAGES * PIECE_BYTES)
-            self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._staging))
+            memory = mmap.mmap(-1, _STAGES * PIECE_BYTES)
+            self._address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
             self._device.pin(self._address, _STAGES * PIECE_BYTES)
+            self._staging = memory
         self._turn = (self._turn + 1) % _STAGES
         if self._turn == 0:  # both were used since the last wait
             self.wait()
