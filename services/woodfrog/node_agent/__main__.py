@@ -102,12 +102,12 @@ def _vaults(settings: Settings) -> list[VaultConfig]:
     """Raises InvalidArgument when the setting names no GPU of this machine."""
     if settings.gpus == "none":
         return []
-    there = sorted(int(path.name[6:]) for path in Path("/dev").glob("nvidia[0-9]*"))
+    there = list(range(len(list(Path("/dev").glob("nvidia[0-9]*")))))
     try:
         numbers = there if settings.gpus == "all" else [int(n) for n in settings.gpus.split(",")]
     except ValueError:
         numbers = []
-    if not numbers:
+    if not numbers or len(set(numbers)) < len(numbers) or min(numbers) < 0:
         raise InvalidArgument(
             "BAD_SETTING",
             f"WOODFROG_NODE_AGENT_GPUS is {settings.gpus!r}, this machine has GPUs {there}; "

@@ -10,6 +10,7 @@ from woodfrog.model.node import NodeFacts, NodeUpdate, Replica, ReplicaState, Re
 from woodfrog.model.rung import Rung
 from woodfrog.model.spec import ModelSpec
 from woodfrog.node_agent import state
+from woodfrog.node_agent.gpu_state import Bring
 from woodfrog.node_agent.live import Live
 
 _WATCH_QUEUE_MAX = 256
@@ -50,6 +51,11 @@ class Board:
         promise = self._state.promises.get(replica_id)
         hot = promise is not None and promise.state is ReplicaState.HOT
         return Rung.HOT if hot else Rung.PARKED
+
+    def sole_user(self, bring: Bring) -> bool:
+        """Whether no second replica uses these weights on that GPU."""
+        tenants = self._state.gpus[bring.gpu].tenants.values()
+        return sum(t.uses and t.need.weights == bring.weights for t in tenants) < 2
 
     def weights_on(self, gpu: str) -> set[str]:
         """That are counted there, used or kept."""

@@ -8,8 +8,8 @@ import asyncio
 import logging
 import os
 import shutil
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -51,6 +51,14 @@ class Dumped:
     canary: Canary
     gpu: str  # that it was on; empty: none
     cuda_pids: tuple[int, ...]  # of its processes, as they are inside: which were on it
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """For the proof of a snapshot."""
+
+    enough: bool
+    bring: Bring | None = None  # weights to a GPU
 
 
 class Checkpointer:
@@ -128,13 +136,11 @@ class Checkpointer:
         self,
         dumped: Dumped,
         fingerprint: Fingerprint,
-        bring: Bring | None = None,
-        *,
-        prove: bool = True,
+        room: Callable[[], AbstractContextManager[Room]],
     ) -> SnapshotPointer:
         """Makes the snapshot of a dump and points to it. Raises woodfrog.errors classes; leaves no staging behind.
 
-        `bring` brings the weights for its proof to a GPU. What is not proven here is at its first restore.
+        `room` is held for the proof only. What is not proven here is at its first restore.
         """
         stages = Stages()
         tree = dumped.folder / "tree"
@@ -144,7 +150,12 @@ class Checkpointer:
                 image = await asyncio.to_thread(_rewrite, dumped.folder / "dump", tree, eager)
             with stages.stage("checkpoint.prove"):
                 async with self._one_proof:
-                    extents = await self._prove(dumped, tree, image, bring) if prove else []
+                    with room() as found:
+                        extents = (
+                            await self._prove(dumped, tree, image, found.bring)
+                            if found.enough
+                            else []
+                        )
             with stages.stage("checkpoint.digest"):
                 attributes = {
                     "model": dumped.spec.name,
@@ -161,7 +172,7 @@ class Checkpointer:
                 manifest = await asyncio.to_thread(build_manifest, Kind.SNAPSHOT, tree, attributes)
             with stages.stage("checkpoint.ingest"):
                 pointer = await self._keep(manifest, tree, dumped.spec, fingerprint)
-            if prove:
+            if found.enough:
                 self._climber.proven.add(manifest.digest)
             return pointer
         finally:

@@ -7,8 +7,10 @@ import secrets
 import shutil
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from woodfrog.model.snapshot import Fingerprint, SnapshotPointer
 from woodfrog.model.spec import ModelSpec
 from woodfrog.node_agent import fingerprint, state
 from woodfrog.node_agent.board import Board
-from woodfrog.node_agent.checkpoint import Checkpointer, Dumped
+from woodfrog.node_agent.checkpoint import Checkpointer, Dumped, Room
 from woodfrog.node_agent.climb import Climber
 from woodfrog.node_agent.gpu_state import Bring, Need
 from woodfrog.node_agent.gpus import Gpus
@@ -276,6 +278,9 @@ class NodeLoop:
                 "snapshot passed over",
                 extra={"model": spec.name, "reason": reason, "error": str(error)},
             )
+            if reason == "CANARY_MISMATCH" and bring and self._board.sole_user(bring):
+                wrong = (bring.weights,)  # perhaps it is they; the cold start reads them again
+                self._parts.gpus.begin(Bring(bring.gpu, "", False, wrong, wrong))
             if reason in _BLAMES_SNAPSHOT:
                 self._failures[pointer.manifest] += 1
             damaged = isinstance(error, DataLoss) or self._failures[pointer.manifest] > 1
@@ -301,23 +306,13 @@ class NodeLoop:
 
     async def _finish(self, dumped: Dumped, own_print: Fingerprint) -> None:
         with telemetry.tracer().start_as_current_span("checkpoint"):
-            proof = f"{dumped.folder.name}-proof"
-            prove, bring = True, None
             try:
-                if need := _need(dumped.spec):
-                    command = self._board.decide(state.ProofRequested(proof, need))
-                    prove = isinstance(command, state.Start)
-                    bring = command.bring if isinstance(command, state.Start) else None
-                    if bring:
-                        self._parts.gpus.begin(bring)
                 pointer = await self._parts.checkpointer.finish(
-                    dumped, own_print, bring, prove=prove
+                    dumped, own_print, partial(self._proof_room, dumped)
                 )
             except (WoodfrogError, OSError) as error:
                 _log_failed(dumped.spec, error)
                 return
-            finally:
-                self._board.decide(state.ProofEnded(proof))
         log.info(
             "snapshot made",
             extra={
@@ -326,6 +321,23 @@ class NodeLoop:
                 "size_bytes": pointer.size_bytes,
             },
         )
+
+    @contextmanager
+    def _proof_room(self, dumped: Dumped) -> Iterator[Room]:
+        need = _need(dumped.spec)
+        if need is None:
+            yield Room(True)
+            return
+        proof = f"{dumped.folder.name}-proof"
+        command = self._board.decide(state.ProofRequested(proof, need))
+        bring = command.bring if isinstance(command, state.Start) else None
+        if bring is not None:
+            self._parts.gpus.begin(bring)
+        try:
+            yield Room(bring is not None, bring)
+        finally:
+            self._board.decide(state.ProofEnded(proof))
+            self._give_up(bring)
 
     # --- descents and ends ---
 

@@ -1,6 +1,7 @@
 """CUDA checkpoints with a deadline; a driver process that hung or died is replaced."""
 
 import asyncio
+import contextlib
 import itertools
 import json
 import sys
@@ -13,6 +14,7 @@ from woodfrog.node_agent.cuda.driver import NO_CUDA, REAL, State
 START_TIMEOUT_S = 30.0  # cuInit takes 0.2 s, on a busy machine more
 LOCK_TIMEOUT_S = 10.0
 _MARGIN_S = 1.0
+_END_TIMEOUT_S = 5.0
 
 T = TypeVar("T")
 
@@ -165,7 +167,10 @@ class CudaCheckpoints:
     async def _end(self, why: str) -> None:
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
-            await self._process.wait()
+            with contextlib.suppress(TimeoutError):  # one that hangs in the kernel is left behind
+                async with asyncio.timeout(_END_TIMEOUT_S):
+                    await self._process.wait()
+            self._process = None
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)

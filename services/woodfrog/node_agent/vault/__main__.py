@@ -1,10 +1,13 @@
-"""`python -m woodfrog.node_agent.vault SOCKET ARENA_BYTES READERS MODULE:DEVICE NUMBER`: one GPU's vault.
+"""`python -m woodfrog.node_agent.vault LOCK SOCKET ARENA_BYTES READERS MODULE:DEVICE NUMBER`: one GPU's vault.
 
-It ends with its parent, and when SIGTERM comes.
+It ends with its parent, and when SIGTERM comes. It starts once nobody else holds LOCK: a predecessor that was killed takes
+seconds to give its memory back, and what is free would be told wrong.
 """
 
 import asyncio
+import fcntl
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -19,7 +22,10 @@ from woodfrog.replica.control import ControlServer, Fields
 
 
 def main() -> None:
-    path, arena_bytes, readers, device, number = sys.argv[1:6]
+    lock, path, arena_bytes, readers, device, number = sys.argv[1:7]
+    held = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # numbers mean the same as to nvidia-smi
     module, _, kind = device.partition(":")
     arena = Arena(int(arena_bytes), int(readers))
     vault = Vault(getattr(importlib.import_module(module), kind)(int(number)), arena, int(readers))

@@ -49,7 +49,8 @@ class VaultProcess:
         with config.log.open("ab") as errors:
             self._process = await asyncio.create_subprocess_exec(
                 "setpriv", "--pdeathsig", "KILL",
-                sys.executable, "-m", "woodfrog.node_agent.vault", str(config.socket),
+                sys.executable, "-m", "woodfrog.node_agent.vault",
+                str(config.log.with_suffix(".lock")), str(config.socket),
                 str(config.arena_bytes), str(config.reader_count), config.device, str(config.number),
                 stdin=asyncio.subprocess.DEVNULL, stdout=errors, stderr=errors,
             )  # fmt: skip

@@ -7,8 +7,8 @@ import ctypes
 import mmap
 import os
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +62,7 @@ class Vault:
         self._held: dict[str, Held] = {}
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(reader_count, thread_name_prefix="read")
+        self._window = max(1, reader_count - 2)
         self._readers: SimpleQueue[_Reader] = SimpleQueue()
         if arena.size_bytes:
             device.pin(arena.address, arena.size_bytes)
@@ -214,8 +215,7 @@ class Vault:
                 self._readers.put(reader)
 
         try:
-            work = [self._pool.submit(bring, piece) for piece in pieces(held.layout)]
-            errors = [error for each in work if (error := each.exception()) is not None]
+            errors = self._run(bring, pieces(held.layout))
             for reader in used:  # also after an error: a copy under way must not outlive its memory
                 try:
                     reader.wait()
@@ -229,6 +229,20 @@ class Vault:
                     self._arena.give(blocks)
             raise
         held.host = blocks
+
+    def _run(self, work: Callable[[Piece], None], todo: Iterator[Piece]) -> list[BaseException]:
+        """All of it, unless one fails; what went wrong. Two readers stay for others: files may come slowly."""
+        running: set[Future[None]] = set()
+        errors: list[BaseException] = []
+        for piece in todo:
+            running.add(self._pool.submit(work, piece))
+            if len(running) >= self._window:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                errors += (error for each in done if (error := each.exception()) is not None)
+                if errors:
+                    break
+        done, _ = wait(running)
+        return errors + [error for each in done if (error := each.exception()) is not None]
 
 
 class _Reader:
