@@ -83,11 +83,13 @@ def _engine(settings: Settings, weights: WeightMemory | None) -> tuple[Any, Any]
 
             return TextEngine(settings, weights), text_front
         case Kind.EMBEDDINGS:
-            from woodfrog.engine.embeddings import EmbeddingsEngine, EmbeddingsFront
+            from woodfrog.engine.embeddings import EmbeddingsEngine
+            from woodfrog.engine.embeddings_front import EmbeddingsFront
 
             return EmbeddingsEngine(settings, weights), EmbeddingsFront
         case Kind.IMAGES:
-            from woodfrog.engine.images import ImagesEngine, ImagesFront
+            from woodfrog.engine.images import ImagesEngine
+            from woodfrog.engine.images_front import ImagesFront
 
             return ImagesEngine(settings, weights), ImagesFront
 

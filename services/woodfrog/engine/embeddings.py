@@ -11,14 +11,11 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from woodfrog.engine.embeddings_front import EmbeddingsFront
 from woodfrog.engine.module_engine import ModuleEngine
 from woodfrog.errors import Internal, InvalidArgument
 
 if TYPE_CHECKING:
     from woodfrog.engine.tokenizer import Tokenizer
-
-__all__ = ["EmbeddingsEngine", "EmbeddingsFront"]
 
 CANARY_TEXT = "a b c d e f g"
 PROBE_TEXT = "a b c"

@@ -7,29 +7,19 @@ model's forward pass is a captured graph, for images of the pipeline's own size.
 import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from woodfrog.engine.images_front import Drawing, ImagesFront
+from woodfrog.engine.images_front import Drawing, Stop
 from woodfrog.engine.module_engine import ModuleEngine
 from woodfrog.errors import InvalidArgument
 from woodfrog.replica.weights import private_tensors, stand_ins, take_out
 
-__all__ = ["ImagesEngine", "ImagesFront"]
-
 CANARY_TEXT = "a frog that freezes in winter"
 PROBE_STEPS = 1
 _BINS, _RANKS = 64, 8
-
-
-@dataclass(slots=True)
-class Stop:
-    """Set from another thread: the drawing ends before its next step."""
-
-    asked: bool = False
 
 
 class ImagesEngine(ModuleEngine):

@@ -35,6 +35,13 @@ class Drawing:
     negative: str = ""
 
 
+@dataclass(slots=True)
+class Stop:
+    """Set from another thread: the drawing ends before its next step."""
+
+    asked: bool = False
+
+
 class ImagesFront:
     def __init__(self, engine: "ImagesEngine", clock: Clock) -> None:
         self.methods: Mapping[str, str] = {"/v1/images/generations": "POST"}
@@ -60,8 +67,6 @@ class ImagesFront:
         )
 
     async def _draw(self, drawing: Drawing) -> str:
-        from woodfrog.engine.images import Stop
-
         stop = Stop()
 
         def work() -> str:

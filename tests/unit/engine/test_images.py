@@ -9,8 +9,8 @@ import torch
 from loadtest import shapes
 from tests.memory.simulated_gpu import SimulatedDevice
 
-from woodfrog.engine.images import ImagesEngine, Stop
-from woodfrog.engine.images_front import Drawing, parse
+from woodfrog.engine.images import ImagesEngine
+from woodfrog.engine.images_front import Drawing, Stop, parse
 from woodfrog.engine.kinds import Kind, kind_of
 from woodfrog.engine.settings import Settings, load
 from woodfrog.errors import InvalidArgument
