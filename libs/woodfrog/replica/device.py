@@ -169,11 +169,19 @@ class CudaMemory:
         self._checked(self._cuda.cuCtxSetCurrent(self._context))
 
     def _checked(self, answer: tuple[Any, ...], size_bytes: int = 0) -> Any:
-        status, *values = answer
-        if status == self._cuda.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
-            raise ResourceExhausted(
-                "GPU_FULL", f"the GPU has no {size_bytes} bytes left; free some of it"
-            )
-        if status != self._cuda.CUresult.CUDA_SUCCESS:
-            raise Unavailable("CUDA_FAILED", f"CUDA refused a call: {status.name}")
-        return values[0] if values else None
+        return checked(self._cuda, answer, size_bytes)
+
+
+def checked(driver: Any, answer: tuple[Any, ...], size_bytes: int = 0) -> Any:
+    """What a call of `cuda.bindings.driver` gave beside its status, the first of it.
+
+    Raises ResourceExhausted GPU_FULL, for `size_bytes` that were asked for, and Unavailable CUDA_FAILED.
+    """
+    status, *values = answer
+    if status == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+        raise ResourceExhausted(
+            "GPU_FULL", f"the GPU has no {size_bytes} bytes left; free some of it"
+        )
+    if status != driver.CUresult.CUDA_SUCCESS:
+        raise Unavailable("CUDA_FAILED", f"CUDA refused a call: {status.name}")
+    return values[0] if values else None

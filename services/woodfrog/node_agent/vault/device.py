@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from woodfrog.errors import ResourceExhausted, Unavailable
+from woodfrog.replica.device import checked
 
 REAL = "woodfrog.node_agent.vault.device:CudaDevice"
 
@@ -151,14 +151,7 @@ class CudaDevice:
         return int(answer[1]), int(answer[2])
 
     def _checked(self, answer: tuple[Any, ...], size_bytes: int = 0) -> Any:
-        status, *values = answer
-        if status == self._cuda.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
-            raise ResourceExhausted(
-                "GPU_FULL", f"the GPU has no {size_bytes} bytes left; free some of it"
-            )
-        if status != self._cuda.CUresult.CUDA_SUCCESS:
-            raise Unavailable("CUDA_FAILED", f"CUDA refused a call: {status.name}")
-        return values[0] if values else None
+        return checked(self._cuda, answer, size_bytes)
 
 
 def _driver_version() -> str:
