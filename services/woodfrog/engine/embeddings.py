@@ -130,12 +130,11 @@ class EmbeddingsEngine(ModuleEngine):
         length = self._length(len(self._canary_text))
         return _ranks(self._vectors([self._canary_text], Batch((0,), 1, length))[0])
 
-    def brief_canary(self) -> list[int]:
+    def brief(self) -> list[int]:
         import torch
 
-        with torch.inference_mode():
-            mask = torch.ones_like(self._canary_ids)
-            return _ranks(self._encode_briefly(self._canary_ids, mask)[0])
+        mask = torch.ones_like(self._canary_ids)
+        return _ranks(self._encode_briefly(self._canary_ids, mask)[0])
 
     async def embed(
         self, texts: Sequence[list[int]], render: Callable[[list[float]], T]

@@ -53,10 +53,11 @@ class EmbeddingsFront:
             async with ticket:
                 texts = await engine.compute(lambda: self._texts(request))
                 vectors = await engine.embed(texts, request.render)
+            # Within its slot: an answer that a slow client does not take yet is memory too.
+            token_count = sum(map(len, texts))
+            await answer.json(200, _body(vectors, engine.settings.model_name, token_count))
         finally:
             ticket.give_back()
-        token_count = sum(map(len, texts))
-        await answer.json(200, _body(vectors, engine.settings.model_name, token_count))
 
     def _texts(self, request: EmbeddingsRequest) -> list[list[int]]:
         """As tokens. A text that is too long is refused, never cut."""

@@ -18,6 +18,7 @@ class Graphs:
     def __init__(self, memory: DeviceMemory) -> None:
         self.pool = GraphPool(memory)
         self.stream = torch.cuda.Stream()
+        self.complete = False  #: what comes now is launched kernel by kernel: a request must not take more memory
 
     def of(self, function: Callable[..., Any]) -> "Graphed":
         return Graphed(self, function)
@@ -36,7 +37,8 @@ class Graphed:
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         key = (str(tree), tuple(map(_shape, leaves)))
         if key not in self._captured:
-            if len(self._captured) >= SHAPES_MAX or not all(t.is_cuda for t in tensors):
+            full = self._graphs.complete or len(self._captured) >= SHAPES_MAX
+            if full or not all(t.is_cuda for t in tensors):
                 return self._function(*args, **kwargs)
             self._captured[key] = self._capture(leaves, tree)
         inputs, graph, output = self._captured[key]

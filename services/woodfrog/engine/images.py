@@ -6,6 +6,7 @@ model's forward pass is a captured graph, for images of the pipeline's own size.
 
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from woodfrog.replica.weights import private_tensors, stand_ins, take_out
 CANARY_TEXT = "a frog that freezes in winter"
 PROBE_STEPS = 1
 _BINS, _RANKS = 64, 8
+_SAMPLE_SIZE = 128
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 
 
 class ImagesEngine(ModuleEngine):
@@ -28,8 +31,10 @@ class ImagesEngine(ModuleEngine):
     @property
     def size(self) -> tuple[int, int]:
         """Width and height of the pipeline's own images."""
-        model = self._denoiser
-        side = int(model.config.sample_size) * int(self.pipeline.vae_scale_factor)
+        sample = getattr(self._denoiser.config, "sample_size", None)
+        if not isinstance(sample, int):
+            sample = getattr(self.pipeline, "default_sample_size", _SAMPLE_SIZE)
+        side = int(sample or _SAMPLE_SIZE) * int(self.pipeline.vae_scale_factor)
         return side, side
 
     def build(self) -> None:
@@ -41,9 +46,13 @@ class ImagesEngine(ModuleEngine):
         folder = self.settings.model
         index = json.loads((folder / "model_index.json").read_text())
         kind = getattr(diffusers, str(index.get("_class_name")), None)
-        if kind is None:
+        if not (isinstance(kind, type) and issubclass(kind, diffusers.DiffusionPipeline)):
             raise _unknown(folder, str(index.get("_class_name")))
-        parts = {name: self._part(name, entry) for name, entry in _parts(index).items()}
+        optional = set(getattr(kind, "_optional_components", ()))
+        parts = {
+            name: entry and self._part(name, entry)
+            for name, entry in _parts(index, optional).items()
+        }
         options = {name: value for name, value in index.items() if _is_option(name, value)}
         self.pipeline = kind(**parts, **options)
         self.pipeline.set_progress_bar_config(disable=True)
@@ -65,22 +74,23 @@ class ImagesEngine(ModuleEngine):
         image = self._run(Drawing(CANARY_TEXT, self.size, steps=1, seed=0), Stop(), "pt")
         return _ranks(image)
 
-    def brief_canary(self) -> list[int]:
+    def brief(self) -> list[int]:
         """The text encoders: a few milliseconds, where a step takes many."""
-        with torch.inference_mode():
-            found: list[int] = []
-            for name in ("text_encoder", "text_encoder_2"):
-                model = getattr(self.pipeline, name, None)
-                if model is not None:
-                    length = min(16, int(getattr(model.config, "max_position_embeddings", 16)))
-                    ids = torch.arange(1, 1 + length, device=model.device)[None]
-                    found += _ranks(model(ids)[0])
-            return found
+        found: list[int] = []
+        for name in ("text_encoder", "text_encoder_2"):
+            model = getattr(self.pipeline, name, None)
+            if model is not None:
+                length = min(16, int(getattr(model.config, "max_position_embeddings", 16)))
+                ids = torch.arange(1, 1 + length, device=model.device)[None]
+                found += _ranks(model(ids)[0])
+        return found
 
     def draw(self, drawing: Drawing, stop: Stop) -> Any:
         """A PIL image, or None when it was stopped. Blocks for seconds; in the compute thread."""
-        images = self._run(drawing, stop, "pil")
-        return None if stop.asked else images[0]
+        try:
+            return self._run(drawing, stop, "pil")[0]
+        except _Stopped:
+            return None
 
     @property
     def _denoiser(self) -> Any:
@@ -96,18 +106,27 @@ class ImagesEngine(ModuleEngine):
             options["negative_prompt"] = drawing.negative
 
         def after_step(pipeline: Any, step: int, time: Any, values: dict[str, Any]) -> Any:
-            pipeline._interrupt = stop.asked  # its own way to leave out what is left
+            if stop.asked:
+                raise _Stopped
             return values
 
-        return self.pipeline(
-            prompt=drawing.prompt,
-            width=width,
-            height=height,
-            generator=torch.Generator().manual_seed(seed),  # the same noise on every device
-            callback_on_step_end=after_step,
-            output_type=output,
-            **options,
-        ).images
+        if stop.asked:
+            raise _Stopped
+        try:
+            return self.pipeline(
+                prompt=drawing.prompt,
+                width=width,
+                height=height,
+                generator=torch.Generator().manual_seed(seed),  # the same noise on every device
+                callback_on_step_end=after_step,
+                output_type=output,
+                **options,
+            ).images
+        except (ValueError, TypeError) as error:  # its own checks of what it was given
+            said = str(error).strip().splitlines() or ["no reason given"]
+            raise InvalidArgument(
+                "INVALID_VALUE", f"the model's pipeline refuses this: {said[0][:300]}"
+            ) from None
 
     def _part(self, name: str, entry: tuple[str, str]) -> Any:
         """One component of the pipeline from its folder."""
@@ -119,7 +138,15 @@ class ImagesEngine(ModuleEngine):
             {"diffusers": diffusers, "transformers": transformers}[library], class_name, None
         )
         folder = self.settings.model / name
-        if kind is None:
+        taken = (
+            diffusers.ModelMixin,
+            diffusers.SchedulerMixin,
+            transformers.PreTrainedModel,
+            transformers.PreTrainedTokenizerBase,
+            transformers.FeatureExtractionMixin,
+            transformers.ImageProcessingMixin,
+        )  # nothing that loads parts of its own: a folder must not choose what is imported
+        if not (isinstance(kind, type) and issubclass(kind, taken)):
             raise _unknown(self.settings.model, class_name)
         if issubclass(kind, diffusers.ModelMixin):
             return self._of_diffusers(kind, folder)
@@ -185,6 +212,10 @@ class ImagesEngine(ModuleEngine):
         )
 
 
+class _Stopped(Exception):
+    """Nobody wants the drawing any more."""
+
+
 class _Decode(torch.nn.Module):  # type: ignore[misc]
     def __init__(self, vae: Any) -> None:
         super().__init__()
@@ -217,19 +248,28 @@ def _sample(image: Any, return_dict: bool) -> Any:
     return DecoderOutput(sample=image)
 
 
-def _parts(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """Name → library and class. Raises InvalidArgument for code that is not of the two libraries."""
-    found: dict[str, tuple[str, str]] = {}
+def _parts(index: dict[str, Any], optional: set[str]) -> dict[str, tuple[str, str] | None]:
+    """Name → library and class, or None for a part that is left out. Raises InvalidArgument for code of other libraries."""
+    found: dict[str, tuple[str, str] | None] = {}
     for name, entry in index.items():
-        if not isinstance(entry, list) or len(entry) != 2 or entry[0] is None:
+        if name.startswith("_") or not isinstance(entry, list) or len(entry) != 2:
             continue
-        library, class_name = map(str, entry)
-        if library not in ("diffusers", "transformers"):
+        if not _NAME.fullmatch(name):
+            raise InvalidArgument(
+                "UNKNOWN_ARCHITECTURE", f"model_index.json: {name[:80]!r} is no name of a part"
+            )
+        library, class_name = entry
+        if library is None:
+            found[name] = None
+        elif library in ("diffusers", "transformers"):
+            found[name] = (library, str(class_name))
+        elif name in optional:  # a safety checker, most likely, which was code beside the pipeline
+            found[name] = None
+        else:
             raise InvalidArgument(
                 "UNKNOWN_ARCHITECTURE",
                 f"model_index.json: {name} is code of {library}; only diffusers and transformers are run",
             )
-        found[name] = (library, class_name)
     return found
 
 

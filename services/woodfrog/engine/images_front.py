@@ -58,13 +58,12 @@ class ImagesFront:
                 seed = None if drawing.seed is None else drawing.seed + index
                 async with ticket:
                     images.append(await self._draw(replace(drawing, seed=seed)))
-                ticket.give_back()
+            # Within its slots: pictures that a slow client does not take yet are memory too.
+            body = {"created": int(self._clock.wall()), "data": [{"b64_json": i} for i in images]}
+            await answer.json(200, body)
         finally:
             for ticket in tickets:
                 ticket.give_back()
-        await answer.json(
-            200, {"created": int(self._clock.wall()), "data": [{"b64_json": i} for i in images]}
-        )
 
     async def _draw(self, drawing: Drawing) -> str:
         stop = Stop()
@@ -135,6 +134,8 @@ def _size(value: Any, default: tuple[int, int]) -> tuple[int, int]:
             "size",
             f"must be auto or WIDTHxHEIGHT, each a multiple of {SIDE_UNIT} from {SIDE_MIN} to {SIDE_MAX}",
         )
+    if sides[0] * sides[1] > default[0] * default[1]:
+        raise _bad("size", f"has more pixels than the model's own {default[0]}x{default[1]}")
     return sides[0], sides[1]
 
 

@@ -5,7 +5,7 @@ import logging
 import platform
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -58,7 +58,7 @@ class ModuleEngine(ABC):
         """A short request as a client would send it: `path` and `body`."""
 
     @abstractmethod
-    def brief_canary(self) -> list[int]:
+    def brief(self) -> list[int]:
         """Numbers that are the same in every healthy replica of the model, within milliseconds."""
 
     def load(self) -> None:
@@ -87,6 +87,8 @@ class ModuleEngine(ABC):
     async def warm(self) -> None:
         began = perf_counter()
         await self.compute(self.warm_up)
+        if self.graphs is not None:
+            self.graphs.complete = True
         await self.canary()
         self.brief_canary()
         entropy.draw()  # a generator that was never used hides that clones share it
@@ -96,13 +98,20 @@ class ModuleEngine(ABC):
     async def compute(self, work: Callable[[], T]) -> T:
         """`work` in the compute thread, after what came before it."""
 
+        return await asyncio.wrap_future(self._submit(work))
+
+    def brief_canary(self) -> list[int]:
+        """Blocks the caller for what it takes; nothing else may be computing."""
+        return self._submit(self.brief).result()
+
+    def _submit(self, work: Callable[[], T]) -> Future[T]:
         def run() -> T:
             import torch
 
             with torch.inference_mode():
                 return work()
 
-        return await asyncio.get_running_loop().run_in_executor(self._thread, run)
+        return self._thread.submit(run)
 
     def tensors(self, prefix: str = "") -> dict[str, Any]:
         """The weights in GPU memory; those of one folder with its `prefix` ("unet/")."""

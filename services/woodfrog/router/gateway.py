@@ -23,14 +23,15 @@ _REFUSAL_BYTES_MAX = 64 << 10
 
 
 class Route(Enum):
-    CHAT = ("/v1/chat/completions", "chat")
-    COMPLETION = ("/v1/completions", "text_completion")
-    EMBEDDINGS = ("/v1/embeddings", "embeddings")
-    IMAGES = ("/v1/images/generations", "generate_content")
+    CHAT = ("/v1/chat/completions", "chat", True)
+    COMPLETION = ("/v1/completions", "text_completion", True)
+    EMBEDDINGS = ("/v1/embeddings", "embeddings", False)
+    IMAGES = ("/v1/images/generations", "generate_content", False)
 
-    def __init__(self, path: str, operation: str) -> None:
+    def __init__(self, path: str, operation: str, streams: bool) -> None:
         self.path = path
         self.operation = operation  # gen_ai.operation.name
+        self.streams = streams  # whether a client may ask for server-sent events
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,6 +188,7 @@ class HttpApp:
                 wait_s=self._limits.body_wait_s,
             )
             model, stream = parse_body(body)
+            stream = stream and route.streams
             span.set_attribute(names.GENAI_MODEL, model[:200].encode(errors="replace").decode())
             self._models.check(model)
             wait_s = arrival.wait_s(self._limits.wake_wait_s, stream=stream)

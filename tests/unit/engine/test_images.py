@@ -1,5 +1,7 @@
 """Images by a tiny pipeline of Diffusers, against Diffusers itself; and what a request may say."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -119,12 +121,55 @@ def test_code_of_another_library_is_refused(tmp_path: Path) -> None:
         ImagesEngine(settings_of(tmp_path, "")).build()
 
 
+@pytest.mark.parametrize(
+    ("entry", "why"),
+    [
+        (["diffusers", "DiffusionPipeline"], "DiffusionPipeline"),
+        (["diffusers", "StableDiffusionXLPipeline"], "StableDiffusionXLPipeline"),
+        (["transformers", "AutoModel"], "AutoModel"),
+        (["transformers", "pipeline"], "pipeline"),
+    ],
+)
+def test_a_part_that_would_load_parts_of_its_own_is_refused(
+    folder: Path, tmp_path: Path, entry: list[str], why: str
+) -> None:
+    shutil.copytree(folder, tmp_path / "p")
+    index = json.loads((folder / "model_index.json").read_text())
+    (tmp_path / "p" / "model_index.json").write_text(json.dumps({**index, "image_encoder": entry}))
+    with pytest.raises(InvalidArgument, match=why):
+        ImagesEngine(settings_of(tmp_path / "p", "")).build()
+
+
+@pytest.mark.parametrize(
+    "entry", [[None, None], ["stable_diffusion", "StableDiffusionSafetyChecker"]]
+)
+def test_an_optional_part_may_be_missing_or_be_code_that_is_not_run(
+    folder: Path, tmp_path: Path, entry: list[Any]
+) -> None:
+    shutil.copytree(folder, tmp_path / "p")
+    index = json.loads((folder / "model_index.json").read_text())
+    (tmp_path / "p" / "model_index.json").write_text(json.dumps({**index, "image_encoder": entry}))
+    engine = ImagesEngine(settings_of(tmp_path / "p", ""))
+    engine.load()
+    assert engine.pipeline.image_encoder is None
+    engine.stop()
+
+
+def test_a_name_that_leads_elsewhere_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "p")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["../unet"] = ["diffusers", "UNet2DConditionModel"]
+    (tmp_path / "p" / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(InvalidArgument, match="no name of a part"):
+        ImagesEngine(settings_of(tmp_path / "p", "")).build()
+
+
 def test_what_a_request_says_is_taken() -> None:
     body = {
         "prompt": "a frog", "n": 2, "size": "512x256", "seed": 3, "num_inference_steps": 7,
         "guidance_scale": 2, "negative_prompt": "toad", "user": "x", "quality": "high",
     }  # fmt: skip
-    assert parse(body, SIZE) == (Drawing("a frog", (512, 256), 7, 3, 2.0, "toad"), 2)
+    assert parse(body, (512, 512)) == (Drawing("a frog", (512, 256), 7, 3, 2.0, "toad"), 2)
     assert parse({"prompt": "a frog", "size": "auto"}, SIZE) == (Drawing("a frog", SIZE), 1)
 
 
@@ -134,7 +179,7 @@ def test_what_a_request_says_is_taken() -> None:
         ("prompt", ""), ("prompt", None), ("prompt", 7), ("prompt", "x" * 40_000),
         ("prompt", "\ud800"), ("negative_prompt", "\udfff"), ("negative_prompt", "x" * 40_000),
         ("n", 0), ("n", 11), ("n", True), ("n", "2"),
-        ("size", "1024"), ("size", "63x64"), ("size", "100x100"), ("size", "99999x64"), ("size", 5),
+        ("size", "1024"), ("size", "63x64"), ("size", "100x100"), ("size", "99999x64"), ("size", "128x64"), ("size", 5),
         ("response_format", "url"), ("output_format", "webp"), ("stream", True),
         ("num_inference_steps", 0), ("num_inference_steps", 1e9), ("seed", -1), ("seed", 1 << 70),
         ("guidance_scale", -1), ("guidance_scale", float("nan")), ("negative_prompt", 5),
