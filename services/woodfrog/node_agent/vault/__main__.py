@@ -53,10 +53,6 @@ def _verbs(vault: Vault) -> dict[str, Any]:
         fd, size_bytes = await run(partial(vault.load, weights, folder, host, limit))
         return {"fds": [fd], "size_bytes": size_bytes}
 
-    async def stage(fields: Fields) -> dict[str, Any]:
-        await run(partial(vault.stage, _text(fields, "weights"), Path(_text(fields, "folder"))))
-        return {}
-
     async def export(fields: Fields) -> dict[str, Any]:
         fd, size_bytes = await run(partial(vault.export, _text(fields, "weights")))
         return {"fds": [fd], "size_bytes": size_bytes}
@@ -69,7 +65,7 @@ def _verbs(vault: Vault) -> dict[str, Any]:
     async def describe(fields: Fields) -> dict[str, Any]:
         return dict(await run(vault.describe))
 
-    return {"load": load, "stage": stage, "export": export, "drop": drop, "describe": describe}
+    return {"load": load, "export": export, "drop": drop, "describe": describe}
 
 
 def _text(fields: Fields, name: str) -> str:

@@ -17,7 +17,6 @@ from typing import Any
 
 from woodfrog.errors import (
     DataLoss,
-    FailedPrecondition,
     InvalidArgument,
     NotFound,
     WoodfrogError,
@@ -97,12 +96,6 @@ class Vault:
                     raise
                 held.device = device
             return self._device.export(held.device), size
-
-    def stage(self, weights: str, folder: Path) -> None:
-        """Into the arena only. Raises as `load`, and FailedPrecondition ARENA_FULL."""
-        with self._one(weights, folder) as held:
-            if held.host is None:
-                self._read(held, None, keep=True)
 
     def export(self, weights: str) -> tuple[int, int]:
         """A descriptor of what is on the GPU, the caller's to close, and its size. Raises NotFound."""
@@ -186,16 +179,11 @@ class Vault:
         self._device.wait(self._stream)
 
     def _read(self, held: Held, device: Any, keep: bool) -> None:
-        """From the files to the GPU (if `device`), through the arena if they are to stay there."""
+        """From the files to the GPU, through the arena if they are to stay there and it has room."""
         blocks: list[int] | None = None
         if keep:
             with self._lock:
                 blocks = self._arena.take(held.layout.size_bytes)
-            if blocks is None and device is None:
-                raise FailedPrecondition(
-                    "ARENA_FULL",
-                    f"pinned memory has {self._arena.free_bytes} bytes free, weights need {held.layout.size_bytes}",
-                )
 
         used: set[_Reader] = set()
 
@@ -259,8 +247,7 @@ class _Reader:
         self, piece: Piece, folder: Path, place: memoryview, address: int, device: Any
     ) -> None:
         _fill(place, folder, piece)
-        if device is not None:
-            self._device.copy(device, piece.offset, address, piece.size_bytes, self._stream)
+        self._device.copy(device, piece.offset, address, piece.size_bytes, self._stream)
 
     def through(self, piece: Piece, folder: Path, device: Any) -> None:
         if self._staging is None:
