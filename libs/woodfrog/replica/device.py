@@ -12,6 +12,9 @@ from woodfrog.errors import ResourceExhausted, Unavailable
 
 REAL = "woodfrog.replica.device:CudaMemory"
 GRANULARITY_BYTES = 2 << 20
+#: For each GPU thread that can be resident, of kernels that do not say what they need. CUDA's own 1 KiB takes 200 MB of
+#: the GPU, which each snapshot keeps and each restore copies.
+STACK_BYTES = 256
 
 
 class DeviceMemory(Protocol):
@@ -94,6 +97,7 @@ class CudaMemory:
         torch.zeros(1, device="cuda")  # PyTorch's context is the device's primary one
         self._cuda, self._torch = driver, torch
         self._context = self._checked(driver.cuCtxGetCurrent())
+        limit_stack(driver, STACK_BYTES)
         location = driver.CUmemLocation()
         location.type = driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
         location.id = 0
@@ -144,6 +148,7 @@ class CudaMemory:
         if workers := sys.modules.get("torch._inductor.async_compile"):
             workers.shutdown_compile_workers()  # child processes, which would be dumped
         self._torch.cuda.synchronize()
+        self._torch._C._cuda_clearCublasWorkspaces()  # made again by the next product that needs one
         self._torch.cuda.empty_cache()
 
     def view(self, address: int, size_bytes: int) -> Any:
@@ -170,6 +175,11 @@ class CudaMemory:
 
     def _checked(self, answer: tuple[Any, ...], size_bytes: int = 0) -> Any:
         return checked(self._cuda, answer, size_bytes)
+
+
+def limit_stack(driver: Any, size_bytes: int) -> None:
+    """Of the current context. Kernels that say that they need more still get it. Raises Unavailable CUDA_FAILED."""
+    checked(driver, driver.cuCtxSetLimit(driver.CUlimit.CU_LIMIT_STACK_SIZE, size_bytes))
 
 
 def checked(driver: Any, answer: tuple[Any, ...], size_bytes: int = 0) -> Any:

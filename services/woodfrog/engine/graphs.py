@@ -14,17 +14,18 @@ from woodfrog.replica.graph_pool import GraphPool
 
 _QUERIES_MIN = 8
 _READS_MIN = 512
-_FACTOR = (
-    4  # from one size to the next: fewer graphs, and snapshots that are smaller, for some idle work
-)
+# From one size to the next: fewer graphs and fewer kernels, so smaller snapshots, for some idle work.
+_QUERIES_FACTOR = 8
+_READS_FACTOR = 4
 
 
 class Shapes:
-    """Powers of four, up to the limits. A batch is padded to the next."""
+    """Few sizes up to the limits. A batch is padded to the next."""
 
     def __init__(self, queries_max: int, reads_max: int) -> None:
-        self.queries = _powers(_QUERIES_MIN, queries_max)
-        self.reads = _powers(_READS_MIN, reads_max)  # tokens read from the cache, of all sequences
+        self.queries = _sizes(_QUERIES_MIN, queries_max, _QUERIES_FACTOR)
+        # Tokens read from the cache, of all sequences.
+        self.reads = _sizes(_READS_MIN, reads_max, _READS_FACTOR)
 
     def padded(
         self, num_q_tokens: int, max_kv_read: int, use_decode_fast_path: bool
@@ -106,10 +107,10 @@ def install(manager: Any, model: Any, pool: GraphPool) -> None:
     manager.model = graphed
 
 
-def _powers(smallest: int, largest: int) -> list[int]:
+def _sizes(smallest: int, largest: int, factor: int) -> list[int]:
     sizes = []
     size = smallest
     while size < largest:
         sizes.append(size)
-        size *= _FACTOR
+        size *= factor
     return [*sizes, largest]

@@ -18,7 +18,7 @@ def test_every_batch_fits_a_shape_that_was_computed_at_start(
     assert padded[0] >= queries
     assert padded[1] >= reads
     assert padded in shapes.all()
-    assert padded[0] <= max(4 * queries, 8)
+    assert padded[0] <= max(8 * queries, 8)
     assert padded[1] <= max(4 * reads, 512)
     assert bool(padded[1]) == bool(reads)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from woodfrog.replica.device import checked
+from woodfrog.replica.device import checked, limit_stack
 
 REAL = "woodfrog.node_agent.vault.device:CudaDevice"
 
@@ -63,6 +63,8 @@ class CudaDevice:
         self._checked(driver.cuInit(0))
         self._device = self._checked(driver.cuDeviceGet(number))
         self._context = self._checked(driver.cuDevicePrimaryCtxRetain(self._device))
+        self._enter()
+        limit_stack(driver, 0)  # it copies and runs no kernel
         location = driver.CUmemLocation()
         location.type = driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
         location.id = number
