@@ -4,8 +4,8 @@
 
 Names and shapes of tensors are those of the library's own model, so `from_pretrained` finds every weight. Weights are
 like normal(0, 0.02), norms are ones, biases zeros; the same name gives the same bytes. A tokenizer is copied and filled
-up with words to the model's vocabulary, because random weights choose any token and each must have a text. Language
-models that are quantized are not here: to run them, Transformers needs packages that this project does not.
+up with words to the model's vocabulary, because random weights choose any token and each must have a text. Quantized
+models have the format in which compressed-tensors publishes them.
 """
 
 import argparse
@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.quantizers.auto import AutoHfQuantizer
 
-from loadtest.random_weights import Noise, tensors_of, write_weights
+from loadtest.random_weights import tensors_of, write_weights
 
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -42,14 +43,17 @@ class Shape:
     special: Callable[[], Mapping[int, str]] = (
         dict  # tokens that the tokenizer must have at their ids
     )
+    quantization: Mapping[str, Any] | None = None  # as config.json says it
 
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def _llama(hidden: int, inter: int, layers: int, heads: int, kv: int) -> Callable[..., Any]:
-    """Llama 3.1's, except that the head is tied to the embeddings in all sizes."""
+def _llama(
+    hidden: int, inter: int, layers: int, heads: int, kv: int, tied: bool = True
+) -> Callable[..., Any]:
+    """Llama 3.1's, except that the head may be tied to the embeddings in all sizes."""
     rope = {
         "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
         "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
@@ -57,8 +61,29 @@ def _llama(hidden: int, inter: int, layers: int, heads: int, kv: int) -> Callabl
     return lambda **known: transformers.LlamaConfig(
         hidden_size=hidden, intermediate_size=inter, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=kv, max_position_embeddings=131072,
-        rms_norm_eps=1e-5, rope_parameters=rope, tie_word_embeddings=True, **known,
+        rms_norm_eps=1e-5, rope_parameters=rope, tie_word_embeddings=tied, **known,
     )  # fmt: skip
+
+
+def _quantized(format: str, weights: Mapping[str, Any], inputs: Any = None) -> dict[str, Any]:
+    """All linear layers but the head, as published models have it."""
+    known = {"dynamic": False, "symmetric": True, "block_structure": None, "observer": "minmax"}
+    group = {"targets": ["Linear"], "weights": {**known, **weights}, "input_activations": inputs}
+    return {
+        "quant_method": "compressed-tensors", "format": format, "quantization_status": "compressed",
+        "config_groups": {"group_0": {**group, "output_activations": None}}, "ignore": ["lm_head"],
+        "kv_cache_scheme": None,
+    }  # fmt: skip
+
+
+INT4 = _quantized(
+    "pack-quantized", {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128}
+)
+FP8 = _quantized(
+    "float-quantized",
+    {"num_bits": 8, "type": "float", "strategy": "channel"},
+    {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True, "symmetric": True},
+)
 
 
 def _vit(**known: Any) -> Any:
@@ -127,11 +152,17 @@ def _vlm_files() -> dict[str, Any]:
     }
 
 
+_TINY = _llama(256, 512, 2, 4, 2, tied=False)
+_SEVENTY = _llama(8192, 28672, 80, 64, 8, tied=False)
 _BF16, _F32 = torch.bfloat16, torch.float32
 SHAPES: Mapping[str, Shape] = {
     "llama-tiny": Shape("LlamaForCausalLM", _BF16, _llama(256, 512, 2, 4, 2), 2048),
     "llama-1b": Shape("LlamaForCausalLM", _BF16, _llama(2048, 8192, 16, 32, 8), 128256),
     "llama-8b": Shape("LlamaForCausalLM", _BF16, _llama(4096, 14336, 32, 32, 8), 128256),
+    "llama-quantized-tiny": Shape("LlamaForCausalLM", _BF16, _TINY, 2048, quantization=INT4),
+    "llama-fp8-tiny": Shape("LlamaForCausalLM", _BF16, _TINY, 2048, quantization=FP8),
+    "llama-70b": Shape("LlamaForCausalLM", _BF16, _SEVENTY, 128256, quantization=INT4),
+    "llama-70b-fp8": Shape("LlamaForCausalLM", _BF16, _SEVENTY, 128256, quantization=FP8),
     "vit": Shape("ViTForImageClassification", _F32, _vit, files=_vit_files),
     "vlm": Shape("Idefics3ForConditionalGeneration", _BF16, _vlm, 49280, _vlm_files, _vlm_special),
     "embeddings": Shape("BertModel", _F32, lambda **known: transformers.BertConfig(**known), 30522),
@@ -164,8 +195,8 @@ def _make_model(shape: Shape, folder: Path, tokenizer: Path | None) -> int:
             known |= _tokens(shape, tokenizer)
             copy_tokenizer(tokenizer, folder, known["vocab_size"], shape.special())
     config = shape.config(**known)
-    model = _hollow(getattr(transformers, shape.model), config)
-    total = write_weights(folder, "model", tensors_of(model, shape.dtype), Noise(shape.dtype))
+    model = hollow(shape, config)
+    total = write_weights(folder, "model", tensors_of(model, shape.dtype))
     _save_config(config, shape.model, shape.dtype, folder)
     if model.can_generate():
         ids = {key: value for key, value in known.items() if key != "vocab_size"}
@@ -211,6 +242,18 @@ def _hollow(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """The library's own model, without memory for its weights."""
     with torch.device("meta"):
         return model(*args, **kwargs)
+
+
+def hollow(shape: Shape, config: Any) -> Any:
+    """The model of a shape without memory, with the parameters that its files have. Quantization joins the config."""
+    model = _hollow(getattr(transformers, shape.model), config)
+    if shape.quantization is not None:
+        config.quantization_config = dict(shape.quantization)
+        known = transformers.CompressedTensorsConfig(**shape.quantization)
+        quantizer = AutoHfQuantizer.from_config(known)
+        quantizer.validate_environment()
+        quantizer.preprocess_model(model)
+    return model
 
 
 def _save_config(config: Any, model: str, dtype: torch.dtype, folder: Path) -> None:
@@ -291,13 +334,13 @@ def _make_pipeline(name: str, folder: Path) -> int:
         scheduler=scheduler, add_watermarker=False,
     )  # fmt: skip
     pipeline.save_config(folder)
-    noise, total = Noise(torch.float16), 0
+    total = 0
     for part, value in pipeline.components.items():
         if isinstance(value, torch.nn.Module):
             (folder / part).mkdir()
             text = isinstance(value, transformers.PreTrainedModel)
             stem = "model" if text else "diffusion_pytorch_model"
-            total += write_weights(folder / part, stem, tensors_of(value, torch.float16), noise)
+            total += write_weights(folder / part, stem, tensors_of(value, torch.float16))
             if text:
                 _save_config(value.config, type(value).__name__, torch.float16, folder / part)
             else:

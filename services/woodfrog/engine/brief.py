@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from woodfrog.engine import quantized
+
 LAYERS = 2
 _RANKS = 8  # of the likeliest tokens, in order
 
@@ -36,6 +38,10 @@ def first_layers(model: Any, **options: Any) -> Any:
         config.layer_types = config.layer_types[:LAYERS]
     with torch.device("meta"):
         shallow = type(model)(config, **options).eval()
+    inside = dict(shallow.named_modules())
+    for name, layer in quantized.layers_of(model).items():
+        if name in inside:
+            shallow.set_submodule(name, layer)
     state = model.state_dict()
     shallow.load_state_dict({name: state[name] for name in shallow.state_dict()}, assign=True)
     for name, _ in list(shallow.named_buffers()):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import transformers
 
+from woodfrog.engine import quantized
 from woodfrog.errors import InvalidArgument
 from woodfrog.replica import layout
 from woodfrog.replica.device import DeviceMemory, open_memory
@@ -38,9 +39,8 @@ def load_onto(
     # Transformers builds the module around tensors that take no memory; ours then take their place.
     hollow = stand_ins(tensors)
     floats = (tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     dtype = next(floats, torch.float32)
-    model = _built(folder, None, generates, dtype=dtype, config=config, state_dict=hollow)
+    model = _built(folder, None, generates, dtype=dtype, state_dict=hollow)
     take_out(model, tensors, hollow)
     model.to(memory.torch_device)  # what no file has: rotary tables and the like
     if own := private_tensors(model, weights):
@@ -62,9 +62,14 @@ def _built(folder: Path, source: Path | None, generates: bool, **options: Any) -
             f"{folder}/config.json names {names or 'no architecture'}, which is not a {'text ' * generates}model of"
             f" Transformers {transformers.__version__}",
         )
+    config = kind.config_class.from_pretrained(folder, local_files_only=True)
+    if packed := quantized.quantization_of(config, folder):
+        config.quantization_config = packed
+        options["dtype"] = "auto"  # the configuration's: the first tensor may be a scale
     attention = "sdpa" if generates or kind._supports_sdpa else "eager"
     model, found = kind.from_pretrained(
         source,
+        config=config,
         attn_implementation=attention,
         output_loading_info=True,
         **without_pooler(kind),
@@ -76,6 +81,8 @@ def _built(folder: Path, source: Path | None, generates: bool, **options: Any) -
             f"the weights lack {len(lost)} tensors of {names[0]}, e.g. {str(lost[0])[:100]}; give all of the"
             " model's files",
         )
+    if packed:
+        quantized.install(model, folder)
     return model.eval()
 
 

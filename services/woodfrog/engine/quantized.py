@@ -1,0 +1,169 @@
+"""Quantized language models: linear layers that compute from the weights as they lie in the files.
+
+Files, configuration and unpacking are the library's, compressed-tensors. By itself Transformers would unpack the whole
+model at its first forward pass, into memory of the process; here a layer is unpacked while it computes, and two formats
+have kernels of PyTorch that take what is packed:
+
+- int4 in groups, on a GPU and for few rows: the tiles of the tensor cores are laid out anew in each pass, which reads and
+  writes 4 bits a weight, and unpacking them would be some 15 bytes;
+- fp8 on a GPU that multiplies it: activations are quantized too, row by row, as the files' own configuration says.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import linear
+
+from woodfrog.errors import InvalidArgument
+
+METHOD = "compressed-tensors"
+FORMATS = ("pack-quantized", "float-quantized", "int-quantized", "naive-quantized")
+INT4_ROWS_MAX = 64  # of more rows each tile would be read anew for every 16; unpacking costs less
+_INT4_GROUPS = (32, 64, 128, 256)
+_K_TILE = 128  # values of a row that the kernel takes as one: 8 tiles of 16
+_N_TILE = 8
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+
+
+def quantization_of(config: Any, folder: Path) -> dict[str, Any] | None:
+    """What a model's configuration says about quantized weights, made ready for Transformers; None when it says nothing.
+
+    Raises InvalidArgument for weights that this engine cannot compute with.
+    """
+    said = getattr(config, "quantization_config", None)
+    if said is None:
+        return None
+    if why := _refused(said if isinstance(said, dict) else {}, config):
+        raise InvalidArgument(
+            "UNKNOWN_QUANTIZATION",
+            f"{folder}/config.json says that {why}, which this engine cannot compute with; take a folder with the model's"
+            f" plain weights, or one of {METHOD} with linear layers in fp8, int8 or packed int4",
+        )
+    # Older files call themselves frozen; that they are packed is what the format says.
+    return {**said, "quantization_status": "compressed"}
+
+
+def _refused(said: dict[str, Any], config: Any) -> str | None:
+    """What is wrong, as the middle of a sentence."""
+    if said.get("quant_method") != METHOD:
+        return f"its weights are quantized by {str(said.get('quant_method'))[:50]!r}"
+    if said.get("format") not in FORMATS:
+        return f"its weights have the format {str(said.get('format'))[:50]!r}"
+    if said.get("kv_cache_scheme"):
+        return "its KV cache is quantized"
+    if said.get("transform_config") or (said.get("sparsity_config") or {}).get("format"):
+        return "its weights are sparse or transformed"
+    text = config.get_text_config()
+    if any(getattr(text, name, None) for name in _EXPERTS):
+        return "it is a quantized mixture of experts"
+    groups = said.get("config_groups")
+    if not isinstance(groups, dict) or not groups:
+        return "its quantization has no groups of layers"
+    faults = (_fault_of(group, said["format"]) for group in groups.values())
+    return next((why for why in faults if why), None)
+
+
+def _fault_of(group: Any, format: str) -> str | None:
+    weights = group.get("weights") if isinstance(group, dict) else None
+    if not isinstance(weights, dict) or group.get("output_activations"):
+        return "a group of layers is quantized in something else than its weights and inputs"
+    if group.get("format") not in (None, format):
+        return "its groups of layers have several formats"
+    bits = weights.get("num_bits")
+    if bits != (4 if format == "pack-quantized" else 8):
+        return f"its weights are {format} with {str(bits)[:10]} bits"
+    return None
+
+
+def install(model: Any, folder: Path) -> None:
+    """Puts layers of ours, with the same parameters, in the place of those that Transformers built.
+
+    Raises InvalidArgument when something else than a linear layer is quantized.
+    """
+    model.hf_quantizer.compressor.remove_decompression_hook(model)
+    found = [(n, m) for n, m in model.named_modules() if hasattr(m, "quantization_scheme")]
+    for name, module in found:
+        if not isinstance(module, torch.nn.Linear):
+            raise InvalidArgument(
+                "UNKNOWN_QUANTIZATION",
+                f"{folder} has a quantized {type(module).__name__}, {name}; this engine computes with quantized linear"
+                " layers only; take a folder with the model's plain weights",
+            )
+        model.set_submodule(name, QuantizedLinear(module))
+
+
+def layers_of(model: Any) -> dict[str, "QuantizedLinear"]:
+    return {name: m for name, m in model.named_modules() if isinstance(m, QuantizedLinear)}
+
+
+class QuantizedLinear(torch.nn.Module):
+    """Has the parameters of the layer it stands for, by their names in the files."""
+
+    def __init__(self, layer: torch.nn.Linear) -> None:
+        """`layer` as the library leaves it when it has made room for packed weights."""
+        from compressed_tensors.compressors import BaseCompressor
+
+        super().__init__()
+        for name, parameter in layer._parameters.items():
+            self.register_parameter(name, parameter)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self._scheme: Any = layer.quantization_scheme
+        compressor = BaseCompressor.get_value_from_registry(self._scheme.format.value)
+        self._unpack: Callable[..., dict[str, Any]] = compressor.decompress
+        self._kernel, self._kernel_rows_max = self._kernel_of(self._scheme)
+
+    def forward(self, x: Any) -> Any:
+        rows = x.numel() // self.in_features
+        if not x.is_cuda or self._kernel is None or rows > self._kernel_rows_max:
+            return linear(x, self.unpacked().to(x.dtype), self.bias)
+        out = self._kernel(x.reshape(rows, self.in_features)).unflatten(0, x.shape[:-1])
+        return out if self.bias is None else out + self.bias
+
+    def unpacked(self) -> Any:
+        """The weights (out_features, in_features) in the dtype of their scales, in memory of their own."""
+        state = {name: value for name, value in self._parameters.items() if value is not None}
+        # In place of the file's tensor: to read it, the CPU would have to wait for the GPU.
+        state["weight_shape"] = (self.out_features, self.in_features)
+        return self._unpack(state, self._scheme)["weight"]
+
+    def _kernel_of(self, scheme: Any) -> tuple[Callable[[Any], Any] | None, int]:
+        """What computes from packed weights on a GPU, and for how many rows at most."""
+        weights = scheme.weights
+        if scheme.format.value == "pack-quantized":
+            fits = self.in_features % _K_TILE == 0 and self.out_features % _N_TILE == 0
+            grouped = weights.strategy == "group" and weights.group_size in _INT4_GROUPS
+            if fits and grouped and weights.symmetric and self.weight_scale.dtype == torch.bfloat16:
+                return self._by_int4, INT4_ROWS_MAX
+        elif weights.type == "float" and scheme.input_activations is not None:
+            fits = self.in_features % 16 == 0 and self.out_features % 16 == 0
+            if fits and weights.strategy in ("channel", "tensor") and _multiplies_fp8():
+                return self._by_fp8, 1 << 30
+        return None, 0
+
+    def _by_int4(self, x: Any) -> Any:
+        """x (rows, in_features) in bfloat16."""
+        tiles = torch._convert_weight_to_int4pack(self.weight_packed.view(torch.uint8), 8)
+        # Of two weights in a byte the kernel takes the high half first, the files have it second.
+        swapped = x.unflatten(1, (-1, 2)).flip(2).flatten(1)
+        scales = self.weight_scale.t()
+        scales = torch.stack((scales, torch.zeros_like(scales)), dim=2)  # and zero points
+        return torch._weight_int4pack_mm(swapped, tiles, self._scheme.weights.group_size, scales)
+
+    def _by_fp8(self, x: Any) -> Any:
+        """x (rows, in_features)."""
+        from transformers.integrations.compressed_tensors import (
+            _scaled_mm_rowwise,
+            quantize_fp8_per_row,
+        )
+
+        small, scales = quantize_fp8_per_row(x)
+        columns = self.weight_scale.float().reshape(1, -1).expand(1, self.out_features)
+        return _scaled_mm_rowwise(
+            small, self.weight.t(), scales.unsqueeze(1), columns.contiguous(), x.dtype
+        )
+
+
+def _multiplies_fp8() -> bool:
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
