@@ -53,7 +53,7 @@ def _refused(said: dict[str, Any], config: Any) -> str | None:
         return f"its weights have the format {str(said.get('format'))[:50]!r}"
     if said.get("kv_cache_scheme"):
         return "its KV cache is quantized"
-    if said.get("transform_config") or (said.get("sparsity_config") or {}).get("format"):
+    if said.get("transform_config") or _sparse(said.get("sparsity_config")):
         return "its weights are sparse or transformed"
     text = config.get_text_config()
     if any(getattr(text, name, None) for name in _EXPERTS):
@@ -65,6 +65,10 @@ def _refused(said: dict[str, Any], config: Any) -> str | None:
     return next((why for why in faults if why), None)
 
 
+def _sparse(said: Any) -> bool:
+    return bool(said) and not (isinstance(said, dict) and said.get("format", "dense") == "dense")
+
+
 def _fault_of(group: Any, format: str) -> str | None:
     weights = group.get("weights") if isinstance(group, dict) else None
     if not isinstance(weights, dict) or group.get("output_activations"):
@@ -74,6 +78,8 @@ def _fault_of(group: Any, format: str) -> str | None:
     bits = weights.get("num_bits")
     if bits != (4 if format == "pack-quantized" else 8):
         return f"its weights are {format} with {str(bits)[:10]} bits"
+    if format == "pack-quantized" and weights.get("symmetric", True) is not True:
+        return "its packed weights have zero points"
     return None
 
 
@@ -134,7 +140,7 @@ class QuantizedLinear(torch.nn.Module):
         if scheme.format.value == "pack-quantized":
             fits = self.in_features % _K_TILE == 0 and self.out_features % _N_TILE == 0
             grouped = weights.strategy == "group" and weights.group_size in _INT4_GROUPS
-            if fits and grouped and weights.symmetric and self.weight_scale.dtype == torch.bfloat16:
+            if fits and grouped and self.weight_scale.dtype == torch.bfloat16:
                 return self._by_int4, INT4_ROWS_MAX
         elif weights.type == "float" and scheme.input_activations is not None:
             fits = self.in_features % 16 == 0 and self.out_features % 16 == 0
