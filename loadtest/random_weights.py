@@ -103,7 +103,8 @@ def _packed_int4(rng: np.random.Generator) -> np.ndarray[Any, Any]:
     halves = (np.clip(np.rint(normal), -7, 7) + 8).astype(np.uint8)
     pairs = halves | np.roll(halves, 1) << 4
     chosen = rng.integers(0, 1 << 16, _NOISE_VALUES * 4, dtype=np.uint16)
-    return pairs[chosen].view(np.uint32)
+    words: np.ndarray[Any, Any] = pairs[chosen].view(np.uint32)
+    return words
 
 
 def bits(tensor: torch.Tensor) -> np.ndarray[Any, Any]:

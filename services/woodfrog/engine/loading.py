@@ -82,7 +82,7 @@ def _built(folder: Path, source: Path | None, generates: bool, **options: Any) -
             " model's files",
         )
     if packed:
-        quantized.install(model, folder)
+        quantized.install(model)
     return model.eval()
 
 

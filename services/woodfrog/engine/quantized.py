@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch.nn.functional import linear
+from tqdm import tqdm
 
 from woodfrog.errors import InvalidArgument
 
@@ -41,6 +42,7 @@ def quantization_of(config: Any, folder: Path) -> dict[str, Any] | None:
             f"{folder}/config.json says that {why}, which this engine cannot compute with; take a folder with the model's"
             f" plain weights, or one of {METHOD} with linear layers in fp8, int8 or packed int4",
         )
+    tqdm.monitor_interval = 0  # the library's progress bars would start a thread that never ends
     # Older files call themselves frozen; that they are packed is what the format says.
     return {**said, "quantization_status": "compressed"}
 
@@ -73,6 +75,8 @@ def _fault_of(group: Any, format: str) -> str | None:
     weights = group.get("weights") if isinstance(group, dict) else None
     if not isinstance(weights, dict) or group.get("output_activations"):
         return "a group of layers is quantized in something else than its weights and inputs"
+    if "Embedding" in (group.get("targets") or ()):
+        return "its embeddings are quantized"
     if group.get("format") not in (None, format):
         return "its groups of layers have several formats"
     bits = weights.get("num_bits")
@@ -83,20 +87,12 @@ def _fault_of(group: Any, format: str) -> str | None:
     return None
 
 
-def install(model: Any, folder: Path) -> None:
-    """Puts layers of ours, with the same parameters, in the place of those that Transformers built.
-
-    Raises InvalidArgument when something else than a linear layer is quantized.
-    """
+def install(model: Any) -> None:
+    """Puts layers of ours, with the same parameters, in the place of those that Transformers built."""
     model.hf_quantizer.compressor.remove_decompression_hook(model)
     found = [(n, m) for n, m in model.named_modules() if hasattr(m, "quantization_scheme")]
     for name, module in found:
-        if not isinstance(module, torch.nn.Linear):
-            raise InvalidArgument(
-                "UNKNOWN_QUANTIZATION",
-                f"{folder} has a quantized {type(module).__name__}, {name}; this engine computes with quantized linear"
-                " layers only; take a folder with the model's plain weights",
-            )
+        assert isinstance(module, torch.nn.Linear), name
         model.set_submodule(name, QuantizedLinear(module))
 
 
@@ -104,7 +100,7 @@ def layers_of(model: Any) -> dict[str, "QuantizedLinear"]:
     return {name: m for name, m in model.named_modules() if isinstance(m, QuantizedLinear)}
 
 
-class QuantizedLinear(torch.nn.Module):
+class QuantizedLinear(torch.nn.Module):  # type: ignore[misc]
     """Has the parameters of the layer it stands for, by their names in the files."""
 
     def __init__(self, layer: torch.nn.Linear) -> None:
@@ -122,7 +118,8 @@ class QuantizedLinear(torch.nn.Module):
 
     def forward(self, x: Any) -> Any:
         rows = x.numel() // self.in_features
-        if not x.is_cuda or self._kernel is None or rows > self._kernel_rows_max:
+        fits = x.is_cuda and x.dtype == torch.bfloat16 and rows <= self._kernel_rows_max
+        if self._kernel is None or not fits:
             return linear(x, self.unpacked().to(x.dtype), self.bias)
         out = self._kernel(x.reshape(rows, self.in_features)).unflatten(0, x.shape[:-1])
         return out if self.bias is None else out + self.bias
@@ -172,4 +169,4 @@ class QuantizedLinear(torch.nn.Module):
 
 
 def _multiplies_fp8() -> bool:
-    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
+    return bool(torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9))

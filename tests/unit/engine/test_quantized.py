@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -88,22 +90,23 @@ def test_parameters_are_those_of_the_file_after_a_pass_too(folder: Path) -> None
 
 
 def test_weights_stay_in_the_files_mapping(int4: Path) -> None:
-    mapped = [
-        range(*(int(end, 16) for end in line.split()[0].split("-")))
-        for line in Path("/proc/self/maps").read_text().splitlines()
-        if str(int4) in line
-    ]
-    assert not mapped
     model = load_model(int4)
     logits(model)
-    mapped = [
-        range(*(int(end, 16) for end in line.split()[0].split("-")))
-        for line in Path("/proc/self/maps").read_text().splitlines()
-        if str(int4) in line
-    ]
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    ends = [line.split()[0].split("-") for line in lines if str(int4) in line]
+    mapped = [range(int(begin, 16), int(end, 16)) for begin, end in ends]
     for name, value in model.named_parameters():
         if value.nbytes > 4096:
-            assert any(value.data_ptr() in lines for lines in mapped), name
+            assert any(value.data_ptr() in part for part in mapped), name
+
+
+def test_no_thread_is_left_behind(int4: Path) -> None:
+    code = (
+        "import sys, threading, pathlib; from woodfrog.engine import loading; loading.prepare(1);"
+        " loading.load_model(pathlib.Path(sys.argv[1])); print(threading.active_count())"
+    )
+    argv = [sys.executable, "-c", code, str(int4)]
+    assert subprocess.run(argv, capture_output=True, check=True).stdout == b"1\n"
 
 
 def test_shared_memory_holds_all_that_is_computed_from(folder: Path) -> None:
@@ -168,13 +171,14 @@ def test_fp8_by_the_gpus_kernel(tmp_path: Path, name: str, monkeypatch: Any) -> 
         assert (found - expected).norm() > 0  # activations are quantized too
 
 
-def test_what_no_kernel_takes_is_unpacked(tmp_path: Path, monkeypatch: Any) -> None:
+def test_what_no_kernel_takes_is_unpacked(tmp_path: Path) -> None:
     for name in ("int4-channels", "fp8", "fp8-weights", "int8"):
         model = load_model(tiny_quantized.make(tmp_path / name, name))
         assert all(layer._kernel is None for layer in quantized.layers_of(model).values()), name
+    model = load_model(tiny_quantized.make(tmp_path / "narrow", "int4"))
+    layer = next(iter(quantized.layers_of(model).values()))
     narrow = torch.nn.Linear(192, 64)  # no whole number of the kernel's tiles
-    narrow.quantization_scheme = next(iter(quantized.layers_of(load_model(tiny_quantized.make(tmp_path / "int4", "int4"))).values()))._scheme  # fmt: skip
-    narrow.weight_scale = torch.nn.Parameter(torch.ones(64, 2).bfloat16())
+    narrow.quantization_scheme, narrow.weight_scale = layer._scheme, layer.weight_scale
     assert QuantizedLinear(narrow)._kernel is None
 
 
@@ -195,6 +199,7 @@ EIGHT = {"targets": ["Linear"], "weights": {"num_bits": 8}}
         ({"config_groups": {}}, "no groups of layers"),
         ({"config_groups": {"a": 5}}, "something else than its weights"),
         ({"config_groups": {"a": GROUP}}, "packed weights have zero points"),
+        ({"config_groups": {"a": {**EIGHT, "targets": ["Embedding"]}}}, "its embeddings are"),
         ({"config_groups": {"a": EIGHT}}, "pack-quantized with 8 bits"),
         ({"config_groups": {"a": {**EIGHT, "format": "int-quantized"}}}, "several formats"),
     ],
@@ -211,9 +216,8 @@ def test_what_it_cannot_compute_with_is_refused(
     assert "take a folder with the model's plain weights" in str(caught.value)
 
 
-def test_experts_and_embeddings_are_refused(int4: Path) -> None:
-    config = json.loads((int4 / "config.json").read_text())
-    said = config["quantization_config"]
+def test_experts_are_refused_and_plain_weights_are_not(int4: Path) -> None:
+    said = json.loads((int4 / "config.json").read_text())["quantization_config"]
     mixture = transformers.MixtralConfig(num_local_experts=4, quantization_config=said)
     with pytest.raises(InvalidArgument, match="mixture of experts"):
         quantized.quantization_of(mixture, int4)

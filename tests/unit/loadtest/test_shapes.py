@@ -12,6 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from woodfrog.engine.loading import load_model
+from woodfrog.engine.quantized import layers_of
+
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
 EOS = len(LETTERS)
 
@@ -49,6 +52,28 @@ def test_transformers_finds_every_weight_and_computes_with_them(tiny: Path) -> N
     assert {"missing_keys", "unexpected_keys", "mismatched_keys"} <= set(found)
     assert model.dtype == torch.bfloat16
     logits = model(torch.arange(16)[None]).logits
+    assert logits.isfinite().all()
+    assert logits.std() > 0.01
+
+
+@pytest.mark.parametrize("name", ["llama-quantized-tiny", "llama-fp8-tiny"])
+def test_quantized_weights_are_small_and_normal_times_their_scales(
+    tmp_path: Path, tokenizer: Path, name: str
+) -> None:
+    size = shapes.make(name, tmp_path, tokenizer)
+    assert size == sum(tensor.nbytes for tensor in _weights(tmp_path).values())
+    model = load_model(tmp_path)
+    unpacked = {name: layer.unpacked().float() for name, layer in layers_of(model).items()}
+    assert len(unpacked) == 2 * 7
+    for name, weights in unpacked.items():
+        assert weights.std().item() == pytest.approx(0.02, rel=0.15), name
+        assert abs(weights.mean().item()) < 0.001, name
+    gates = [weights.flatten() for name, weights in unpacked.items() if "gate" in name]
+    assert torch.corrcoef(torch.stack(gates))[0, 1].abs() < 0.02
+    scales = [v for name, v in _weights(tmp_path).items() if name.endswith("_scale")]
+    assert all(len(scale.unique()) > 20 for scale in scales)
+    with torch.inference_mode():
+        logits = model(torch.arange(16)[None]).logits
     assert logits.isfinite().all()
     assert logits.std() > 0.01
 
