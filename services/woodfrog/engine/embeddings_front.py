@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from woodfrog.engine.embeddings import EmbeddingsEngine
 
 INPUTS_MAX = 2048  # OpenAI's
-TOKENS_MAX = 300_000  # of one request, OpenAI's
-_BODY_BYTES_MAX = 4 << 20  # so many tokens as JSON
+_BODY_BYTES_MAX = 4 << 20  # of `texts.TOKENS_MAX` tokens as JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,32 +59,7 @@ class EmbeddingsFront:
             ticket.give_back()
 
     def _texts(self, request: EmbeddingsRequest) -> list[list[int]]:
-        """As tokens. A text that is too long is refused, never cut."""
-        engine = self._engine
-        texts = []
-        token_count = 0
-        for index, given in enumerate(request.inputs):
-            tokens = engine.tokenizer.encode(given) if isinstance(given, str) else given
-            if not tokens:
-                raise _bad("input", f"has no token at index {index}")
-            if len(tokens) > engine.context_tokens:
-                raise InvalidArgument(
-                    "CONTEXT_LENGTH_EXCEEDED",
-                    f"this model's maximum context length is {engine.context_tokens} tokens, but the input at"
-                    f" index {index} has {len(tokens)}; shorten it",
-                    param="input",
-                )
-            if not 0 <= min(tokens) <= max(tokens) < engine.vocabulary_size:
-                raise _bad("input", f"has tokens outside 0 to {engine.vocabulary_size - 1}")
-            token_count += len(tokens)
-            if token_count > TOKENS_MAX:
-                raise InvalidArgument(
-                    "MAX_TOKENS_PER_REQUEST",
-                    f"the inputs have over {TOKENS_MAX} tokens together; send them in several requests",
-                    param="input",
-                )
-            texts.append(tokens)
-        return texts
+        return self._engine.limits.tokens(request.inputs, self._engine.tokenizer)
 
 
 def parse(body: Mapping[str, Any], size: int) -> EmbeddingsRequest:

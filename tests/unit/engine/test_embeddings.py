@@ -19,19 +19,12 @@ from tests.memory.simulated_gpu import SimulatedDevice
 from tests.memory.tiny_encoders import CONTEXT_TOKENS, SIZE, WORDS
 
 from woodfrog.clock import SystemClock
-from woodfrog.engine.embeddings import (
-    CAPTURED_LENGTH_MAX,
-    LENGTH_MIN,
-    ROWS,
-    EmbeddingsEngine,
-    Pooling,
-    padded_length,
-    plan,
-    pooling_of,
-)
+from woodfrog.engine.batches import ROWS, plan
+from woodfrog.engine.embeddings import EmbeddingsEngine, Pooling, pooling_of
 from woodfrog.engine.embeddings_front import INPUTS_MAX, EmbeddingsFront, parse
 from woodfrog.engine.kinds import Kind, kind_of
 from woodfrog.engine.settings import load
+from woodfrog.engine.texts import CAPTURED_LENGTH_MAX, LENGTH_MIN, padded_length
 from woodfrog.errors import InvalidArgument
 from woodfrog.node_agent.vault.arena import Arena
 from woodfrog.node_agent.vault.vault import Vault
@@ -122,8 +115,8 @@ async def test_padding_changes_nothing(
 
 async def test_a_roberta_counts_its_positions_from_its_padding_on(tmp_path: Path) -> None:
     engine = engine_of(tiny_encoders.make(tmp_path, "RobertaModel"))
-    assert engine.context_tokens == CONTEXT_TOKENS - 1
-    (vector,) = await embedded(engine, [[4] * engine.context_tokens])
+    assert engine.limits.context_tokens == CONTEXT_TOKENS - 1
+    (vector,) = await embedded(engine, [[4] * engine.limits.context_tokens])
     assert abs(float(vector.norm()) - 1) < 1e-5
     engine.stop()
 
@@ -137,7 +130,7 @@ async def test_shared_memory_gives_the_same_and_so_does_a_park(tmp_path: Path, n
     weights.give(vault.export("w")[0])
     on_cpu, engine = engine_of(folder), engine_of(folder, SIMULATED, weights)
     await engine.warm()
-    assert all(weights.holds(parameter) for parameter in engine._encode._model.parameters())  # type: ignore[attr-defined]
+    assert all(weights.holds(parameter) for parameter in engine._encode._model.parameters())
     vectors = await embedded(engine, TEXTS)
     torch.testing.assert_close(vectors, await embedded(on_cpu, TEXTS), rtol=0, atol=1e-6)
     canaries = await engine.canary(), engine.brief_canary()
@@ -156,7 +149,7 @@ async def test_shared_memory_gives_the_same_and_so_does_a_park(tmp_path: Path, n
 async def test_canaries_tell_other_weights(tmp_path: Path) -> None:
     engine = engine_of(tiny_encoders.make(tmp_path))
     full, brief = await engine.canary(), engine.brief_canary()
-    layers = engine._encode._model.encoder.layer  # type: ignore[attr-defined]
+    layers = engine._encode._model.encoder.layer
     with torch.no_grad():
         layers[2].output.dense.weight.neg_()
     assert await engine.canary() != full
@@ -186,12 +179,12 @@ def test_a_plan_holds_every_text_once(lengths: list[int], tokens_max: int, padde
     rounded = [padded_length(length, 4096) for length in lengths]
     assert all(length <= longer < max(2 * length, LENGTH_MIN + 1) for length, longer in zip(lengths, rounded, strict=True))  # fmt: skip
     batches = plan(rounded, tokens_max, padded=padded)
-    assert sorted(text for batch in batches for text in batch.texts) == list(range(len(lengths)))
+    assert sorted(text for batch in batches for text in batch.members) == list(range(len(lengths)))
     for batch in batches:
-        assert {rounded[text] for text in batch.texts} == {batch.length}
-        assert len(batch.texts) <= batch.rows <= 3 * len(batch.texts)
+        assert {rounded[text] for text in batch.members} == {batch.length}
+        assert len(batch.members) <= batch.rows <= 3 * len(batch.members)
         assert batch.rows == 1 or batch.rows * batch.length <= tokens_max
-        assert batch.rows in ROWS if padded else batch.rows == len(batch.texts) <= ROWS[-1]
+        assert batch.rows in ROWS if padded else batch.rows == len(batch.members) <= ROWS[-1]
 
 
 def test_there_are_no_more_shapes_than_graphs_are_kept() -> None:
