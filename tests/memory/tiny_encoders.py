@@ -14,7 +14,7 @@ from tokenizers.processors import TemplateProcessing
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz", "frog", "ice", "winter"]
 CONTEXT_TOKENS = 160
 SIZE = 32
-_SHAPE = {
+SHAPE = {
     "vocab_size": len(WORDS), "hidden_size": SIZE, "intermediate_size": 64, "num_hidden_layers": 3,
     "num_attention_heads": 2, "max_position_embeddings": CONTEXT_TOKENS, "pad_token_id": 0,
     "initializer_range": 0.3,
@@ -25,16 +25,16 @@ def make(folder: Path, name: str = "BertModel", pooling: dict[str, Any] | None =
     """A new folder. `pooling` becomes the file of sentence-transformers."""
     kind = getattr(transformers, name)
     torch.manual_seed(5)
-    model = kind(kind.config_class(**_SHAPE)).eval()
+    model = kind(kind.config_class(**SHAPE)).eval()
     model.save_pretrained(folder)
-    _tokenizer().save(str(folder / "tokenizer.json"))
+    write_tokenizer(folder)
     if pooling is not None:
         (folder / "1_Pooling").mkdir()
         (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     return folder
 
 
-def _tokenizer() -> Tokenizer:
+def write_tokenizer(folder: Path) -> None:
     """Its file asks for padding and truncation, as published ones do."""
     fast = Tokenizer(WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="[UNK]"))
     fast.pre_tokenizer = Whitespace()
@@ -43,4 +43,4 @@ def _tokenizer() -> Tokenizer:
     )
     fast.enable_truncation(12)
     fast.enable_padding(length=12)
-    return fast
+    fast.save(str(folder / "tokenizer.json"))

@@ -107,7 +107,7 @@ def stand_ins(tensors: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     return {
-        name: torch.empty(1, dtype=tensor.dtype).expand(tensor.shape)
+        name: torch.empty((), dtype=tensor.dtype).expand(tensor.shape)
         for name, tensor in tensors.items()
     }
 

@@ -75,8 +75,13 @@ def check_folder(folder: Path) -> list[str]:
     if pipeline:  # of Diffusers: a folder for each part
         layout.of_folder(folder)
         return [str(path.relative_to(folder)) for path in files if path.suffix in _KEPT]
-    _check_config(folder / "config.json")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+    architecture = _architecture(folder / "config.json")
+    if architecture.endswith("ForImageClassification"):  # reads no text
+        if not (folder / "preprocessor_config.json").is_file():
+            raise InvalidArgument(
+                "NO_PROCESSOR", f"{folder} has no preprocessor_config.json; add the model's"
+            )
+    elif not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise InvalidArgument(
             "NO_TOKENIZER", f"{folder} has no tokenizer.json; add the model's tokenizer"
         )
@@ -222,7 +227,8 @@ def _check_links(folder: Path, files: Sequence[Path]) -> None:
             )
 
 
-def _check_config(path: Path) -> None:
+def _architecture(path: Path) -> str:
+    """That a config.json names. Raises InvalidArgument."""
     if not path.is_file():
         raise InvalidArgument(
             "NO_CONFIG", f"{path.parent} has no config.json; give a Hugging Face model folder"
@@ -236,3 +242,4 @@ def _check_config(path: Path) -> None:
         raise InvalidArgument(
             "BAD_CONFIG", f"{path} names no architecture; it must be a Transformers config"
         )
+    return names[0]

@@ -92,6 +92,11 @@ def _engine(settings: Settings, weights: WeightMemory | None) -> tuple[Any, Any]
             from woodfrog.engine.images_front import ImagesFront
 
             return ImagesEngine(settings, weights), ImagesFront
+        case Kind.CLASSIFIER:
+            from woodfrog.engine.classifier import engine_of
+            from woodfrog.engine.classifier_front import ClassifierFront
+
+            return engine_of(settings, weights), ClassifierFront
 
 
 if __name__ == "__main__":

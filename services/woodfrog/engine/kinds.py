@@ -12,6 +12,10 @@ class Kind(Enum):
     TEXT = "text"
     EMBEDDINGS = "embeddings"
     IMAGES = "images"
+    CLASSIFIER = "classifier"
+
+
+_PICTURE_CLASSIFIER = "ForImageClassification"
 
 
 def kind_of(folder: Path) -> Kind:
@@ -19,6 +23,8 @@ def kind_of(folder: Path) -> Kind:
     if (folder / "model_index.json").is_file():
         return Kind.IMAGES
     names = _architectures(folder)
+    if any(name.endswith(("ForSequenceClassification", _PICTURE_CLASSIFIER)) for name in names):
+        return Kind.CLASSIFIER
     if (
         folder / "modules.json"
     ).is_file():  # of sentence-transformers, whatever the model could do besides
@@ -30,8 +36,14 @@ def kind_of(folder: Path) -> Kind:
     raise InvalidArgument(
         "UNKNOWN_ARCHITECTURE",
         f"{folder}/config.json names {names or 'no architecture'}: this engine serves ...ForCausalLM, "
-        "...Model and sentence-transformers' folders (embeddings), and Diffusers folders with a model_index.json",
+        "...Model and sentence-transformers' folders (embeddings), ...ForSequenceClassification and"
+        " ...ForImageClassification, and Diffusers folders with a model_index.json",
     )
+
+
+def classifies_pictures(folder: Path) -> bool:
+    """Of a folder of the kind CLASSIFIER: whether its inputs are pictures, not texts."""
+    return any(name.endswith(_PICTURE_CLASSIFIER) for name in _architectures(folder))
 
 
 def _architectures(folder: Path) -> list[str]:

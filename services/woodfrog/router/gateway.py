@@ -27,6 +27,7 @@ class Route(Enum):
     COMPLETION = ("/v1/completions", "text_completion", True)
     EMBEDDINGS = ("/v1/embeddings", "embeddings", False)
     IMAGES = ("/v1/images/generations", "generate_content", False)
+    CLASSIFY = ("/v1/classify", "classify", False)
 
     def __init__(self, path: str, operation: str, streams: bool) -> None:
         self.path = path

@@ -46,6 +46,15 @@ def test_the_pooling_of_an_embeddings_model_comes_along(folder: Path) -> None:
     ]
 
 
+def test_a_model_of_pictures_has_a_processor_in_place_of_a_tokenizer(folder: Path) -> None:
+    (folder / "config.json").write_text('{"architectures": ["ViTForImageClassification"]}')
+    with pytest.raises(InvalidArgument, match="preprocessor_config") as caught:
+        check_folder(folder)
+    assert caught.value.reason == "NO_PROCESSOR"
+    (folder / "tokenizer.json").rename(folder / "preprocessor_config.json")
+    assert check_folder(folder) == ["config.json", "model.safetensors", "preprocessor_config.json"]
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
