@@ -147,6 +147,8 @@ class _Connection(asyncio.Protocol):
             self.abort()
         elif "status" in script:
             self._json(script["status"], _error("simulated error"), {"retry-after-ms": "1500"})
+        elif request.path not in _OF_TEXT:  # as engines do, whole, whatever `stream` says
+            self._json(200, {"object": "list", "path": request.path, "data": []}, {})
         elif request.json.get("stream"):
             await self._stream(request, script)
         else:
@@ -182,6 +184,9 @@ class _Connection(asyncio.Protocol):
         lines += [f"{name}: {text}" for name, text in headers.items()]
         lines += [f"content-length: {len(body)}", "server: simulated", "\r\n"]
         self._transport.write("\r\n".join(lines).encode() + body)
+
+
+_OF_TEXT = ("/v1/chat/completions", "/v1/completions")
 
 
 def _chat(request: Request) -> bool:

@@ -20,6 +20,7 @@ from woodfrog.model.spec import ModelSpec
 from woodfrog.router.router import Router, running
 from woodfrog.router.settings import Settings
 
+COMMENT_S = 0.05
 WEIGHTS = digest.of_bytes(b"")
 
 
@@ -65,7 +66,7 @@ class Bench:
         folder: Path, *, scheduler_away: bool = False, **settings: Any
     ) -> AsyncIterator["Bench"]:
         defaults = {"listen": "127.0.0.1:0", "grpc_listen": "127.0.0.1:0", "drain_s": 1}
-        given = Settings(**{**defaults, "sse_comment_s": 0.05, **settings})
+        given = Settings(**{**defaults, "sse_comment_s": COMMENT_S, **settings})
         catalog = MemoryCatalog(spec("m"), spec("org/m"))
         async with AsyncExitStack() as stack, SimulatedScheduler() as scheduler:
             address = "127.0.0.1:1" if scheduler_away else scheduler.address

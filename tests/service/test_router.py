@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 from tests.memory.simulated_scheduler import Climb
-from tests.service.router_bench import Bench, spec
+from tests.service.router_bench import COMMENT_S, Bench, spec
 
 from woodfrog.catalog import ModelPut, ModelRemoved
 from woodfrog.errors import ResourceExhausted, Unavailable
@@ -205,6 +205,36 @@ async def test_streaming_client_gets_comments_while_it_waits(bench: Bench) -> No
     assert b'"content": "once"' in rest
     assert b"data: [DONE]\n\n" in rest
     assert await text_of(await bench.ask(stream=True)) == TEXT, "OpenAI's client ignores comments"
+
+
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        ("/v1/embeddings", b""),
+        ("/v1/embeddings", b',"stream":true'),
+        ("/v1/classify", b""),
+        ("/v1/classify", b',"stream":true'),
+    ],
+)
+async def test_what_does_not_stream_is_answered_whole(bench: Bench, path: str, more: bytes) -> None:
+    """Comments before the answer would make JSON that nobody can read."""
+    climb = Climb(await bench.replica("a"), climb_ms=812)
+    bench.scheduler.climbs["m"] = climb
+    body = b'{"model":"m","input":"frog"%b}' % more
+    asking = asyncio.create_task(bench.raw(post(body, path=path)))
+    await bench.scheduler.until(lambda s: s.waiting == 1)
+    done, _ = await asyncio.wait({asking}, timeout=4 * COMMENT_S)
+    assert not done
+    climb.finish.set()
+    head, answer = await asking
+    assert head.startswith(b"HTTP/1.1 200")
+    assert b"content-type: application/json" in head
+    assert b"x-woodfrog-climb-ms: 812" in head
+    assert json.loads(answer) == {"object": "list", "path": path, "data": []}
+    (request,) = bench.engines["a"].requests
+    assert (request.path, request.body) == (path, body)
+    head, _ = await bench.raw(f"GET {path} HTTP/1.1\r\nconnection: close\r\n\r\n".encode())
+    assert head.startswith(b"HTTP/1.1 405")
 
 
 async def test_openai_client_streams_through_a_wake(bench: Bench) -> None:
