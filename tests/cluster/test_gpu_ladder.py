@@ -2,6 +2,8 @@
 
 import asyncio
 import base64
+import http.client
+import json
 import os
 import shutil
 import signal
@@ -16,7 +18,8 @@ import pytest
 from loadtest import shapes
 
 from tests.cluster.conftest import Running, descend, wait
-from tests.memory import simulated_cuda, simulated_gpu
+from tests.memory import simulated_cuda, simulated_gpu, tiny_classifiers
+from tests.memory.tiny_classifiers import data_url, picture
 from woodfrog.cli import supervisor, up
 from woodfrog.cli.cluster import Cluster
 from woodfrog.replica.client import ControlClient
@@ -158,6 +161,36 @@ def test_an_image_model_is_drawn_the_same_after_its_wake(
     with pytest.raises(openai.NotFoundError):
         gpu_node.ask(QUESTION, "painter")
     gpu_node.remove("painter")
+
+
+@pytest.mark.parametrize("kind", ["pictures", "texts"])
+def test_a_classifier_answers_the_same_after_its_wake(
+    gpu_node: Running, tmp_path: Path, kind: str
+) -> None:
+    if kind == "pictures":
+        folder, given = tiny_classifiers.of_pictures(tmp_path), data_url(picture(3))
+    else:
+        folder, given = tiny_classifiers.of_texts(tmp_path), "frog ice winter"
+    gpu_node.add(kind, folder=folder, gpu_bytes=PRIVATE_BYTES, memory_bytes=3 << 30, engine_args={})
+
+    def classify(value: str) -> tuple[Any, str]:
+        link = http.client.HTTPConnection("127.0.0.1", gpu_node.cluster.http_port, timeout=120)
+        link.request("POST", "/v1/classify", json.dumps({"model": kind, "input": value}))
+        response = link.getresponse()
+        answer = json.loads(response.read())
+        link.close()
+        return answer, response.headers.get("x-woodfrog-rung", "")
+
+    cold, rung = classify(given)
+    assert rung == "absent"
+    assert cold["data"][0]["label"] in tiny_classifiers.LABELS
+    for rung in ("hot", "parked", "frozen"):
+        lowered(gpu_node, rung, kind)
+        woken, found = classify(given)
+        assert (woken["data"], found) == (cold["data"], rung)
+    refused, _ = classify("https://example.org/frog.png" if kind == "pictures" else "")
+    assert refused["error"]["param"] == "input"
+    gpu_node.remove(kind)
 
 
 def _runs_vault(folder: Path, home: Path) -> bool:

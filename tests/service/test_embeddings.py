@@ -3,86 +3,31 @@
 import asyncio
 import base64
 import json
-import os
 import struct
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 from tests.memory import tiny_encoders
+from tests.service.engine_process import Engine, running
 
-from woodfrog.errors import WoodfrogError
-from woodfrog.replica.client import ControlClient
-
-DEADLINE_S = 60.0
 PATH = "/v1/embeddings"
-
-
-@dataclass
-class Engine:
-    socket: Path
-    control: ControlClient
-
-    async def call(self, verb: str, **fields: Any) -> dict[str, Any]:
-        return await self.control.call(verb, DEADLINE_S, **fields)
-
-    async def raw(self, data: bytes, path: str = PATH, method: str = "POST") -> tuple[int, Any]:
-        connector = aiohttp.UnixConnector(path=str(self.socket))
-        async with aiohttp.ClientSession("http://engine", connector=connector) as client:
-            async with client.request(method, path, data=data) as response:
-                return response.status, await response.json()
-
-    async def embed(self, text: Any, **body: Any) -> dict[str, Any]:
-        status, answer = await self.raw(json.dumps({"input": text, **body}).encode())
-        assert status == 200, answer
-        return dict(answer)
 
 
 @pytest.fixture(scope="module", params=["BertModel", "LlamaModel"])
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:  # fmt: skip
     folder = tmp_path_factory.mktemp("engine")
-    environ = {
-        **os.environ,
-        "WOODFROG_SOCKET": str(folder / "engine.sock"),
-        "WOODFROG_CONTROL": str(folder / "control.sock"),
-        "WOODFROG_MODEL": str(tiny_encoders.make(folder / "model", request.param)),
-        "WOODFROG_MODEL_NAME": "frog",
-        "WOODFROG_ENGINE_ARGS": json.dumps({"slots": 2, "threads": 1}),
-    }
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "woodfrog.engine"], env=environ, stdout=log, stderr=log
-        )
-    try:
-        engine = Engine(folder / "engine.sock", ControlClient(folder / "control.sock"))
-        asyncio.run(_serving(engine, process))
+    model = tiny_encoders.make(folder / "model", request.param)
+    with running(folder, model, PATH) as engine:
         yield engine
-        process.terminate()
-        process.wait(DEADLINE_S)
-    finally:
-        process.kill()
-        process.wait()
 
 
-async def _serving(engine: Engine, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            if (await engine.call("describe"))["state"] == "serving":
-                return
-        except WoodfrogError:
-            await asyncio.sleep(0.02)  # there is no socket yet
-    raise AssertionError("the engine did not start")
+async def embed(engine: Engine, text: Any, **body: Any) -> dict[str, Any]:
+    return await engine.ask(input=text, **body)
 
 
 async def test_an_answer_has_openais_form(engine: Engine) -> None:
-    answer = await engine.embed("frog ice", model="whatever")
+    answer = await embed(engine, "frog ice", model="whatever")
     (entry,) = answer.pop("data")
     assert answer == {
         "object": "list",
@@ -96,13 +41,13 @@ async def test_an_answer_has_openais_form(engine: Engine) -> None:
 
 async def test_texts_and_tokens_in_their_order(engine: Engine) -> None:
     texts = ["frog", "frog ice winter " * 20, "ice"]
-    answer = await engine.embed(texts)
+    answer = await embed(engine, texts)
     assert [entry["index"] for entry in answer["data"]] == [0, 1, 2]
     for text, entry in zip(texts, answer["data"], strict=True):
-        (alone,) = (await engine.embed(text))["data"]
+        (alone,) = (await embed(engine, text))["data"]
         assert entry["embedding"] == pytest.approx(alone["embedding"], abs=1e-5)
     frog = [2, tiny_encoders.WORDS.index("frog"), 3]
-    tokens = await engine.embed([frog, frog])
+    tokens = await embed(engine, [frog, frog])
     for entry in tokens["data"]:
         expected = answer["data"][0]["embedding"]
         assert entry["embedding"] == pytest.approx(expected, abs=1e-5)
@@ -110,11 +55,11 @@ async def test_texts_and_tokens_in_their_order(engine: Engine) -> None:
 
 
 async def test_base64_and_fewer_dimensions(engine: Engine) -> None:
-    (entry,) = (await engine.embed("frog"))["data"]
-    (encoded,) = (await engine.embed("frog", encoding_format="base64"))["data"]
+    (entry,) = (await embed(engine, "frog"))["data"]
+    (encoded,) = (await embed(engine, "frog", encoding_format="base64"))["data"]
     data = base64.b64decode(encoded["embedding"])
     assert list(struct.unpack(f"<{tiny_encoders.SIZE}f", data)) == entry["embedding"]
-    (short,) = (await engine.embed("frog", dimensions=5))["data"]
+    (short,) = (await embed(engine, "frog", dimensions=5))["data"]
     length = sum(number**2 for number in entry["embedding"][:5]) ** 0.5
     expected = [number / length for number in entry["embedding"][:5]]
     assert short["embedding"] == pytest.approx(expected)
@@ -148,7 +93,7 @@ async def test_it_answers_to_nothing_else(engine: Engine) -> None:
 
 
 async def test_more_requests_than_slots_all_get_their_answer(engine: Engine) -> None:
-    answers = await asyncio.gather(*(engine.embed(["frog", "ice"]) for _ in range(8)))
+    answers = await asyncio.gather(*(embed(engine, ["frog", "ice"]) for _ in range(8)))
     assert all(answer == answers[0] for answer in answers)
     assert (await engine.call("describe"))["active"] == 0
 
@@ -160,12 +105,8 @@ async def test_the_probe_is_answered(engine: Engine) -> None:
 
 
 async def test_parked_and_thawed_it_says_the_same(engine: Engine) -> None:
-    before, canary = await engine.embed("frog ice"), await engine.call("canary")
+    before, canary = await embed(engine, "frog ice"), await engine.call("canary")
     for verb in ("quiesce", "park"):
-        await engine.call(verb)
-        thawed = await engine.call(
-            "thaw", replica_id=verb, entropy=os.urandom(64).hex(), canary=True
-        )
-        assert thawed["brief"] == canary["brief"]
-        assert await engine.embed("frog ice") == before
+        assert (await engine.lowered_and_thawed(verb))["brief"] == canary["brief"]
+        assert await embed(engine, "frog ice") == before
         assert await engine.call("canary") == canary
