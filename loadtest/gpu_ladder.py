@@ -24,6 +24,7 @@ from typing import Any
 from loadtest import shapes, weights_path
 from loadtest.lab import (
     CHAT,
+    CLASSIFY,
     EMBEDDING,
     IMAGE,
     Lab,
@@ -199,7 +200,7 @@ def _cold(gpu: GpuLab, bench: Bench, gpu_bytes: int) -> None:
 def _request(shape: str) -> Request:
     if shape.startswith("sdxl"):
         return IMAGE
-    return EMBEDDING if shape == "embeddings" else CHAT
+    return {"embeddings": EMBEDDING, "vit": CLASSIFY}.get(shape, CHAT)
 
 
 def _weights(gpu: GpuLab, bench: Bench, runs: int) -> None:

@@ -56,6 +56,12 @@ IMAGE = Request(
     rb'"b64_json": ?"',
 )
 EMBEDDING = Request("/v1/embeddings", {"input": PROMPT}, rb'"embedding": ?\[')
+_PICTURE = (  # of 4 by 4 pixels: what is measured is the wake
+    "data:image/png;base64,"
+    "iVBORw0KGgoAAAANSUhEUgAAAAQAAAAECAIAAAAmkwkpAAAAF0lEQVR42mNkYKhg"
+    "sGGAIBYbBgTAzQEASRwB7gVyby0AAAAASUVORK5CYII="
+)
+CLASSIFY = Request("/v1/classify", {"input": _PICTURE}, rb'"probs": ?\[')
 _WOKEN = re.compile(rb": woken rung=(\w+)")
 
 
