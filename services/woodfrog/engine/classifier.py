@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 CANARY_TEXT = "a b c d e f g"
 PROBE_TEXT = "a b c"
+CANARY_PICTURE = (  # of 5 by 5 pixels in many colours
+    "data:image/png;base64,"
+    "iVBORw0KGgoAAAANSUhEUgAAAAUAAAAFCAIAAAACDbGyAAAALklEQVR42mNkYGBgsEEgFn4G"
+    "BgYGDThi0YXyAyCIxRvBr2BgWMCSieAvYGBYAADQSAbyNczmigAAAABJRU5ErkJggg=="
+)
 TEXTS_MAX = 1024
 PICTURES_MAX = 32  # of one request: each may take a second to decode
 _RANKS = 16
@@ -44,6 +49,7 @@ class ClassifierEngine(ModuleEngine):
     labels: list[str]
     inputs_max: int
     """Of one request."""
+    probe_input: str
     _rows: Rows
     _canary: Any  # an input that has been read
 
@@ -62,6 +68,11 @@ class ClassifierEngine(ModuleEngine):
         self.labels = [
             str(names.get(index, f"LABEL_{index}")) for index in range(model.config.num_labels)
         ]
+        if not self.labels:
+            raise InvalidArgument(
+                "UNKNOWN_ARCHITECTURE",
+                f"{folder}/config.json names no classes; give a model that was trained to classify",
+            )
         self._scale = scale_of(model.config)
         self._canary_inputs = self._prepare(model)
         layered = isinstance(getattr(model.config, "num_hidden_layers", None), int)
@@ -71,7 +82,7 @@ class ClassifierEngine(ModuleEngine):
 
     @abstractmethod
     def _prepare(self, model: Any) -> Mapping[str, Any]:
-        """Sets `_rows`, `_canary` and what `probe` gives; returns what the model is called with for the canary."""
+        """Sets `_rows` and `_canary`; returns what the model is called with for the canary."""
 
     @abstractmethod
     async def read(self, inputs: Sequence[str], params: Sequence[str]) -> tuple[list[Any], int]:
@@ -83,11 +94,8 @@ class ClassifierEngine(ModuleEngine):
         self.brief()
 
     def probe(self) -> dict[str, Any]:
-        body = {"model": self.settings.model_name, "input": self._probe_input()}
+        body = {"model": self.settings.model_name, "input": self.probe_input}
         return {"path": "/v1/classify", "body": body}
-
-    @abstractmethod
-    def _probe_input(self) -> str: ...
 
     def full_canary(self) -> list[int]:
         logits = self._rows.alone(self._canary)
@@ -115,6 +123,7 @@ class ClassifierEngine(ModuleEngine):
 
 class TextClassifier(ClassifierEngine):
     inputs_max = TEXTS_MAX
+    probe_input = PROBE_TEXT
     tokenizer: "Tokenizer"
     limits: TextLimits
 
@@ -144,9 +153,6 @@ class TextClassifier(ClassifierEngine):
         texts = await self.compute(lambda: self.limits.tokens(inputs, self.tokenizer))
         return texts, sum(map(len, texts))
 
-    def _probe_input(self) -> str:
-        return PROBE_TEXT
-
     def warm_up(self) -> None:
         """Raises InvalidArgument for a model that padding confuses: it would answer wrongly, not fail."""
         super().warm_up()
@@ -161,6 +167,7 @@ class TextClassifier(ClassifierEngine):
 
 class PictureClassifier(ClassifierEngine):
     inputs_max = PICTURES_MAX
+    probe_input = CANARY_PICTURE
     _rows: "PictureRows"
 
     def _prepare(self, model: Any) -> Mapping[str, Any]:
@@ -170,7 +177,7 @@ class PictureClassifier(ClassifierEngine):
             return model(**inputs).logits.float()
 
         self._rows = PictureRows(self.settings.model, logits, model.dtype, self.device, self.graphs)
-        self._canary = self._rows.read(self._rows.canary, "input")
+        self._canary = self._rows.read(CANARY_PICTURE, "input")
         return {name: value.to(self.device) for name, value in self._canary.items()}
 
     async def read(self, inputs: Sequence[str], params: Sequence[str]) -> tuple[list[Any], int]:
@@ -178,9 +185,6 @@ class PictureClassifier(ClassifierEngine):
         rows = self._rows
         pairs = zip(inputs, params, strict=True)
         return [await self.compute(partial(rows.read, url, param)) for url, param in pairs], 0
-
-    def _probe_input(self) -> str:
-        return self._rows.canary
 
 
 class TextLogits:
@@ -208,8 +212,12 @@ def engine_of(settings: Settings, weights: WeightMemory | None) -> ClassifierEng
 
 
 def features(model: Any, **inputs: Any) -> Any:
-    """The last hidden state of one input, as one vector in float32: it tells more than a few classes do."""
-    hidden = model(**inputs, output_hidden_states=True).hidden_states[-1].float()
+    """The last hidden state of one input, as one vector in float32: it tells more than a few classes do.
+
+    The logits of a model that shows none.
+    """
+    found = model(**inputs, output_hidden_states=True)
+    hidden = (found.hidden_states[-1] if found.get("hidden_states") else found.logits).float()
     if hidden.dim() == 4:  # channels first
         hidden = hidden.flatten(2).transpose(1, 2)
     return hidden.reshape(-1, hidden.shape[-1]).mean(0)

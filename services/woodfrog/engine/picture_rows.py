@@ -3,10 +3,7 @@
 On a GPU a batch of each of ROWS is a captured graph, made before the first request.
 """
 
-import base64
-import io
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +18,7 @@ from woodfrog.errors import Internal, InvalidArgument
 if TYPE_CHECKING:
     from woodfrog.engine.graphed import Graphs
 
-BATCH_CPU = 4  # pictures; a second or so, after which other requests have their turn
-_CANARY_SIDE = 64
+BATCH_CPU = 4  # pictures; a second or so for a model of base size, after which other requests have their turn
 Inputs = Mapping[str, Any]
 
 
@@ -53,15 +49,6 @@ class PictureRows:
                 f"{folder}/preprocessor_config.json gives each picture a size of its own; this engine serves"
                 " classifiers whose pictures all get one size",
             )
-
-    @cached_property
-    def canary(self) -> str:
-        """A picture as a client would send it."""
-        radial = Image.radial_gradient("L").resize((_CANARY_SIDE, _CANARY_SIDE))
-        linear = Image.linear_gradient("L").resize((_CANARY_SIDE, _CANARY_SIDE))
-        data = io.BytesIO()
-        Image.merge("RGB", (radial, linear, linear.rotate(90))).save(data, "PNG")
-        return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
     def read(self, data_url: object, param: str) -> Inputs:
         """What the model computes with, one row of each. Raises InvalidArgument naming `param`."""

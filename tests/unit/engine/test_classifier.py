@@ -203,6 +203,13 @@ async def test_every_short_shape_is_captured_before_the_first_request(
 
 
 @pytest.mark.parametrize("name", [VIT, BERT])
+def test_it_can_be_described_before_it_has_loaded(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [name]}))
+    environ = {"WOODFROG_SOCKET": "u", "WOODFROG_CONTROL": "u", "WOODFROG_MODEL": str(tmp_path)}
+    assert engine_of(load(environ), None).describe()["probe"]["path"] == "/v1/classify"
+
+
+@pytest.mark.parametrize("name", [VIT, BERT])
 async def test_the_probe_is_a_classify_request(tmp_path: Path, name: str) -> None:
     engine = made(tiny(tmp_path, name))
     probe = engine.describe()["probe"]
@@ -260,22 +267,24 @@ def test_pictures_of_sizes_of_their_own_are_refused(tmp_path: Path) -> None:
         made(folder)
 
 
-@pytest.mark.parametrize("text", [None, "{}", '{"image_processor_type": "OfMyOwn"}'])
+@pytest.mark.parametrize("text", [None, '{"image_processor_type": "OfMyOwn"}', "{"])
 def test_an_unknown_processor_is_refused(tmp_path: Path, text: str | None) -> None:
     folder = tiny(tmp_path, RESNET)
     file = folder / "preprocessor_config.json"
-    if text is None:
-        file.unlink()
-    else:
+    file.unlink()
+    if text is not None:
         file.write_text(text)
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({**config, "model_type": "resnet"}))
-    if text == "{}":  # the model's own kind of processor
-        made(folder).stop()
-        return
     with pytest.raises(InvalidArgument) as caught:
         made(folder)
     assert caught.value.reason == "UNKNOWN_PROCESSOR"
+
+
+def test_a_model_without_classes_is_refused(tmp_path: Path) -> None:
+    folder = tiny(tmp_path, VIT)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "id2label": {}, "label2id": {}}))
+    with pytest.raises(InvalidArgument, match="names no classes"):
+        made(folder)
 
 
 def test_code_beside_a_processor_is_not_run(tmp_path: Path) -> None:
