@@ -92,6 +92,11 @@ def _engine(settings: Settings, weights: WeightMemory | None) -> tuple[Any, Any]
             from woodfrog.engine.images_front import ImagesFront
 
             return ImagesEngine(settings, weights), ImagesFront
+        case Kind.VISION:
+            from woodfrog.engine.vision import VisionEngine
+            from woodfrog.engine.vision_front import VisionFront
+
+            return VisionEngine(settings, weights), VisionFront
 
 
 if __name__ == "__main__":

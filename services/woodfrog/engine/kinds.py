@@ -12,32 +12,41 @@ class Kind(Enum):
     TEXT = "text"
     EMBEDDINGS = "embeddings"
     IMAGES = "images"
+    VISION = "vision"
+    """Text from text and images."""
 
 
 def kind_of(folder: Path) -> Kind:
     """Raises InvalidArgument when it is none that this engine serves."""
     if (folder / "model_index.json").is_file():
         return Kind.IMAGES
-    names = _architectures(folder)
+    config = _config(folder)
+    names = _architectures(config)
     if (
         folder / "modules.json"
     ).is_file():  # of sentence-transformers, whatever the model could do besides
         return Kind.EMBEDDINGS
     if any(name.endswith("ForCausalLM") for name in names):
         return Kind.TEXT
+    sees = isinstance(config.get("vision_config"), dict)
+    if sees and any(name.endswith("ForConditionalGeneration") for name in names):
+        return Kind.VISION
     if any(name.endswith("Model") for name in names):
         return Kind.EMBEDDINGS
     raise InvalidArgument(
         "UNKNOWN_ARCHITECTURE",
         f"{folder}/config.json names {names or 'no architecture'}: this engine serves ...ForCausalLM, "
-        "...Model and sentence-transformers' folders (embeddings), and Diffusers folders with a model_index.json",
+        "...ForConditionalGeneration with a vision_config, ...Model and sentence-transformers' folders (embeddings), and Diffusers folders with a model_index.json",
     )
 
 
-def _architectures(folder: Path) -> list[str]:
+def _config(folder: Path) -> dict[str, Any]:
     try:
-        config: Any = json.loads((folder / "config.json").read_text())
-        names = config.get("architectures") or []
-    except (OSError, ValueError, AttributeError):
-        return []
+        return dict(json.loads((folder / "config.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _architectures(config: dict[str, Any]) -> list[str]:
+    names = config.get("architectures")
     return [str(name) for name in names] if isinstance(names, list) else []
