@@ -112,7 +112,7 @@ class Chats:
 def _processor(folder: Path) -> Any:
     """With PIL for its images, which is the same on every machine, and without what videos need."""
     name = next((n for file in _FILES if (n := _read(folder / file).get("processor_class"))), None)
-    kind = getattr(transformers, str(name), None)
+    kind: Any = getattr(transformers, str(name), None)
     known = isinstance(kind, type) and issubclass(kind, transformers.ProcessorMixin)
     if not known or not {"image_processor", "tokenizer"} <= {*kind.get_attributes()} <= {*_PARTS}:
         raise InvalidArgument(
@@ -128,7 +128,7 @@ def _processor(folder: Path) -> Any:
         "tokenizer": lambda: transformers.AutoTokenizer.from_pretrained(folder, **options),
         "video_processor": lambda: None,
     }
-    still = type(kind.__name__, (kind,), {"check_argument_for_proper_class": _unchecked})
+    still: Any = type(kind.__name__, (kind,), {"check_argument_for_proper_class": _unchecked})
     described, _ = kind.get_processor_dict(folder, local_files_only=True)
     return still.from_args_and_dict([parts[n]() for n in kind.get_attributes()], described)
 
