@@ -11,6 +11,7 @@ from woodfrog.replica.device import DeviceMemory, Region
 
 LENGTH_MIN = 128  # tokens; longer ones are this times a power of two, the longest is the context
 _ALIGN_BYTES = 256
+_TOKENS_UNIT = 64  # kernels of attention want even masks
 
 
 def lengths(context_tokens: int) -> list[int]:
@@ -34,9 +35,10 @@ def cache_tokens(context_tokens: int) -> int:
     """Room for any prompt with its padding, and an answer to the end of the context: half as much again at most."""
     longest = lengths(context_tokens)
     shortest = [1, *longest[:-1]]  # prompt that is padded to it
-    return max(
+    room = max(
         length + context_tokens - least for length, least in zip(longest, shortest, strict=True)
     )
+    return -(-room // _TOKENS_UNIT) * _TOKENS_UNIT
 
 
 class SequenceCache(StaticCache):  # type: ignore[misc]
