@@ -26,6 +26,7 @@ from loadtest.lab import (
     CHAT,
     EMBEDDING,
     IMAGE,
+    LOOK,
     Lab,
     Request,
     Timed,
@@ -199,7 +200,7 @@ def _cold(gpu: GpuLab, bench: Bench, gpu_bytes: int) -> None:
 def _request(shape: str) -> Request:
     if shape.startswith("sdxl"):
         return IMAGE
-    return EMBEDDING if shape == "embeddings" else CHAT
+    return {"embeddings": EMBEDDING, "vlm": LOOK}.get(shape, CHAT)
 
 
 def _weights(gpu: GpuLab, bench: Bench, runs: int) -> None:

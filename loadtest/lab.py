@@ -20,6 +20,7 @@ from woodfrog.cli.cluster import Cluster
 from woodfrog.clients.node_agent import NodeAgentClient
 from woodfrog.clients.store import ChunkClient, StoreClient
 from woodfrog.clients.weight_fs import WeightFsClient
+from woodfrog.engine.pictures import SMALL_SIZE, pattern
 from woodfrog.errors import FailedPrecondition
 from woodfrog.model.rung import Rung
 from woodfrog.model.snapshot import SnapshotPointer
@@ -56,6 +57,22 @@ IMAGE = Request(
     rb'"b64_json": ?"',
 )
 EMBEDDING = Request("/v1/embeddings", {"input": PROMPT}, rb'"embedding": ?\[')
+LOOK = Request(
+    "/v1/chat/completions",
+    {
+        **CHAT.body,
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image_url", "image_url": {"url": pattern(*SMALL_SIZE)}},
+                    {"type": "text", "text": "What is to be seen here?"},
+                ],
+            }
+        ],
+    },
+    CHAT.first,
+)
 _WOKEN = re.compile(rb": woken rung=(\w+)")
 
 

@@ -12,6 +12,9 @@ from woodfrog.errors import InvalidArgument
 
 PIXELS_MAX = 1 << 24  # of all pictures of one request; as RGB 50 MB
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # OpenAI's
+SMALL_SIZE = (128, 32)  # of a picture with few tiles, where a model cuts it into tiles
+_SCANS_MAX = 64  # of a JPEG: each takes its time, whatever is in it
+_SCAN = b"\xff\xda"
 _HEAD = re.compile(r"data:image/[a-z0-9.+-]{1,32};base64,", re.IGNORECASE)
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, LookupError, ArithmeticError, struct.error, zlib.error)  # fmt: skip
 
@@ -39,6 +42,8 @@ def opened(url: str, place: str, pixels_max: int = PIXELS_MAX) -> Any:
                 f"is {picture.width} x {picture.height} pixels, but {pixels_max} are left of the {PIXELS_MAX} that"
                 " one request may have; send it smaller",
             )
+        if picture.format == "JPEG" and data.count(_SCAN) > _SCANS_MAX:
+            _bad(place, f"is a JPEG of more than {_SCANS_MAX} scans")
         picture = PIL.ImageOps.exif_transpose(picture)
         return picture.convert("RGB")
     except (*_BROKEN, PIL.Image.DecompressionBombError):

@@ -12,6 +12,9 @@ from woodfrog.errors import InvalidArgument
 
 _PARTS = ("image_processor", "tokenizer", "video_processor")
 _FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+_COUNT = "_get_num_multimodal_tokens"  # which not every processor has
+_CHARACTERS_PER_TOKEN = 64  # of a text that may fit; more are not even tokenized
+_ANY = 1 << 30
 _REFUSALS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, StopIteration)
 
 
@@ -27,6 +30,7 @@ class Chats:
         names = ("image_token", "video_token", "audio_token")
         marks = [getattr(self._processor, name, None) for name in names]
         self._marks = [str(mark) for mark in marks if mark]
+        self._least = self._least_tokens()
 
     @property
     def padding(self) -> int:
@@ -38,10 +42,10 @@ class Chats:
     def inputs(self, messages: list[dict[str, Any]], tokens_max: int) -> dict[str, Any]:
         """The arguments of `generate`, one row each, on the CPU. `messages` are those of `chat_request`.
 
-        Pictures that make more than `tokens_max` tokens are refused before they are processed.
+        What surely makes more than `tokens_max` tokens is refused before it is processed.
         """
         images: list[Any] = []
-        pixels = 0
+        pixels = text_length = 0
         shown = []
         for message in messages:
             parts = []
@@ -55,9 +59,10 @@ class Chats:
                     parts.append({"type": "image", "image": image})
                 else:
                     self._check_text(part["text"])
+                    text_length += len(part["text"])
                     parts.append({"type": "text", "text": part["text"]})
             shown.append({"role": message["role"], "content": parts})
-        self._check_size(images, tokens_max)
+        self._check_size(images, text_length, tokens_max)
         try:
             made = self._processor.apply_chat_template(
                 shown,
@@ -87,26 +92,46 @@ class Chats:
                 param="messages",
             )
 
-    def _check_size(self, images: list[Any], tokens_max: int) -> None:
-        if not images:
-            return
-        sizes = [[image.height, image.width] for image in images]
+    def _check_size(self, images: list[Any], text_length: int, tokens_max: int) -> None:
+        """Before anything is made of them that takes time and memory."""
         try:
-            counted = self._processor._get_num_multimodal_tokens(image_sizes=sizes)
+            count = self._tokens(images)
         except _REFUSALS as error:
             raise InvalidArgument(
                 "INVALID_IMAGE",
                 f"the model's processor refuses an image: {str(error)[:300]}",
                 param="messages",
             ) from None
-        count = sum(counted.num_image_tokens)
-        if count > tokens_max:
+        if count > tokens_max or text_length > _CHARACTERS_PER_TOKEN * tokens_max:
             raise InvalidArgument(
                 "CONTEXT_LENGTH_EXCEEDED",
-                f"this model's maximum context length is {tokens_max} tokens, but the images alone make {count};"
-                " send fewer, or smaller ones",
+                f"this model's maximum context length is {tokens_max} tokens, but the images alone make {count}, with"
+                f" {text_length} characters of text; send less, or smaller images",
                 param="messages",
             )
+
+    def _tokens(self, images: list[Any]) -> int:
+        """Of the images alone; at least so many, where the processor cannot count them."""
+        count = getattr(self._processor, _COUNT, None)
+        if not images or count is None:
+            return self._least * len(images)
+        sizes = [[image.height, image.width] for image in images]
+        return int(sum(count(image_sizes=sizes).num_image_tokens))
+
+    def _least_tokens(self) -> int:
+        """Of a small image."""
+        self._least = 0
+        text = {"type": "text", "text": "a"}
+        image = {
+            "type": "image",
+            "url": pictures.pattern(*pictures.SMALL_SIZE),
+            "place": "the first image",
+        }
+        alone, both = (
+            self.inputs([{"role": "user", "content": parts}], _ANY)["input_ids"].shape[1]
+            for parts in ([text], [image, text])
+        )
+        return max(1, int(both - alone))
 
 
 def _processor(folder: Path) -> Any:

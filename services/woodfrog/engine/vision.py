@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from woodfrog.engine.module_engine import ModuleEngine, Stop
 from woodfrog.engine.parse import Body, Limits, chat_request
-from woodfrog.engine.pictures import pattern
+from woodfrog.engine.pictures import SMALL_SIZE, pattern
 from woodfrog.engine.render import fingerprint
 from woodfrog.engine.request import GREEDY, GenerationRequest, Piece
 from woodfrog.errors import InvalidArgument
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 IMAGES_MAX = 16  # of one request
 CANARY_TEXT = "a b c d e f g"
-CANARY_SIZE = (128, 32)  # few tiles, where a model cuts a picture into tiles
 CANARY_TOKENS = 2
 _RANKS = 8
 _TEXT = {"type": "text", "text": CANARY_TEXT}
@@ -225,7 +224,7 @@ class VisionEngine(ModuleEngine):
 
 
 def _canary_body(model: str) -> dict[str, Any]:
-    image = {"type": "image_url", "image_url": {"url": pattern(*CANARY_SIZE)}}
+    image = {"type": "image_url", "image_url": {"url": pattern(*SMALL_SIZE)}}
     return {
         "model": model,
         "messages": [_message([image, _TEXT])],

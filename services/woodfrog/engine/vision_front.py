@@ -14,7 +14,7 @@ from woodfrog.engine.request import GenerationRequest, Piece
 if TYPE_CHECKING:
     from woodfrog.engine.vision import VisionEngine
 
-_BODY_BYTES_MAX = 8 << 20  # 6 MB of pictures
+_BODY_BYTES_MAX = 4 << 20  # 3 MB of pictures
 Told = GenerationRequest | tuple[int, Piece]
 
 
