@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from transformers import StaticCache
-from transformers.cache_utils import StaticLayer
+from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
 from woodfrog.errors import InvalidArgument
 from woodfrog.replica.device import DeviceMemory, Region
@@ -44,8 +44,11 @@ def cache_tokens(context_tokens: int) -> int:
 class SequenceCache(StaticCache):  # type: ignore[misc]
     """Counts its tokens on the host, so that nobody has to ask the GPU."""
 
+    layers: list[Any]
+
     def __init__(self, model: Any, tokens: int, memory: DeviceMemory) -> None:
         super().__init__(config=model.config, max_cache_len=tokens)
+        self.layers = [_without_window(layer, tokens) for layer in self.layers]
         shape = model._get_static_cache_init_shape()
         if shape is None or not all(isinstance(layer, StaticLayer) for layer in self.layers):
             raise InvalidArgument(
@@ -83,6 +86,12 @@ class SequenceCache(StaticCache):  # type: ignore[misc]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.seen
+
+
+def _without_window(layer: Any, tokens: int) -> Any:
+    """A window that nothing ever leaves is none."""
+    wide = type(layer) is StaticSlidingWindowLayer and layer.max_cache_len == tokens
+    return StaticLayer(tokens) if wide else layer
 
 
 def _aligned(size_bytes: int) -> int:
