@@ -19,7 +19,9 @@ class Choosing(LogitsProcessor):  # type: ignore[misc]
         self._sampler = sampler
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Both with one row; scores in float32."""
+        """Both with one row; scores in float32. Raises Internal NOT_FINITE: any token would follow from no number."""
+        if scores.isnan().any():
+            raise Internal("NOT_FINITE", "the model's numbers overflowed at this request")
         token = self._sampler.choose(scores[0])
         if token is not None:
             scores[0, token] = torch.inf

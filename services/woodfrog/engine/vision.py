@@ -71,7 +71,7 @@ class VisionEngine(ModuleEngine):
             self._split(model, self._memory)
         model.generation_config = GenerationConfig()  # what is not asked for is not done
         self._model = model
-        self._canary = self._read(_canary_body(self.settings.model_name))
+        self._read(_canary_body(self.settings.model_name))  # the context must hold a picture
         self._brief_ids = torch.tensor([self.tokenizer.encode(CANARY_TEXT, special=False)])
 
     @property
@@ -98,7 +98,7 @@ class VisionEngine(ModuleEngine):
 
     def full_canary(self) -> list[int]:
         """The likeliest words after a picture and a text."""
-        request, inputs = self._canary
+        request, inputs = self._read(_canary_body(self.settings.model_name))
         pieces: list[Piece] = []
         self._generate(request, inputs, 0, pieces.append, Stop())
         entries = [entry for piece in pieces for entry in piece.logprobs]

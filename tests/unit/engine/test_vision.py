@@ -30,7 +30,7 @@ from woodfrog.engine.request import GenerationRequest, Piece
 from woodfrog.engine.settings import load
 from woodfrog.engine.vision import IMAGES_MAX, VisionEngine
 from woodfrog.engine.vision_front import VisionFront
-from woodfrog.errors import InvalidArgument
+from woodfrog.errors import Internal, InvalidArgument
 from woodfrog.node_agent.vault.arena import Arena
 from woodfrog.node_agent.vault.vault import Vault
 from woodfrog.replica.weights import WeightMemory
@@ -285,6 +285,15 @@ def test_a_stop_string_and_the_models_own_end(idefics: Path) -> None:
     ended = body_of(text="hi", ignore_eos=False, logit_bias={str(EOS): 100})
     ((_, piece),) = answered(engine, ended)
     assert (piece.text, piece.finish_reason, piece.token_count) == ("", "stop", 1)
+    engine.stop()
+
+
+def test_what_is_not_a_number_is_no_answer(idefics: Path) -> None:
+    engine = engine_of(idefics)
+    with torch.no_grad():
+        engine._model.get_decoder().layers[2].mlp.down_proj.weight[0, 0] = torch.nan
+    with pytest.raises(Internal, match="overflowed"):
+        answered(engine, body_of())
     engine.stop()
 
 
