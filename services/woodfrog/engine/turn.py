@@ -10,6 +10,7 @@ from woodfrog.engine.module_engine import Stop
 from woodfrog.engine.request import Piece
 from woodfrog.engine.sampling import Sampler
 from woodfrog.engine.transcript import Transcript
+from woodfrog.errors import Internal
 
 
 class Choosing(LogitsProcessor):  # type: ignore[misc]
