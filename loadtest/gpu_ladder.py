@@ -27,6 +27,7 @@ from loadtest.lab import (
     CLASSIFY,
     EMBEDDING,
     IMAGE,
+    LOOK,
     Lab,
     Request,
     Timed,
@@ -200,7 +201,7 @@ def _cold(gpu: GpuLab, bench: Bench, gpu_bytes: int) -> None:
 def _request(shape: str) -> Request:
     if shape.startswith("sdxl"):
         return IMAGE
-    return {"embeddings": EMBEDDING, "vit": CLASSIFY}.get(shape, CHAT)
+    return {"embeddings": EMBEDDING, "vit": CLASSIFY, "vlm": LOOK}.get(shape, CHAT)
 
 
 def _weights(gpu: GpuLab, bench: Bench, runs: int) -> None:

@@ -20,6 +20,7 @@ from woodfrog.cli.cluster import Cluster
 from woodfrog.clients.node_agent import NodeAgentClient
 from woodfrog.clients.store import ChunkClient, StoreClient
 from woodfrog.clients.weight_fs import WeightFsClient
+from woodfrog.engine.pictures import SMALL_SIZE, pattern
 from woodfrog.errors import FailedPrecondition
 from woodfrog.model.rung import Rung
 from woodfrog.model.snapshot import SnapshotPointer
@@ -56,12 +57,23 @@ IMAGE = Request(
     rb'"b64_json": ?"',
 )
 EMBEDDING = Request("/v1/embeddings", {"input": PROMPT}, rb'"embedding": ?\[')
-_PICTURE = (  # of 4 by 4 pixels: what is measured is the wake
-    "data:image/png;base64,"
-    "iVBORw0KGgoAAAANSUhEUgAAAAQAAAAECAIAAAAmkwkpAAAAF0lEQVR42mNkYKhg"
-    "sGGAIBYbBgTAzQEASRwB7gVyby0AAAAASUVORK5CYII="
+CLASSIFY = Request("/v1/classify", {"input": pattern(32, 32)}, rb'"probs": ?\[')
+LOOK = Request(
+    "/v1/chat/completions",
+    {
+        **CHAT.body,
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image_url", "image_url": {"url": pattern(*SMALL_SIZE)}},
+                    {"type": "text", "text": "What is to be seen here?"},
+                ],
+            }
+        ],
+    },
+    CHAT.first,
 )
-CLASSIFY = Request("/v1/classify", {"input": _PICTURE}, rb'"probs": ?\[')
 _WOKEN = re.compile(rb": woken rung=(\w+)")
 
 

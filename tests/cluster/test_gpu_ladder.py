@@ -18,10 +18,11 @@ import pytest
 from loadtest import shapes
 
 from tests.cluster.conftest import Running, descend, wait
-from tests.memory import simulated_cuda, simulated_gpu, tiny_classifiers
+from tests.memory import simulated_cuda, simulated_gpu, tiny_classifiers, tiny_vision
 from tests.memory.tiny_classifiers import data_url, picture
 from woodfrog.cli import supervisor, up
 from woodfrog.cli.cluster import Cluster
+from woodfrog.engine.pictures import pattern
 from woodfrog.replica.client import ControlClient
 
 GPU_BYTES = 4 << 30
@@ -191,6 +192,35 @@ def test_a_classifier_answers_the_same_after_its_wake(
     refused, _ = classify("https://example.org/frog.png" if kind == "pictures" else "")
     assert refused["error"]["param"] == "input"
     gpu_node.remove(kind)
+
+
+def test_a_picture_is_seen_the_same_after_a_wake(
+    gpu_node: Running, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tiny_vision.make(tmp_path_factory.mktemp("models") / "idefics")
+    gpu_node.add("seer", folder=folder, gpu_bytes=PRIVATE_BYTES, memory_bytes=3 << 30)
+
+    def look(url: str) -> tuple[str, str]:
+        image: Any = {"type": "image_url", "image_url": {"url": url}}
+        raw = gpu_node.client.chat.completions.with_raw_response.create(
+            model="seer",
+            messages=[{"role": "user", "content": [image, {"type": "text", "text": "what?"}]}],
+            max_tokens=12,
+            temperature=0,
+            extra_body={"ignore_eos": True},
+        )
+        return str(raw.parse().choices[0].message.content), raw.headers["x-woodfrog-rung"]
+
+    seen, rung = look(pattern(100, 90))
+    assert rung == "absent"
+    assert look(pattern(40, 130))[0] != seen
+    for rung in ("hot", "parked", "frozen"):
+        lowered(gpu_node, rung, "seer")
+        assert look(pattern(100, 90)) == (seen, rung)
+    with pytest.raises(openai.BadRequestError) as caught:
+        look("https://example.org/frog.png")
+    assert caught.value.param == "messages[0].content[0].image_url"
+    gpu_node.remove("seer")
 
 
 def _runs_vault(folder: Path, home: Path) -> bool:

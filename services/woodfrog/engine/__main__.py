@@ -97,6 +97,11 @@ def _engine(settings: Settings, weights: WeightMemory | None) -> tuple[Any, Any]
             from woodfrog.engine.classifier_front import ClassifierFront
 
             return engine_of(settings, weights), ClassifierFront
+        case Kind.VISION:
+            from woodfrog.engine.vision import VisionEngine
+            from woodfrog.engine.vision_front import VisionFront
+
+            return VisionEngine(settings, weights), VisionFront
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The text engine behind the replica contract: what it loads, how it drains, and what its canary says."""
 
-import hashlib
 import logging
 import platform
 import random
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from woodfrog.engine.admission import Admission
 from woodfrog.engine.parse import Limits
+from woodfrog.engine.render import fingerprint
 from woodfrog.engine.request import GREEDY, Sampling
 from woodfrog.engine.settings import Settings
 from woodfrog.replica import entropy
@@ -54,9 +54,7 @@ class TextEngine:
 
     @property
     def fingerprint(self) -> str:
-        """OpenAI's system_fingerprint: the same wherever the same answers may be expected."""
-        parts = [self.settings.model_name, *sorted(self._versions.items())]
-        return "fp_" + hashlib.sha256(repr(parts).encode()).hexdigest()[:10]
+        return fingerprint(self.settings.model_name, self._versions)
 
     def load(self) -> None:
         """Blocks for seconds; runs in a thread of its own."""

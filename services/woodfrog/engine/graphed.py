@@ -49,9 +49,10 @@ class Graphed:
         return pytree.tree_map_only(torch.Tensor, torch.clone, output)
 
     def _capture(self, leaves: list[Any], tree: Any) -> tuple[list[Any], Any, Any]:
-        own = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-        args, kwargs = pytree.tree_unflatten(own, tree)
         stream, pool = self._graphs.stream, self._graphs.pool.pool
+        with torch.cuda.use_mem_pool(pool):  # what a request brought must not outlive a park either
+            own = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        args, kwargs = pytree.tree_unflatten(own, tree)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream), torch.cuda.use_mem_pool(pool):
             self._function(*args, **kwargs)

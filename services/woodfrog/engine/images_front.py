@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from woodfrog.clock import Clock
 from woodfrog.engine.app import Answer, json_object
+from woodfrog.engine.module_engine import Stop
 from woodfrog.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -33,13 +34,6 @@ class Drawing:
     seed: int | None = None
     guidance: float | None = None  # None: the pipeline's own
     negative: str = ""
-
-
-@dataclass(slots=True)
-class Stop:
-    """Set from another thread: the drawing ends before its next step."""
-
-    asked: bool = False
 
 
 class ImagesFront:

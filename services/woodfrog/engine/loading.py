@@ -94,7 +94,8 @@ def without_pooler(kind: Any) -> dict[str, Any]:
 
 def eos_tokens(folder: Path, model: Any) -> list[int]:
     config = _read(folder / "generation_config.json")
-    eos = config.get("eos_token_id", model.config.eos_token_id)
+    own = getattr(model.config.get_text_config(), "eos_token_id", None)
+    eos = config.get("eos_token_id", own)
     return list(eos) if isinstance(eos, list) else [] if eos is None else [eos]
 
 

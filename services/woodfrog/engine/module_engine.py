@@ -6,6 +6,7 @@ import platform
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,6 +23,13 @@ log = logging.getLogger(__name__)
 WAITING_MAX = 64
 WEIGHTS_TIMEOUT_S = 600.0
 T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Stop:
+    """Set from another thread: the work ends before its next step."""
+
+    asked: bool = False
 
 
 class ModuleEngine(ABC):

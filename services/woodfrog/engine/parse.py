@@ -27,10 +27,19 @@ class Limits:
 
 
 def chat_request(
-    body: Body, limits: Limits, encode: Callable[[list[dict[str, Any]]], list[int]]
+    body: Body,
+    limits: Limits,
+    encode: Callable[[list[dict[str, Any]]], list[int]],
+    *,
+    images_max: int | None = None,
 ) -> GenerationRequest:
-    """`encode` turns checked messages into tokens. Raises InvalidArgument with `param`."""
-    prompt = encode(_messages(body.get("messages")))
+    """`encode` turns checked messages into tokens. Raises InvalidArgument with `param`.
+
+    With `images_max`, of one request, each content is a list of parts: {"type": "text", "text"} and
+    {"type": "image", "url", "place"}, where `place` is the name of the field.
+    """
+    messages = _messages(body.get("messages"), images_max)
+    prompt = encode(messages)
     _refuse_unsupported(body)
     wanted = _integer(body, "max_completion_tokens", 1, None)
     if wanted is None:
@@ -117,10 +126,11 @@ def _sampling(body: Body, limits: Limits, logprobs: int | None) -> Sampling:
     )
 
 
-def _messages(value: Any) -> list[dict[str, Any]]:
+def _messages(value: Any, images_max: int | None) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not value:
         _bad("messages", "is a list of at least one message")
     messages = []
+    image_count = 0
     for index, message in enumerate(value):
         place = f"messages[{index}]"
         if not isinstance(message, dict):
@@ -128,28 +138,39 @@ def _messages(value: Any) -> list[dict[str, Any]]:
         role = message.get("role")
         if not isinstance(role, str) or role not in _ROLES:
             _bad(f"{place}.role", f"is one of {', '.join(sorted(_ROLES))}")
-        content = _content(message.get("content"), role, f"{place}.content")
+        parts = _parts(message.get("content"), role, f"{place}.content", images_max is not None)
+        image_count += sum(part["type"] == "image" for part in parts)
+        if image_count > (images_max or 0):
+            _bad("messages", f"have more than {images_max} images")
+        content = parts if images_max is not None else "".join(part["text"] for part in parts)
         messages.append({"role": "system" if role == "developer" else role, "content": content})
     return messages
 
 
-def _content(value: Any, role: str, place: str) -> str:
+def _parts(value: Any, role: str, place: str, images: bool) -> list[dict[str, str]]:
     if isinstance(value, str):
-        return value
+        return [{"type": "text", "text": value}]
     if value is None and role == "assistant":
-        return ""
+        return [{"type": "text", "text": ""}]
     if not isinstance(value, list):
         _bad(place, "is a text or a list of parts")
-    texts = []
-    for index, part in enumerate(value):
-        if not isinstance(part, dict) or part.get("type") != "text":
-            _bad(
-                f"{place}[{index}].type", 'is not supported; this model takes parts of type "text"'
-            )
+    return [_part(part, f"{place}[{index}]", images) for index, part in enumerate(value)]
+
+
+def _part(part: Any, place: str, images: bool) -> dict[str, str]:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text":
         if not isinstance(part.get("text"), str):
-            _bad(f"{place}[{index}].text", "is a text")
-        texts.append(part["text"])
-    return "".join(texts)
+            _bad(f"{place}.text", "is a text")
+        return {"type": "text", "text": part["text"]}
+    if kind != "image_url" or not images:
+        taken = '"text" and "image_url"' if images else '"text"'
+        _bad(f"{place}.type", f"is not supported; this model takes parts of type {taken}")
+    given = part.get("image_url")
+    url = given.get("url") if isinstance(given, dict) else given
+    if not isinstance(url, str):
+        _bad(f"{place}.image_url", "is an object with a url")
+    return {"type": "image", "url": url, "place": f"{place}.image_url"}
 
 
 def _refuse_unsupported(body: Body) -> None:

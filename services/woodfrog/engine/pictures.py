@@ -4,6 +4,7 @@ import base64
 import io
 import struct
 import warnings
+import zlib
 
 # All four here: `Image.open` would import every plugin that Pillow has, in the first request.
 from PIL import GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
@@ -32,11 +33,12 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # of EXIF's orientation
+SMALL_SIZE = (128, 32)  # of a picture with few tiles, where a model cuts it into tiles
 
 Image.MAX_IMAGE_PIXELS = PIXELS_MAX
 
 
-def decode(data_url: object, param: str) -> Image.Image:
+def decode(data_url: object, param: str, pixels_max: int = PIXELS_MAX) -> Image.Image:
     """The picture in RGB, upright as its EXIF says; of an animation the first. Raises InvalidArgument naming `param`."""
     data = _bytes(data_url, param)
     if data.startswith(b"\xff\xd8") and data.count(_SCAN) > SCANS_MAX:
@@ -49,6 +51,11 @@ def decode(data_url: object, param: str) -> Image.Image:
                 width, height = image.size
                 if max(width, height) > SIDES_MAX * min(width, height):
                     raise _bad(param, f"has one side over {SIDES_MAX} times as long as the other")
+                if width * height > pixels_max:
+                    raise _bad(
+                        param,
+                        f"is {width} x {height} pixels, {pixels_max} are left in this request; scale it down",
+                    )
                 turn = _TURNS.get(image.getexif().get(Base.Orientation, 1))
                 upright = image.convert("RGB")
                 return upright if turn is None else upright.transpose(turn)
@@ -56,6 +63,21 @@ def decode(data_url: object, param: str) -> Image.Image:
         raise _bad(param, f"has more than {PIXELS_MAX} pixels; scale it down") from None
     except _BROKEN:
         raise _bad(param, "is not a whole PNG, JPEG, WebP or GIF file") from None
+
+
+def pattern(width: int, height: int) -> str:
+    """A picture as a data URL, always the same, for whoever must ask something."""
+    rows = b"".join(
+        bytes([0, *(value & 255 for x in range(width) for value in (x & 240, 8 * y, 128))])
+        for y in range(height)
+    )
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(rows, 9)), (b"IEND", b"")]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+    return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
 def _bytes(data_url: object, param: str) -> bytes:

@@ -1,6 +1,7 @@
 """OpenAI's answers, as dictionaries. Pure but for the token texts that the tokenizer gives."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,6 +146,12 @@ class Renderer:
 
     def _text(self, token: int) -> str:
         return self._bytes_of(token).decode(errors="replace")
+
+
+def fingerprint(model_name: str, versions: Mapping[str, str]) -> str:
+    """OpenAI's system_fingerprint: the same wherever the same answers may be expected."""
+    parts = [model_name, *sorted(versions.items())]
+    return "fp_" + hashlib.sha256(repr(parts).encode()).hexdigest()[:10]
 
 
 def error(kind: WoodfrogError) -> tuple[int, dict[str, Any]]:

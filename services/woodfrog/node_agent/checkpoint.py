@@ -34,10 +34,6 @@ from woodfrog.node_agent.sandbox import DUMP, SNAPSHOT
 from woodfrog.node_agent.stages import Stages
 
 log = logging.getLogger(__name__)
-#: A larger area of a process that was on a GPU is where CUDA put what was there. It is read as a whole at once, so it
-#: stays in the image, which is restored into huge pages.
-STAGING_BYTES_MIN = 256 << 20
-NEVER = 1 << 62
 _PROBE_TIMEOUT_S = 30.0
 _SWEEP_AGE_S = 3600.0  # a younger one may be on its way to its pointer
 
@@ -146,8 +142,7 @@ class Checkpointer:
         tree = dumped.folder / "tree"
         try:
             with stages.stage("checkpoint.rewrite"):
-                eager = STAGING_BYTES_MIN if dumped.gpu else NEVER
-                image = await asyncio.to_thread(_rewrite, dumped.folder / "dump", tree, eager)
+                image = await asyncio.to_thread(_rewrite, dumped.folder / "dump", tree)
             with stages.stage("checkpoint.prove"):
                 async with self._one_proof:
                     with room() as found:
@@ -284,15 +279,9 @@ class Checkpointer:
             await self._climber.let_go(proof)
 
 
-def _rewrite(source: Path, tree: Path, eager_min_bytes: int) -> Rewritten:
+def _rewrite(source: Path, tree: Path) -> Rewritten:
     tree.mkdir()
-    done = rewrite(
-        source,
-        tree / IMAGES,
-        tree / PAGES,
-        str(SNAPSHOT / PAGES),
-        eager_min_bytes=eager_min_bytes,
-    )
+    done = rewrite(source, tree / IMAGES, tree / PAGES, str(SNAPSHOT / PAGES))
     shutil.rmtree(source)
     return done
 

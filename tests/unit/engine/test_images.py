@@ -12,8 +12,9 @@ from loadtest import shapes
 from tests.memory.simulated_gpu import SimulatedDevice
 
 from woodfrog.engine.images import ImagesEngine
-from woodfrog.engine.images_front import Drawing, Stop, parse
+from woodfrog.engine.images_front import Drawing, parse
 from woodfrog.engine.kinds import Kind, kind_of
+from woodfrog.engine.module_engine import Stop
 from woodfrog.engine.settings import Settings, load
 from woodfrog.errors import InvalidArgument
 from woodfrog.node_agent.vault.arena import Arena

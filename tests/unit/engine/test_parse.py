@@ -213,3 +213,36 @@ def test_any_json_is_taken_or_refused(
     longest = max(map(len, request.prompts))
     assert 1 <= request.max_tokens <= LIMITS.context_tokens - longest
     assert 1 <= request.n * len(request.prompts) <= LIMITS.sequences
+
+
+def test_images_stay_parts_where_they_are_taken() -> None:
+    seen: list[Any] = []
+
+    def encode(messages: list[dict[str, Any]]) -> list[int]:
+        seen.extend(messages)
+        return [1]
+
+    parts = [
+        {"type": "text", "text": "a"},
+        {"type": "image_url", "image_url": {"url": "data:x", "detail": "high"}},
+        {"type": "image_url", "image_url": "data:y"},
+    ]
+    body = {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": parts}]}
+    chat_request(body, LIMITS, encode, images_max=2)
+    place = "messages[1].content"
+    assert seen[0]["content"] == [{"type": "text", "text": "s"}]
+    assert seen[1]["content"] == [
+        {"type": "text", "text": "a"},
+        {"type": "image", "url": "data:x", "place": f"{place}[1].image_url"},
+        {"type": "image", "url": "data:y", "place": f"{place}[2].image_url"},
+    ]
+    with pytest.raises(InvalidArgument, match="more than 1 images"):
+        chat_request(body, LIMITS, encode, images_max=1)
+
+
+@pytest.mark.parametrize("image", [None, 5, {}, {"url": None}, {"url": ["data:x"]}, []])
+def test_an_image_without_its_url_is_named(image: Any) -> None:
+    body = {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": image}]}]}
+    with pytest.raises(InvalidArgument) as caught:
+        chat_request(body, LIMITS, lambda messages: [1], images_max=2)
+    assert caught.value.metadata["param"] == "messages[0].content[0].image_url"

@@ -85,12 +85,10 @@ def plan(
     present: Sequence[Run],
     data: Sequence[Run],
     start: int,
-    eager_min_bytes: int,
 ) -> Plan:
     """Both lists of runs are by address: `present` has every page of the image, `data` those that are not all zero.
 
-    `start` is the first free offset of the `pages` file. Areas of `eager_min_bytes` and more, but for the heap, stay in the
-    image, where a restore reads them at once into huge pages. Raises DataLoss when a page belongs to no area.
+    `start` is the first free offset of the `pages` file. Raises DataLoss when a page belongs to no area.
     """
     guards = [area for area in areas if area.guard]
     moved: dict[int, int] = {}
@@ -100,8 +98,7 @@ def plan(
     for index, area in enumerate(areas):
         guarded = any(guard.start < area.end and area.start < guard.end for guard in guards)
         present_pages, data_pages = _pages(present_of[index]), _pages(data_of[index])
-        small = area.length < eager_min_bytes or area.status & HEAP
-        if small and not guarded and moves(area, present_pages, data_pages):
+        if not guarded and moves(area, present_pages, data_pages):
             offset = place(area, start)
             start = offset + area.length
             moved[index] = offset

@@ -61,13 +61,11 @@ def rewrite(
     pages: Path,
     pages_path_in_sandbox: str,
     *,
-    eager_min_bytes: int = 1 << 30,
     weights_prefix: str = "/run/woodfrog/weights",
 ) -> Rewritten:
     """Reads a CRIU dump from `source`; makes the directory `target` and the sparse, read-only file `pages`.
 
-    `pages_path_in_sandbox` is the absolute path at which every sandbox sees that file. Areas of `eager_min_bytes` and
-    more stay in the image. Nothing is synced. On an error what was written so far is left to the caller to remove.
+    `pages_path_in_sandbox` is the absolute path at which every sandbox sees that file. Nothing is synced. On an error what was written so far is left to the caller to remove.
     """
     _refuse(source, target, pages, pages_path_in_sandbox)
     files = [Message.decode(record) for record in read_records(source / "files.img", Kind.FILES)]
@@ -80,7 +78,7 @@ def rewrite(
         for file_id, process in enumerate(processes, first_id):
             with _opened(source / process.pages_name) as source_fd:
                 data = _data_runs(process.present, _pages_with_data(source_fd, process))
-                plan = areas.plan(process.areas, process.present, data, end, eager_min_bytes)
+                plan = areas.plan(process.areas, process.present, data, end)
                 written += _write_blocks(pages_fd, source_fd, plan.pieces)
                 _write_kept(target / process.pages_name, source_fd, plan.kept)
             _write_pagemap(target, process, plan.kept)

@@ -27,7 +27,6 @@ from woodfrog.node_agent.image.areas import (
 
 RW = PROT_READ | PROT_WRITE
 ANON = MAP_PRIVATE | MAP_ANONYMOUS
-EAGER = 300 * PAGE_BYTES
 
 
 def area(pages: int, start: int = 1 << 40, **changes: int) -> Area:
@@ -82,7 +81,7 @@ def test_every_page_is_found_where_the_plan_put_it(
     present = runs_of(sorted(pages), positions, frozenset(borders))
     data = runs_of([page for page in sorted(pages) if pages[page]], positions, frozenset())
     start = first_block * BLOCK_BYTES
-    plan = areas.plan(found, present, data, start, EAGER)
+    plan = areas.plan(found, present, data, start)
 
     in_file = {
         p.file_offset + i: p.position + i
@@ -116,7 +115,7 @@ def test_areas_in_the_file_do_not_overlap_and_agree_with_their_addresses(
     found, pages = case
     positions = {page: index * PAGE_BYTES for index, page in enumerate(sorted(pages))}
     present = runs_of(sorted(pages), positions, frozenset())
-    plan = areas.plan(found, present, present, 0, 1 << 30)
+    plan = areas.plan(found, present, present, 0)
     end = 0
     for index, offset in plan.moved.items():
         one = found[index]
@@ -184,17 +183,9 @@ def test_an_area_with_a_guard_stays_and_one_beside_it_moves() -> None:
     first, second = area(32, start=1 << 30), area(32, start=(1 << 30) + 32 * PAGE_BYTES)
     guard = area(1, start=second.start + PAGE_BYTES, status=GUARD)
     runs = [Run(1 << 30, 64 * PAGE_BYTES, 0)]
-    plan = areas.plan([first, second, guard], runs, runs, 0, 1 << 30)
+    plan = areas.plan([first, second, guard], runs, runs, 0)
     assert list(plan.moved) == [0]
     assert plan.kept == [Run(second.start, 32 * PAGE_BYTES, 32 * PAGE_BYTES)]
-
-
-def test_an_area_of_the_eager_size_stays() -> None:
-    runs = [Run(1 << 40, 300 * PAGE_BYTES, 0)]
-    assert areas.plan([area(300)], runs, runs, 0, EAGER).kept == runs
-    assert areas.plan([area(300)], runs, runs, 0, EAGER + PAGE_BYTES).kept == []
-    heap = area(300, status=REGULAR | ANON_PRIVATE | HEAP)  # most of it is never touched again
-    assert areas.plan([heap], runs, runs, 0, EAGER).kept == []
 
 
 @pytest.mark.parametrize("page", [-1, 2, 5])

@@ -116,10 +116,10 @@ def dump(tmp_path: Path) -> Dump:
     return Dump(folder)
 
 
-def do(dump: Dump, eager_min_bytes: int = 1 << 30) -> Rewritten:
+def do(dump: Dump) -> Rewritten:
     parent = dump.folder.parent
     target, pages = parent / "new", parent / "new.pages"
-    return rewrite(dump.folder, target, pages, SANDBOX_PATH, eager_min_bytes=eager_min_bytes)
+    return rewrite(dump.folder, target, pages, SANDBOX_PATH)
 
 
 def restored(image: Path, pages: Path, pid: int) -> Memory:
@@ -234,14 +234,6 @@ def test_each_process_has_the_pages_file_under_an_id_of_its_own(dump: Dump) -> N
         ]
         used.append({one.integer(4) for one in vmas if one.integer(7) & FILE} - {WEIGHTS})
     assert used == [{10}, {11}]
-
-
-def test_eager_areas_stay_in_the_image(dump: Dump) -> None:
-    dump.add(1000, 1, seed=7)
-    result = do(dump, eager_min_bytes=PAGES_MM * PAGE)
-    assert BIG_AT not in {area.address for area in result.areas}
-    parent = dump.folder.parent
-    assert dump.memory[1000].items() <= restored(parent / "new", parent / "new.pages", 1000).items()
 
 
 def test_an_image_with_64_bit_page_counts_keeps_them(dump: Dump) -> None:
