@@ -12,9 +12,9 @@ from woodfrog.errors import ResourceExhausted, Unavailable
 
 REAL = "woodfrog.replica.device:CudaMemory"
 GRANULARITY_BYTES = 2 << 20
-#: For each GPU thread that can be resident, of kernels that do not say what they need. CUDA's own 1 KiB takes 200 MB of
+#: For each GPU thread that can be resident, of kernels that do not say what they need. CUDA's own 1 KiB takes 230 MB of
 #: the GPU, which each snapshot keeps and each restore copies.
-STACK_BYTES = 256
+STACK_BYTES = 128
 
 
 class DeviceMemory(Protocol):

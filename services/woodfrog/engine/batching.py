@@ -67,18 +67,19 @@ class Batcher:
             self._manager.logit_processor = processors
             self._manager._wake_up_loop = _UntilWoken()
             self._manager.warmup()  # allocates everything; without CUDA graphs it computes nothing
-        self._regions: list[Region | device.Region | GraphPool] = [*allocations.regions]
+        #: What goes at park: append what else shall.
+        self.regions: list[Region | device.Region | GraphPool] = [*allocations.regions]
         if memory is not None and model.device.type == "cuda" and arguments.graphs:
             from woodfrog.engine import graphs
 
             pool = GraphPool(memory)
             with torch.inference_mode():
                 graphs.install(self._manager, model, pool)
-            self._regions.append(pool)
+            self.regions.append(pool)
 
     @property
     def kv_bytes(self) -> int:
-        return sum(region.size_bytes for region in self._regions)
+        return sum(region.size_bytes for region in self.regions)
 
     def start(self) -> None:
         with torch.inference_mode():  # the manager's thread takes the mode over
@@ -127,16 +128,16 @@ class Batcher:
     def clear(self) -> None:
         """All KV memory reads as zero. Nothing may be running."""
         with self._manager.pause():
-            for region in self._regions:
+            for region in self.regions:
                 region.renew()
 
     def release(self) -> None:
         with self._manager.pause():
-            for region in self._regions:
+            for region in self.regions:
                 region.release()
 
     def regain(self) -> None:
-        for region in self._regions:
+        for region in self.regions:
             region.renew()
 
     def _drop_strays(self) -> None:

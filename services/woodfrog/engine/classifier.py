@@ -29,7 +29,6 @@ CANARY_PICTURE = (  # of 5 by 5 pixels in many colours
 )
 TEXTS_MAX = 1024
 PICTURES_MAX = 32  # of one request: each may take a second to decode
-_RANKS = 16
 _PADDING_ERROR_MAX = 0.05  # of the largest logit; half precision rounds
 
 
@@ -90,19 +89,21 @@ class ClassifierEngine(ModuleEngine):
 
     def warm_up(self) -> None:
         self._rows.warm_up(self._canary)
-        self.full_canary()
-        self.brief()
 
     def probe(self) -> dict[str, Any]:
         body = {"model": self.settings.model_name, "input": self.probe_input}
         return {"path": "/v1/classify", "body": body}
 
     def full_canary(self) -> list[int]:
+        from woodfrog.engine.brief import ranks
+
         logits = self._rows.alone(self._canary)
-        return [*_ranks(logits), *_ranks(self._features(**self._canary_inputs))]
+        return [*ranks(logits), *ranks(self._features(**self._canary_inputs))]
 
     def brief(self) -> list[int]:
-        return _ranks(self._brief_features(**self._canary_inputs))
+        from woodfrog.engine.brief import ranks
+
+        return ranks(self._brief_features(**self._canary_inputs))
 
     async def classify(
         self, given: Sequence[Any], render: Callable[[list[float]], str]
@@ -232,10 +233,3 @@ def scale_of(config: Any) -> Callable[[Any], Any]:
     if config.problem_type == "multi_label_classification" or config.num_labels == 1:
         return lambda logits: torch.sigmoid(logits)
     return partial(torch.softmax, dim=-1)
-
-
-def _ranks(vector: Any) -> list[int]:
-    """The same in healthy replicas, also where a kernel rounds its last bit by chance."""
-    vector = vector.cpu()  # where nothing is launched
-    ranked: list[int] = vector.abs().topk(min(_RANKS, len(vector))).indices.tolist()
-    return ranked

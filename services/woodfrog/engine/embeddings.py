@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 CANARY_TEXT = "a b c d e f g"
 PROBE_TEXT = "a b c"
-_RANKS = 16
 T = TypeVar("T")
 
 
@@ -90,7 +89,8 @@ class EmbeddingsEngine(ModuleEngine):
             self._encode, self.limits.context_tokens, padding_of(model), self.device, self.graphs
         )
         shallow = first_layers(model, **loading.without_pooler(type(model)))
-        self._encode_briefly = Encoder(shallow, pooling)
+        briefly = Encoder(shallow, pooling)
+        self._encode_briefly = self.graphs.of(briefly) if self.graphs is not None else briefly
         self._canary_text = self.tokenizer.encode(CANARY_TEXT)[: self.limits.context_tokens]
         self._canary_ids = torch.tensor([self._canary_text], device=self.device)
 
@@ -102,13 +102,17 @@ class EmbeddingsEngine(ModuleEngine):
         return {"path": "/v1/embeddings", "body": body}
 
     def full_canary(self) -> list[int]:
-        return _ranks(self._rows.alone(self._canary_text))
+        from woodfrog.engine.brief import ranks
+
+        return ranks(self._rows.alone(self._canary_text))
 
     def brief(self) -> list[int]:
         import torch
 
+        from woodfrog.engine.brief import ranks
+
         mask = torch.ones_like(self._canary_ids)
-        return _ranks(self._encode_briefly(self._canary_ids, mask)[0])
+        return ranks(self._encode_briefly(self._canary_ids, mask)[0])
 
     async def embed(
         self, texts: Sequence[list[int]], render: Callable[[list[float]], T]
@@ -166,9 +170,3 @@ def _check(folder: Path, model: Any) -> None:
             "UNKNOWN_ARCHITECTURE",
             f"{folder} holds a {type(model).__name__}, which does not turn one text into hidden states",
         )
-
-
-def _ranks(vector: Any) -> list[int]:
-    """The same in healthy replicas, also where a kernel rounds its last bit by chance."""
-    ranked: list[int] = vector.abs().topk(min(_RANKS, len(vector))).indices.tolist()
-    return ranked

@@ -78,9 +78,16 @@ class TextEngine:
             model = loading.load_onto(self.settings.model, self._memory, self._weights)
         self.tokenizer = Tokenizer(self.settings.model)
         self._canary_prompt = self.tokenizer.encode(CANARY_TEXT)
-        self.brief = BriefCanary(model, self._canary_prompt)
+        graphs = None
+        if self._memory is not None and model.device.type == "cuda" and arguments.graphs:
+            from woodfrog.engine.graphed import Graphs
+
+            graphs = Graphs(self._memory)  # of its own: it may run beside a step of the batch
+        self.brief = BriefCanary(model, self._canary_prompt, graphs)
         eos = loading.eos_tokens(self.settings.model, model)
         self.batcher = Batcher(model, eos, arguments, self._memory)
+        if graphs is not None:
+            self.batcher.regions.append(graphs.pool)
         self.limits = Limits(
             arguments.context_tokens, self.tokenizer.vocabulary_size, arguments.slots
         )

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from woodfrog.engine.brief import ranks
 from woodfrog.engine.images_front import Drawing
 from woodfrog.engine.module_engine import ModuleEngine, Stop
 from woodfrog.errors import InvalidArgument
@@ -20,7 +21,7 @@ from woodfrog.replica.weights import private_tensors, stand_ins, take_out
 
 CANARY_TEXT = "a frog that freezes in winter"
 PROBE_STEPS = 1
-_BINS, _RANKS = 64, 8
+_BINS = 64
 _SAMPLE_SIZE = 128
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 
@@ -72,7 +73,7 @@ class ImagesEngine(ModuleEngine):
     def full_canary(self) -> list[int]:
         """One step and the decoding of it."""
         image = self._run(Drawing(CANARY_TEXT, self.size, steps=1, seed=0), Stop(), "pt")
-        return _ranks(image)
+        return ranks(_pooled(image))
 
     def brief(self) -> list[int]:
         """The text encoders: a few milliseconds, where a step takes many."""
@@ -82,7 +83,7 @@ class ImagesEngine(ModuleEngine):
             if model is not None:
                 length = min(16, int(getattr(model.config, "max_position_embeddings", 16)))
                 ids = torch.arange(1, 1 + length, device=model.device)[None]
-                found += _ranks(model(ids)[0])
+                found += ranks(_pooled(model(ids)[0]))
         return found
 
     def draw(self, drawing: Drawing, stop: Stop) -> Any:
@@ -281,12 +282,10 @@ def _dtype(tensors: dict[str, Any]) -> Any:
     return next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)
 
 
-def _ranks(values: Any) -> list[int]:
-    """The same in healthy replicas, also where a kernel rounds its last bit by chance."""
-    flat = values.detach().float().flatten()[None]
-    pooled = torch.nn.functional.adaptive_avg_pool1d(flat, _BINS)[0]
-    ranked: list[int] = pooled.topk(_RANKS).indices.tolist()
-    return ranked
+def _pooled(values: Any) -> Any:
+    """Few numbers that all of an image has its part in."""
+    flat = values.detach().float().cpu().flatten()[None]
+    return torch.nn.functional.adaptive_avg_pool1d(flat, _BINS)
 
 
 def _unknown(folder: Path, name: str) -> InvalidArgument:

@@ -95,10 +95,10 @@ class ModuleEngine(ABC):
     async def warm(self) -> None:
         began = perf_counter()
         await self.compute(self.warm_up)
-        if self.graphs is not None:
-            self.graphs.complete = True
         await self.canary()
         self.brief_canary()
+        if self.graphs is not None:
+            self.graphs.complete = True
         entropy.draw()  # a generator that was never used hides that clones share it
         self._stages["warm_s"] = round(perf_counter() - began, 3)
         log.info("engine loaded", extra=self._stages)

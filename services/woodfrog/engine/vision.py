@@ -87,8 +87,6 @@ class VisionEngine(ModuleEngine):
             for length in reversed(lengths(self.limits.context_tokens)):
                 prompt = _of_length(text, length - 1)
                 self._generate(_WARM, prompt, 0, lambda piece: None, Stop())
-        self.full_canary()
-        self.brief()
 
     def probe(self) -> dict[str, Any]:
         return {
@@ -108,11 +106,11 @@ class VisionEngine(ModuleEngine):
         """By the first layers of the decoder."""
         import torch
 
+        from woodfrog.engine.brief import ranks
+
         ids, mask = self._brief_ids, torch.ones_like(self._brief_ids)
         output = self._brief_model(input_ids=ids, attention_mask=mask, use_cache=False)
-        hidden = output.last_hidden_state
-        ranked: list[int] = hidden[0, -1].abs().topk(_RANKS).indices.tolist()
-        return ranked
+        return ranks(output.last_hidden_state[0, -1])
 
     def answer(
         self,

@@ -166,8 +166,10 @@ async def test_every_short_shape_is_captured_before_the_first_request(tmp_path: 
     await engine.warm()
     warm = set(recorder.shapes)
     lengths = (32, 64, 128, CONTEXT_TOKENS)
-    assert warm == {(rows, length) for rows in ROWS for length in lengths}
+    brief = (1, engine._canary_ids.shape[1])
+    assert warm == {(rows, length) for rows in ROWS for length in lengths} | {brief}
     await embedded(engine, [*TEXTS, *TEXTS, *TEXTS])
+    engine.brief_canary()
     assert set(recorder.shapes) == warm
     engine.stop()
 
