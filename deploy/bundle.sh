@@ -36,4 +36,5 @@ tar czf "$OUT/criu.tgz" -C .tools criu
 gzip -c .tools/etcd/usr/bin/etcd >"$OUT/etcd.gz"
 "$VENV/bin/python" deploy/protos.py
 tar czf "$OUT/api.tgz" libs/woodfrog/api
+"$VENV/bin/python" -c 'from loadtest.report import commit; print(commit())' >"$OUT/commit"
 echo "bundle: $(du -sm "$OUT" | cut -f1) MB in $OUT"

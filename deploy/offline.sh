@@ -29,4 +29,5 @@ END
   touch "$OFFLINE/done"
 fi
 tar xzf "$BUNDLE/api.tgz"
-export WOODFROG_TOOLS=$OFFLINE/tools PYTHONPATH=$PWD/libs:$PWD/services:$PWD PYTHON HF_HUB_OFFLINE=1
+WOODFROG_COMMIT=$(cat "$BUNDLE/commit")  # of what was packed
+export WOODFROG_TOOLS=$OFFLINE/tools PYTHONPATH=$PWD/libs:$PWD/services:$PWD PYTHON HF_HUB_OFFLINE=1 WOODFROG_COMMIT

@@ -363,7 +363,7 @@ def _write(report: Report, shape: str, simulated: bool) -> None:
     bench = Bench(f"gpu_correctness.{shape}{'.simulated' if simulated else ''}")
     value = {**bench.value(), **asdict(report)}
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{bench.name}.json"
+    path = RESULTS / f"{bench.name}{'' if simulated else '.gpu'}.json"
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
     print(
         f"written: {os.path.relpath(path)}; {len(report.failures)} of {len(report.checks)} failed"

@@ -173,7 +173,12 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The short hash; with `-dirty` when what was measured is not what was committed."""
+    """The short hash; with `-dirty` when what was measured is not what was committed.
+
+    WOODFROG_COMMIT says it where the files came without their history (deploy/offline.sh).
+    """
+    if told := os.environ.get("WOODFROG_COMMIT"):
+        return told
     here = ("git", "-C", str(Path(__file__).parent.parent))
     head = _output(*here, "rev-parse", "--short", "HEAD").strip()
     changed = _output(

@@ -204,6 +204,11 @@ def test_the_ladders_picture_is_fresh() -> None:
     assert drawing.OUT.read_text() == drawing.draw(), "run: .venv/bin/python docs/ladder.py"
 
 
+def test_the_page_of_figures_is_that_of_the_results() -> None:
+    page = _load(ROOT / "docs/figures.py")
+    assert page.OUT.read_text() == page.draw(), "run: .venv/bin/python docs/figures.py"
+
+
 def test_the_manifest_in_the_docs_is_one() -> None:
     from woodfrog.model.manifest import Manifest
 
