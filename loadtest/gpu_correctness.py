@@ -1,9 +1,10 @@
 """Whether a model on a GPU is the same after each rung, and whether trouble costs latency and nothing else.
 
-    python -m loadtest.gpu_correctness [--shape llama-1b] [--cycles 100] [--tokenizer DIR] [--work DIR] [--simulated]
+    python -m loadtest.gpu_correctness [--shape llama-1b] [--cycles 100] [--gpus 1] [--tokenizer DIR] [--work DIR] [--simulated]
 
 Answers are compared token for token, and the log-probabilities of the 20 likeliest tokens of each step (float32, over the
-whole vocabulary) to the last bit. `--simulated` runs on a simulated GPU, and the result file says so.
+whole vocabulary) to the last bit. With `--gpus 2` what was frozen on one GPU wakes on both at once. `--simulated` runs on
+simulated GPUs, and the result file says so.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,7 +26,7 @@ from typing import Any
 
 from loadtest import shapes
 from loadtest.gpu_ladder import GIB, MODEL, GpuLab, agent_settings, gpu_used_bytes
-from loadtest.lab import WAIT_S, Lab, laboratory
+from loadtest.lab import WAIT_S, Lab, laboratory, unix
 from loadtest.report import RESULTS, Bench
 from woodfrog.cli import models
 from woodfrog.clients.node_agent import NodeAgentClient
@@ -36,6 +38,7 @@ from woodfrog.replica.client import ControlClient
 _CHAT = {"role": "user", "content": "Say in one short sentence what a frog does in winter."}
 _TOKENS = 16
 _SLACK_BYTES = 64 << 20  # of GPU memory: what the driver rounds
+_INTO_A_LIFT_S = 0.004  # when it has surely begun
 SIMULATED = {
     "SIMULATED_GPU_BYTES": str(8 << 30),
     "WOODFROG_NODE_AGENT_VAULT_DEVICE": "tests.memory.simulated_gpu:SimulatedDevice",
@@ -79,12 +82,15 @@ class Case:
         gpu.drop(host=False)
         self.idle_bytes = used_bytes()  # with no replica and no weights
 
-    def ask(self) -> Answer:
+    def ask(self, replica: Path | None = None) -> Answer:
+        """Through the gateway, or of the replica at a socket."""
         body = {
             "model": MODEL, "messages": [_CHAT], "max_tokens": _TOKENS, "temperature": 0,
             "logprobs": True, "top_logprobs": 20,
         }  # fmt: skip
         link = http.client.HTTPConnection("127.0.0.1", self.lab.cluster.http_port, timeout=WAIT_S)
+        if replica is not None:
+            link.sock = unix(replica)
         try:
             link.request("POST", "/v1/chat/completions", json.dumps(body))
             response = link.getresponse()
@@ -96,7 +102,7 @@ class Case:
         headers = {name.lower(): text for name, text in response.getheaders()}
         return Answer(
             value["choices"][0]["logprobs"]["content"],
-            headers["x-woodfrog-rung"],
+            headers.get("x-woodfrog-rung", ""),
             headers.get("x-woodfrog-fallback", ""),
         )
 
@@ -140,6 +146,53 @@ class Case:
             answer = self.ask()
             self.is_right(f"a wake after a kill at {delay_s:.2f} s", answer, "frozen")
 
+    def kills_at_rest(self) -> None:
+        """Every process of a replica is killed as it is lifted; a request in the middle may fail, the next must not."""
+        for rung in (Rung.HOT, Rung.PARKED):
+            self.ask()
+            self.lab.descend(MODEL, rung)
+            if rung is Rung.PARKED:
+                self.gpu.drop(host=False)
+            with ThreadPoolExecutor(1) as pool:
+                asked = pool.submit(self._outcome)
+                time.sleep(_INTO_A_LIFT_S)
+                killed = kill_replicas(self.lab)
+                outcome = asked.result()
+            time.sleep(0.5)  # one that was killed while it served is noticed
+            answer = self.ask()
+            found = f"{killed} killed, {outcome}, then from {answer.rung}"
+            self.report.check(
+                f"killed as it is lifted from {rung.value}", answer.tokens == self.expected, found
+            )
+            self.lab.descend(MODEL, Rung.FROZEN)
+            self.leaves_nothing(f"a kill from {rung.value}")
+
+    def moves(self) -> None:
+        """Two at once, and each GPU has room for one: both answer as the one that was frozen did."""
+        self.lab.descend(MODEL, Rung.FROZEN)
+        climbed = asyncio.run(self._climb(2))
+        gpus = {c.replica.gpu for c in climbed}
+        same = all(self.ask(Path(c.replica.socket_path)).tokens == self.expected for c in climbed)
+        rungs = {c.from_rung for c in climbed}
+        found = f"on {len(gpus)} GPUs, from {'/'.join(r.value for r in rungs)}, the same: {same}"
+        holds = len(gpus) == 2 and same and rungs == {Rung.FROZEN}
+        self.report.check("frozen on one GPU, woken on both at once", holds, found)
+        asyncio.run(self._end([c.replica.replica_id for c in climbed]))
+
+    def full_arena(self) -> None:
+        """Pinned memory is taken by others: weights go through small pieces of it."""
+        self.lab.descend(MODEL, Rung.FROZEN)
+        self.gpu.drop(host=True)
+        self.gpu.vault("load", weights="filler", folder=str(self.gpu.folder), host=True)
+        self.gpu.vault("drop", weights="filler", device=True)
+        answer = self.ask()
+        held = self.gpu.vault("describe")["weights"]
+        in_arena = any(each["host"] for name, each in held.items() if name != "filler")
+        self.report.check("the arena was full", not in_arena, f"weights in it: {in_arena}")
+        self.is_right("a wake beside a full arena", answer, "frozen")
+        self.lab.descend(MODEL, Rung.FROZEN)
+        self.gpu.drop(host=True)
+
     def wrong_fingerprint(self) -> None:
         self.lab.descend(MODEL, Rung.FROZEN)
         other = replace(
@@ -173,6 +226,13 @@ class Case:
         self.report.check(
             f"no GPU memory left by {what}", left <= _SLACK_BYTES, f"{left >> 20} MiB"
         )
+
+    def _outcome(self) -> str:
+        try:
+            answer = self.ask()
+        except (WoodfrogError, OSError, http.client.HTTPException) as error:
+            return f"an error ({type(error).__name__})"
+        return f"an answer from {answer.rung}, the same: {answer.tokens == self.expected}"
 
     @contextmanager
     def _asked_of_the_node(self, pointer: Any) -> Iterator[Climbed]:
@@ -293,6 +353,8 @@ def run(case: Case, cycles: int, kills: list[float], simulated: bool) -> None:
     for count in (2, 4):
         case.clones(count)
     case.kills(kills)
+    case.kills_at_rest()
+    case.full_arena()
     case.wrong_fingerprint()
     if not simulated:  # nobody else can fill a simulated one
         full_gpu(case)
@@ -304,6 +366,7 @@ def main() -> None:
     parser.add_argument("--shape", default="llama-1b", choices=shapes.NAMES)
     parser.add_argument("--cycles", type=int, default=100)
     parser.add_argument("--kills", default="0.02,0.08,0.15,0.25,0.4")
+    parser.add_argument("--gpus", type=int, default=1, choices=(1, 2))
     parser.add_argument("--tokenizer", type=Path, default=None)
     parser.add_argument(
         "--work", type=Path, default=None, help="where the weights are made and kept"
@@ -317,12 +380,18 @@ def main() -> None:
         report = Report()
         size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
         with simulation(Path(temporary)) if args.simulated else agent_settings(size):
+            os.environ["WOODFROG_NODE_AGENT_GPUS"] = ",".join(map(str, range(args.gpus)))
             with laboratory() as lab:
-                gpu = start(lab, folder, size, 1 if args.simulated else 8)
+                one, alone = (1, 5) if args.simulated else (8, 45)  # of a GPU: a part, over a half
+                gpu = start(lab, folder, size, alone if args.gpus == 2 else one)
                 used = (lambda: _simulated_used(gpu)) if args.simulated else gpu_used_bytes
                 delays = [float(text) for text in args.kills.split(",") if text]
-                run(Case(gpu, report, used), args.cycles, delays, args.simulated)
-    _write(report, args.shape, args.simulated)
+                case = Case(gpu, report, used)
+                if args.gpus == 2:
+                    case.moves()
+                else:
+                    run(case, args.cycles, delays, args.simulated)
+    _write(report, f"{args.shape}{'.two-gpus' * (args.gpus == 2)}", args.simulated)
     if report.failures:
         raise SystemExit("\n".join(report.failures))
 
