@@ -10,6 +10,7 @@ from typing import Any
 
 from woodfrog.cli import chat, commands, doctor, up
 from woodfrog.cli.cluster import HOME, Cluster, Tools
+from woodfrog.cli.convert import DTYPES
 from woodfrog.errors import WoodfrogError
 from woodfrog.model.spec import ModelSpec
 
@@ -69,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="GIB",
         help="a replica's own GPU memory beside the weights; without it, it runs on the CPU",
     )
+    add.add_argument("--dtype", choices=DTYPES, help="convert the weights to it first")
     add.add_argument("--context", type=_context, default=2048, metavar="TOKENS")
     add.add_argument("--snapshot", choices=("eager", "never"), default="eager")
     models.add_parser("list", help="list models")
@@ -164,7 +166,7 @@ async def _add(args: argparse.Namespace) -> None:
         snapshot=args.snapshot,
         gpu_bytes=args.gpu_memory,
     )
-    await commands.models_add(up.running(args.home), spec, args.path)
+    await commands.models_add(up.running(args.home), spec, args.path, args.dtype)
 
 
 _Action = Callable[[argparse.Namespace], Coroutine[Any, Any, None]]

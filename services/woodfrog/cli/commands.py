@@ -49,9 +49,11 @@ def node_line(node: NodeView) -> str:
     return f"node {node.node}: {told} promised"
 
 
-async def models_add(cluster: Cluster, spec: ModelSpec, path: Path) -> None:
+async def models_add(
+    cluster: Cluster, spec: ModelSpec, path: Path, dtype: str | None = None
+) -> None:
     async with models.connect(cluster) as cell:
-        added = await models.add(cell, spec, path, lambda line: print(f"  {line}"))
+        added = await models.add(cell, spec, path, lambda line: print(f"  {line}"), dtype)
     await wait_known(cluster, spec.name)
     print(f"added {added.name}: {size(added.weights_bytes)}, {added.weights}")
 

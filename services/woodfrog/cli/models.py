@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from woodfrog.catalog import Catalog
 from woodfrog.cli.cluster import Cluster
+from woodfrog.cli.convert import convert
 from woodfrog.cli.import_model import import_gguf
 from woodfrog.clients.ingest import build_manifest, ingest
 from woodfrog.clients.store import ChunkClient, StoreClient
@@ -121,8 +122,13 @@ def _check_pickles(
         )
 
 
-async def add(cell: Cell, spec: ModelSpec, path: Path, progress: Progress) -> ModelSpec:
-    """Adds a folder or a GGUF file under `spec.name`; the spec with its weights. Raises woodfrog.errors classes."""
+async def add(
+    cell: Cell, spec: ModelSpec, path: Path, progress: Progress, dtype: str | None = None
+) -> ModelSpec:
+    """Adds a folder or a GGUF file under `spec.name`; the spec with its weights. Raises woodfrog.errors classes.
+
+    With `dtype`, one of `convert.DTYPES`, the weights are converted first.
+    """
     try:
         spec.checked()
     except ValueError as error:
@@ -133,8 +139,8 @@ async def add(cell: Cell, spec: ModelSpec, path: Path, progress: Progress) -> Mo
         with tempfile.TemporaryDirectory(prefix="woodfrog-import-") as temporary:
             progress("converting the GGUF file to safetensors")
             import_gguf(path, Path(temporary) / "model")
-            return await _ingest(cell, spec, Path(temporary) / "model", progress)
-    return await _ingest(cell, spec, path, progress)
+            return await _converted(cell, spec, Path(temporary) / "model", progress, dtype)
+    return await _converted(cell, spec, path, progress, dtype)
 
 
 async def remove(cell: Cell, name: str) -> None:
@@ -155,6 +161,18 @@ async def drop_snapshot(cell: Cell, pointer: SnapshotPointer) -> None:
     await cell.store.list()
     await cell.catalog.remove_snapshot(pointer)
     await _drop(cell, pointer.manifest, pointer.holder)
+
+
+async def _converted(
+    cell: Cell, spec: ModelSpec, folder: Path, progress: Progress, dtype: str | None
+) -> ModelSpec:
+    if dtype is None:
+        return await _ingest(cell, spec, folder, progress)
+    names = check_folder(folder)
+    with tempfile.TemporaryDirectory(prefix="woodfrog-convert-") as temporary:
+        progress(f"converting the weights to {dtype}")
+        convert(folder, names, dtype, Path(temporary) / "model")
+        return await _ingest(cell, spec, Path(temporary) / "model", progress)
 
 
 async def _ingest(cell: Cell, spec: ModelSpec, folder: Path, progress: Progress) -> ModelSpec:
