@@ -28,6 +28,7 @@ from loadtest.lab import (
     EMBEDDING,
     IMAGE,
     LOOK,
+    WAIT_S,
     Lab,
     Request,
     Timed,
@@ -118,7 +119,14 @@ def main() -> None:
 def agent_settings(weights_bytes: int, *, thp: bool = True) -> Iterator[None]:
     """Of a cluster's node: its first GPU, an arena with room for the weights, and huge pages for all memory."""
     blocks = -(-weights_bytes // GIB) + 1
-    os.environ |= {_AGENT + "GPUS": "0", _AGENT + "ARENA_BYTES": str(blocks * GIB)}
+    os.environ |= {
+        _AGENT + "GPUS": "0",
+        _AGENT + "ARENA_BYTES": str(blocks * GIB),
+        # A cold start of 70B takes minutes.
+        _AGENT + "COLD_TIMEOUT_S": str(WAIT_S),
+        "WOODFROG_SCHEDULER_CLIMB_TIMEOUT_S": str(WAIT_S),
+        "WOODFROG_ROUTER_WAKE_WAIT_S": str(WAIT_S),
+    }
     if not thp:
         yield
         return

@@ -39,7 +39,7 @@ class Request:
 MODEL = Path(".woodfrog/models/smollm2-135m")
 PROMPT = "Say in one short sentence what a frog does in winter."
 REST_S = 1.0  # sandboxes of the pool are made again, so that each run meets the same node
-WAIT_S = 120.0
+WAIT_S = 600.0  # the cold start of a large model
 _LOG_CHARACTERS = 3000
 CHAT = Request(
     "/v1/chat/completions",
