@@ -30,6 +30,7 @@ from woodfrog.node_agent.gpu_state import Bring
 from woodfrog.node_agent.gpus import Gpus
 from woodfrog.node_agent.image import Rewritten, rewrite, touched
 from woodfrog.node_agent.live import Canary, Live
+from woodfrog.node_agent.own_files import OWN, OwnFile, keep, rows
 from woodfrog.node_agent.sandbox import DUMP, SNAPSHOT
 from woodfrog.node_agent.stages import Stages
 
@@ -47,6 +48,7 @@ class Dumped:
     canary: Canary
     gpu: str  # that it was on; empty: none
     cuda_pids: tuple[int, ...]  # of its processes, as they are inside: which were on it
+    own: list[OwnFile]  # of its /tmp; their bytes are in the folder too
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +100,16 @@ class Checkpointer:
                 async with self._off_gpu(live, stages) as cuda_pids:
                     with stages.stage("checkpoint.dump"):
                         await self._criu.dump(live.sandbox, live.pid)
+                    with stages.stage("checkpoint.own"):
+                        init_pid = live.sandbox.init_pid
+                        own = await asyncio.to_thread(keep, folder / "dump", init_pid, folder / OWN)
             finally:
                 with stages.stage("checkpoint.resume"):
                     await self._resume(live)
         except BaseException:
             await asyncio.to_thread(shutil.rmtree, folder, True)
             raise
-        return Dumped(folder, live.spec, canary, live.gpu, cuda_pids)
+        return Dumped(folder, live.spec, canary, live.gpu, cuda_pids, own)
 
     @asynccontextmanager
     async def _off_gpu(self, live: Live, stages: Stages) -> AsyncIterator[tuple[int, ...]]:
@@ -142,7 +147,7 @@ class Checkpointer:
         tree = dumped.folder / "tree"
         try:
             with stages.stage("checkpoint.rewrite"):
-                image = await asyncio.to_thread(_rewrite, dumped.folder / "dump", tree)
+                image = await asyncio.to_thread(_rewrite, dumped, tree)
             with stages.stage("checkpoint.prove"):
                 async with self._one_proof:
                     with room() as found:
@@ -163,6 +168,7 @@ class Checkpointer:
                     "weights_bytes": image.weights_bytes_in_image,
                     "gpu": dumped.gpu,
                     "cuda_pids": list(dumped.cuda_pids),
+                    "own_files": rows(dumped.own),
                 }
                 manifest = await asyncio.to_thread(build_manifest, Kind.SNAPSHOT, tree, attributes)
             with stages.stage("checkpoint.ingest"):
@@ -266,6 +272,7 @@ class Checkpointer:
                 dumped.gpu,
                 dumped.cuda_pids,
                 bring,
+                dumped.own,
             )
             live = await self._climber.restore_tree(proof, dumped.spec, Stages(), source)
             try:
@@ -279,8 +286,11 @@ class Checkpointer:
             await self._climber.let_go(proof)
 
 
-def _rewrite(source: Path, tree: Path) -> Rewritten:
+def _rewrite(dumped: Dumped, tree: Path) -> Rewritten:
     tree.mkdir()
+    source = dumped.folder / "dump"
+    if dumped.own:
+        (dumped.folder / OWN).rename(tree / OWN)
     done = rewrite(source, tree / IMAGES, tree / PAGES, str(SNAPSHOT / PAGES))
     shutil.rmtree(source)
     return done

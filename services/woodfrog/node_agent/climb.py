@@ -19,6 +19,7 @@ from woodfrog.node_agent.engines import CPU, STDERR, start_engine
 from woodfrog.node_agent.gpu_state import Bring
 from woodfrog.node_agent.gpus import Bringing, Gpus
 from woodfrog.node_agent.live import Canary, Live
+from woodfrog.node_agent.own_files import OWN, OwnFile, of_rows, rows
 from woodfrog.node_agent.page_in import page_in
 from woodfrog.node_agent.sandbox import SNAPSHOT, WEIGHTS, SandboxPool
 from woodfrog.node_agent.stages import Stages
@@ -52,6 +53,7 @@ class Source:
     gpu: str = ""  # that it was made on; empty: none
     cuda_pids: Sequence[int] = ()  # of its processes, as they are inside: which were on it
     bring: Bring | None = None  # weights to a GPU
+    own: Sequence[OwnFile] = ()  # that it needs in its /tmp
     #: Waited for beside CRIU: nothing is thawed from files that were not as they should be.
     pinned: Callable[[], Awaitable[object]] | None = None
 
@@ -126,6 +128,7 @@ class Climber:
                 snapshot.manifest.attributes.get("gpu", ""),
                 snapshot.manifest.attributes.get("cuda_pids", ()),
                 bring,
+                of_rows(snapshot.manifest.attributes.get("own_files", [])),
                 pinned=lambda: _all([each.pinned for each in taken]),
             )
             live = await self.restore_tree(replica_id, spec, stages, source)
@@ -157,6 +160,9 @@ class Climber:
                 with stages.stage("restore.mount"):
                     await sandbox.place(source.weights, WEIGHTS, read_only=True)
                     await sandbox.place(source.snapshot, SNAPSHOT, read_only=True)
+                if source.own:
+                    with stages.stage("restore.own"):
+                        await sandbox.fill(SNAPSHOT / OWN, rows(source.own))
                 with stages.stage("restore.criu"):
                     await self._criu.restore(sandbox)
                     if source.pinned is not None:

@@ -99,6 +99,10 @@ class Sandbox:
         finally:
             os.close(fd)
 
+    async def fill(self, source: Path, files: Sequence[Sequence[Any]]) -> None:
+        """Puts files into its /tmp, each `[path, mode, size, mtime_ns]`; `source`, a path inside, has their bytes."""
+        await self._ask({"op": "fill", "source": str(source), "files": files})
+
     async def spawn(
         self,
         argv: Sequence[str],

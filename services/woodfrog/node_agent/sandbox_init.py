@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import socket
+import stat
 import sys
 from typing import Any
 
@@ -118,6 +119,37 @@ def place(request: dict[str, Any], fd: int) -> dict[str, Any]:
     return {}
 
 
+def fill(request: dict[str, Any]) -> dict[str, Any]:
+    """Puts request["files"], each [path, mode, size, mtime_ns], into /tmp; their bytes are in request["source"].
+
+    Here, so that the memory that they take is the sandbox's.
+    """
+    source = os.open(request["source"], os.O_RDONLY)
+    try:
+        offset = 0
+        for path, mode, size, mtime_ns in request["files"]:
+            target = f"/tmp/{path}"
+            if stat.S_ISDIR(mode):
+                os.makedirs(target, exist_ok=True)
+                os.chmod(target, stat.S_IMODE(mode))
+                continue
+            fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                end = offset + size
+                while offset < end:
+                    sent = os.sendfile(fd, source, offset, end - offset)
+                    if not sent:
+                        raise OSError(f"{request['source']} is too short for {target!r}")
+                    offset += sent
+                os.fchmod(fd, stat.S_IMODE(mode))
+                os.utime(fd, ns=(mtime_ns, mtime_ns))
+            finally:
+                os.close(fd)
+    finally:
+        os.close(source)
+    return {}
+
+
 def spawn(request: dict[str, Any]) -> dict[str, Any]:
     """Starts request["argv"] in its own session, with no descriptor but /dev/null and, for stderr, request["stderr"]."""
     if request.get("last_pid"):
@@ -188,6 +220,8 @@ def answer(request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         match request["op"]:
             case "place":
                 return {"ok": True, **place(request, fds.pop(0))}
+            case "fill":
+                return {"ok": True, **fill(request)}
             case "spawn":
                 return {"ok": True, **spawn(request)}
             case "signal":

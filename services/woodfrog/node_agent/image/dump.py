@@ -10,6 +10,7 @@ from woodfrog.node_agent.image.wire import Kind, Message, read_records
 
 _IMAGE_VERSION = 2  # CRTOOLS_IMAGES_V1_1, of CRIU 2 to 4
 _PE_PARENT, _PE_PRESENT = 1, 4
+REGULAR_FILE = 1  # fd_types.REG; folders too
 
 
 @dataclass(slots=True)
@@ -22,6 +23,15 @@ class Process:
     wide: bool  # entries have the 64-bit count that came after CRIU 4.1
     present: list[Run]
     pages_name: str  # file name, "pages-1.img"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """A file that a process maps or holds open, is a program of, or stands in."""
+
+    name: bytes  # absolute path, in the sandbox
+    size_bytes: int | None  # None: CRIU does not compare it
+    mode: int | None
 
 
 def check(source: Path) -> None:
@@ -44,6 +54,27 @@ def check(source: Path) -> None:
             "IMAGE_HAS_MOUNTS",
             "CRIU image holds a mount namespace; dump from inside the sandbox's own",
         )
+
+
+def open_files(source: Path) -> list[OpenFile]:
+    """Those that have a name still: unlinked ones are in the image themselves."""
+    remaps = source / "remap-fpath.img"
+    unlinked = {
+        Message.decode(record).integer(1)
+        for record in (read_records(remaps, Kind.REMAP_FPATH) if remaps.exists() else ())
+    }
+    found = []
+    for record in read_records(source / "files.img", Kind.FILES):
+        entry = regular(Message.decode(record))
+        if entry and entry.integer(1) not in unlinked:
+            size, mode = (entry.integer(n) if entry.has(n) else None for n in (8, 10))
+            found.append(OpenFile(entry.data(6), size, mode))
+    return found
+
+
+def regular(file: Message) -> Message | None:
+    """The entry of a regular file in files.img; None for sockets and the like."""
+    return Message.decode(file.data(3)) if file.integer(1) == REGULAR_FILE else None
 
 
 def read_processes(source: Path) -> list[Process]:

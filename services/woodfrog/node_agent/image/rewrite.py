@@ -26,7 +26,6 @@ from woodfrog.node_agent.image.wire import Kind, Message, read_records, write_re
 PAGES_MODE = 0o444
 #: Fits the second-level cache, so that looking at the bytes costs little more than reading them.
 _SCAN_BYTES = 1 << 20
-_REGULAR_FILE = 1  # fd_types.REG
 _NOT_FOR_RESTORE = ("*.log", "stats-*")
 
 Bits = npt.NDArray[np.bool_]
@@ -242,7 +241,7 @@ def _write_files(
     CRIU takes areas of one file id in a parent and its child for memory that they share since a fork.
     """
     exe_id = processes[0].mm.integer(12)
-    exe = next((_regular(file) for file in files if file.integer(2) == exe_id), None)
+    exe = next((dump.regular(file) for file in files if file.integer(2) == exe_id), None)
     new = []
     for file_id, _ in enumerate(processes, first_id):
         entry: dict[int, int | bytes] = {
@@ -255,7 +254,7 @@ def _write_files(
         if exe and exe.has(7):
             entry[7] = exe.integer(7)  # the mount, where CRIU tells mounts apart
         entry |= {8: size, 10: 0o100000 | PAGES_MODE}
-        new.append(Message.of({1: _REGULAR_FILE, 2: file_id, 3: Message.of(entry).encode()}))
+        new.append(Message.of({1: dump.REGULAR_FILE, 2: file_id, 3: Message.of(entry).encode()}))
     records = [file.encode() for file in (*files, *new)]
     write_records(target / "files.img", Kind.FILES, records)
 
@@ -265,7 +264,7 @@ def _weights_bytes(process: Process, files: Sequence[Message], prefix: str) -> i
     under = prefix.rstrip("/").encode() + b"/"
     ids = set()
     for file in files:
-        entry = _regular(file)
+        entry = dump.regular(file)
         if entry and entry.data(6).startswith(under):
             ids.add(entry.integer(1))
     result = 0
@@ -276,10 +275,6 @@ def _weights_bytes(process: Process, files: Sequence[Message], prefix: str) -> i
         if runs and private and Message.decode(value).integer(4) in ids:
             result += sum(run.length for run in runs)
     return result
-
-
-def _regular(file: Message) -> Message | None:
-    return Message.decode(file.data(3)) if file.integer(1) == _REGULAR_FILE else None
 
 
 @contextmanager

@@ -23,6 +23,7 @@ class Kind(Enum):
     FILES = 0x56303138
     MM = 0x57492820
     PAGEMAP = 0x56084025
+    REMAP_FPATH = 0x59133954
 
 
 @dataclass(frozen=True, slots=True)
