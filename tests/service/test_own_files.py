@@ -11,7 +11,7 @@ import pytest
 from tests.capabilities import CRIU, need
 from tests.service import own_files_process
 
-from woodfrog.errors import Unavailable
+from woodfrog.errors import FailedPrecondition, Unavailable
 from woodfrog.host.cgroup import Cgroups
 from woodfrog.node_agent.criu import IMAGES, Criu
 from woodfrog.node_agent.engines import code_folders
@@ -140,3 +140,57 @@ async def test_without_them_criu_refuses(pool: SandboxPool, criu: Criu, tmp_path
     finally:
         for clone in clones:
             await clone.close()
+
+
+async def test_their_memory_is_the_sandbox_s(pool: SandboxPool, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / OWN).write_bytes(bytes(40 << 20))
+    own = [OwnFile("x", 0o100600, 40 << 20, 1)]
+    small, large = await pool.take(32 << 20), await pool.take(GIB)
+    try:
+        for sandbox in (small, large):
+            await sandbox.place(tree, SNAPSHOT, read_only=True)
+        await large.fill(SNAPSHOT / OWN, rows(own))
+        kept = Path(f"/proc/{large.init_pid}/root/tmp/x").stat()
+        assert (kept.st_size, kept.st_mode, kept.st_mtime_ns) == (40 << 20, 0o100600, 1)
+        with pytest.raises(Unavailable):
+            await small.fill(SNAPSHOT / OWN, rows(own))
+        assert small.cgroup.out_of_memory()
+    finally:
+        await small.close()
+        await large.close()
+
+
+async def test_a_tree_that_is_too_short_is_one_sentence(pool: SandboxPool, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / OWN).write_bytes(b"short")
+    sandbox = await pool.take(GIB)
+    try:
+        await sandbox.place(tmp_path / "tree", SNAPSHOT, read_only=True)
+        with pytest.raises(Unavailable, match="too short for '/tmp/x'"):
+            await sandbox.fill(SNAPSHOT / OWN, [["x", 0o100600, 6, 1]])
+    finally:
+        await sandbox.close()
+
+
+async def test_a_link_to_the_host_s_files_leads_nowhere(
+    pool: SandboxPool, criu: Criu, tmp_path: Path
+) -> None:
+    """A replica that puts a link in place of its library once it is dumped."""
+    (tmp_path / "dump").mkdir()
+    sandbox = await pool.take(GIB)
+    try:
+        argv = [sys.executable, "-I", "-S", "-c", TEXT, str(REPLICA)]
+        pid = await sandbox.spawn(argv, {"PATH": "/usr/bin:/bin"}, last_pid=FIRST_PID - 1)
+        await ask(sandbox, "twice")
+        await sandbox.place(tmp_path / "dump", DUMP)
+        await criu.dump(sandbox, pid)
+        cache = own_files_process.CACHE
+        script = f"rm -r {cache} && ln -s /etc {cache}"
+        linked = await sandbox.spawn(["/bin/sh", "-c", script], {"PATH": "/usr/bin:/bin"})
+        assert await sandbox.wait(linked) == 0
+        with pytest.raises(FailedPrecondition, match=r"kernel.*symbolic links"):
+            keep(tmp_path / "dump", sandbox.init_pid, tmp_path / OWN)
+    finally:
+        await sandbox.close()

@@ -10,10 +10,11 @@ as the image says that it was, and all together are bounded.
 import ctypes
 import errno
 import os
+import posixpath
 import stat
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import astuple, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from woodfrog.errors import DataLoss, FailedPrecondition, ResourceExhausted
@@ -94,9 +95,8 @@ def copy(tmp_fd: int, wanted: Mapping[str, OpenFile], target: Path) -> list[OwnF
                     continue
                 raise _changed(path, os.strerror(error.errno or 0)) from None
             try:
-                for parent in reversed(PurePosixPath(path).parents[:-1]):
-                    if str(parent) not in kept:
-                        kept[str(parent)] = _folder(tmp_fd, str(parent))
+                for folder in _new_folders(path, kept):
+                    kept[folder] = _folder(tmp_fd, folder)
                 kept[path] = _copy_one(fd, path, file, out.fileno(), left)
             finally:
                 os.close(fd)
@@ -158,6 +158,14 @@ def _copy_one(fd: int, path: str, file: OpenFile, out_fd: int, left: int) -> Own
             raise _changed(path, "it is shorter now")
         done += sent
     return OwnFile(path, status.st_mode, size, max(status.st_mtime_ns, 0))
+
+
+def _new_folders(path: str, known: Collection[str]) -> list[str]:
+    """Those above `path` that are not known yet; a known one's own are known."""
+    found: list[str] = []
+    while (path := posixpath.dirname(path)) and path not in known:
+        found.append(path)
+    return found[::-1]
 
 
 def _folder(tmp_fd: int, path: str) -> OwnFile:
