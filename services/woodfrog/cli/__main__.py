@@ -39,6 +39,25 @@ def parser() -> argparse.ArgumentParser:
         dest="action", required=True
     )
     add = models.add_parser("add", help="add a Hugging Face folder or a GGUF file")
+    _take_model(add)
+    models.add_parser("list", help="list models")
+    rm = models.add_parser("rm", help="remove a model, its snapshots and its weights")
+    rm.add_argument("name")
+
+    snapshots = verbs.add_parser("snapshots", help="list or remove snapshots").add_subparsers(
+        dest="action", required=True
+    )
+    snapshots.add_parser("list", help="list snapshots")
+    drop = snapshots.add_parser("rm", help="remove the snapshots of a model")
+    drop.add_argument("model")
+
+    talk = verbs.add_parser("chat", help="talk to a model")
+    talk.add_argument("model")
+    talk.add_argument("question", nargs="*", help="ask this and end; without it, a conversation")
+    return top
+
+
+def _take_model(add: argparse.ArgumentParser) -> None:
     add.add_argument("name")
     add.add_argument("path", type=_path)
     add.add_argument(
@@ -72,22 +91,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add.add_argument("--dtype", choices=DTYPES, help="convert the weights to it first")
     add.add_argument("--context", type=_context, default=2048, metavar="TOKENS")
-    add.add_argument("--snapshot", choices=("eager", "never"), default="eager")
-    models.add_parser("list", help="list models")
-    rm = models.add_parser("rm", help="remove a model, its snapshots and its weights")
-    rm.add_argument("name")
-
-    snapshots = verbs.add_parser("snapshots", help="list or remove snapshots").add_subparsers(
-        dest="action", required=True
+    add.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the layers of a text model at its first start",
     )
-    snapshots.add_parser("list", help="list snapshots")
-    drop = snapshots.add_parser("rm", help="remove the snapshots of a model")
-    drop.add_argument("model")
-
-    talk = verbs.add_parser("chat", help="talk to a model")
-    talk.add_argument("model")
-    talk.add_argument("question", nargs="*", help="ask this and end; without it, a conversation")
-    return top
+    add.add_argument("--snapshot", choices=("eager", "never"), default="eager")
 
 
 def _port(text: str) -> int:
@@ -157,7 +166,7 @@ async def _add(args: argparse.Namespace) -> None:
         name=args.name,
         weights="sha256:" + "0" * 64,  # taken from the files
         weights_bytes=0,
-        engine_args={"context_tokens": args.context},
+        engine_args={"context_tokens": args.context, **({"compile": 1} if args.compile else {})},
         slots=args.slots,
         replicas_max=args.replicas_max,
         park_after_s=min(60.0, args.freeze_after) if args.park_after is None else args.park_after,

@@ -11,7 +11,7 @@ from typing import Any
 from woodfrog.clock import Clock, SystemClock
 from woodfrog.engine.kinds import Kind, kind_of
 from woodfrog.engine.settings import Settings, load
-from woodfrog.errors import InvalidArgument
+from woodfrog.errors import FailedPrecondition, InvalidArgument
 from woodfrog.replica.control import ControlServer
 from woodfrog.replica.logs import LogRing
 from woodfrog.replica.replica import Replica
@@ -30,7 +30,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, handlers=[ring, logging.StreamHandler()])
     try:
         asyncio.run(serve(load(os.environ), ring))
-    except InvalidArgument as error:
+    except (InvalidArgument, FailedPrecondition) as error:
         sys.stderr.write(error.message + "\n")
         return 2
     except (
@@ -72,7 +72,14 @@ async def serve(settings: Settings, ring: LogRing) -> None:
 
 def _engine(settings: Settings, weights: WeightMemory | None) -> tuple[Any, Any]:
     """The engine of the model's kind, and a function (engine, clock) that makes what answers for it, once it has loaded."""
-    match kind_of(settings.model):
+    kind = kind_of(settings.model)
+    if settings.arguments.compile and kind is not Kind.TEXT:
+        raise InvalidArgument(
+            "BAD_SETTING",
+            f"WOODFROG_ENGINE_ARGS: compile is for models that write text, and this one is of kind {kind.value}; add it"
+            " without --compile",
+        )
+    match kind:
         case Kind.TEXT:
             from woodfrog.engine.engine import TextEngine
 

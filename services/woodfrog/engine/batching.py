@@ -13,6 +13,8 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessorList,
 )
 
+from woodfrog.engine import graphs
+from woodfrog.engine.graphs import Shapes
 from woodfrog.engine.sampling import PerRequestSampling, Sampler
 from woodfrog.engine.settings import EngineArguments
 from woodfrog.errors import Unavailable
@@ -69,13 +71,17 @@ class Batcher:
             self._manager.warmup()  # allocates everything; without CUDA graphs it computes nothing
         #: What goes at park: append what else shall.
         self.regions: list[Region | device.Region | GraphPool] = [*allocations.regions]
+        pool = None
         if memory is not None and model.device.type == "cuda" and arguments.graphs:
-            from woodfrog.engine import graphs
-
             pool = GraphPool(memory)
-            with torch.inference_mode():
+        with torch.inference_mode():
+            if arguments.compile:  # before anything is captured
+                from woodfrog.engine import compiled
+
+                compiled.install(self._manager, model, Shapes.of(self._manager) if pool else None)
+            if pool is not None:
                 graphs.install(self._manager, model, pool)
-            self.regions.append(pool)
+                self.regions.append(pool)
 
     @property
     def kv_bytes(self) -> int:

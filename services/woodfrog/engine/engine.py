@@ -68,6 +68,10 @@ class TextEngine:
         loading.prepare(arguments.threads)
         self._versions |= loading.versions()
         seed_process(arguments.seed)
+        if arguments.compile:
+            from woodfrog.engine import compiled
+
+            compiled.prepare()
         imported = perf_counter()
         if self._weights is None:
             model = loading.load_model(self.settings.model)

@@ -27,6 +27,12 @@ class Shapes:
         # Tokens read from the cache, of all sequences.
         self.reads = _sizes(_READS_MIN, reads_max, _READS_FACTOR)
 
+    @classmethod
+    def of(cls, manager: Any) -> "Shapes":
+        """Up to what a manager that is warm can compute in one step."""
+        cache = manager.batch_processor.model_runner.cache
+        return cls(cache.max_batch_tokens, cache.max_tokens_read)
+
     def padded(
         self, num_q_tokens: int, max_kv_read: int, use_decode_fast_path: bool
     ) -> tuple[int, int]:
@@ -90,7 +96,7 @@ def install(manager: Any, model: Any, pool: GraphPool) -> None:
     Raises Internal GRAPHS_FAILED.
     """
     runner = manager.batch_processor.model_runner
-    shapes = Shapes(runner.cache.max_batch_tokens, runner.cache.max_tokens_read)
+    shapes = Shapes.of(manager)
     graphed = GraphedModel(model, pool)
     runner.pad_inputs = True
     runner.maybe_pad_inputs = shapes.padded

@@ -24,6 +24,8 @@ class EngineArguments:
     """Threads of one computation; 0 means one for each CPU that the process may use."""
     graphs: int = 1
     """1 has a GPU replay captured graphs; 0 launches kernel by kernel."""
+    compile: int = 0
+    """1 compiles the layers of a text model at the first start; a snapshot holds what was compiled."""
     seed: int | None = None
     """Seeds the process until its first thaw; without it the kernel does."""
 
@@ -48,6 +50,7 @@ _BOUNDS = {
     "slots": (1, 256),
     "threads": (0, 1024),
     "graphs": (0, 1),
+    "compile": (0, 1),
     "seed": (0, (1 << 63) - 1),
 }
 
