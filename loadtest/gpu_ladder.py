@@ -104,6 +104,7 @@ def main() -> None:
         "--work", type=Path, default=None, help="where the weights are made and kept"
     )
     parser.add_argument("--gpu-memory", type=int, default=12, metavar="GIB")
+    parser.add_argument("--compile", action="store_true", help="as models add has it")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="woodfrog-shapes-") as temporary:
         folder = (args.work or Path(temporary)) / args.shape
@@ -112,7 +113,10 @@ def main() -> None:
         weights_bytes = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
         with agent_settings(weights_bytes), laboratory() as lab:
             gpu = GpuLab(lab, folder, weights_bytes)
-            measure(gpu, args.shape, args.runs, args.cases.split(","), args.gpu_memory * GIB)
+            measure(
+                gpu, args.shape, args.runs, args.cases.split(","), args.gpu_memory * GIB,
+                compiled=args.compile,
+            )  # fmt: skip
 
 
 @contextmanager
@@ -138,8 +142,10 @@ def agent_settings(weights_bytes: int, *, thp: bool = True) -> Iterator[None]:
         _THP.write_text(before[before.index("[") + 1 : before.index("]")])
 
 
-def measure(gpu: GpuLab, shape: str, runs: int, cases: list[str], gpu_bytes: int) -> None:
-    bench = Bench(f"gpu_ladder.{shape}")
+def measure(
+    gpu: GpuLab, shape: str, runs: int, cases: list[str], gpu_bytes: int, *, compiled: bool = False
+) -> None:
+    bench = Bench(f"gpu_ladder.{shape}" + "-compiled" * compiled)
     lab = gpu.lab
     lab.request = _request(shape)
     if "weights" in cases:
@@ -148,6 +154,7 @@ def measure(gpu: GpuLab, shape: str, runs: int, cases: list[str], gpu_bytes: int
     lab.add(
         MODEL, "eager", gpu.folder,
         slots=4, gpu_bytes=gpu_bytes, memory_bytes=16 << 30, replicas_max=8,
+        engine_args={"context_tokens": 1024, "compile": int(compiled)},
     )  # fmt: skip
     print(f"added in {time.monotonic() - began:.1f} s")
     cold = lab.ask(MODEL)

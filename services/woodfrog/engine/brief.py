@@ -33,6 +33,14 @@ class BriefCanary:
         with torch.inference_mode():
             return ranks(self._computed(self._prompt))
 
+    def compile(self) -> None:
+        """Its regions, and outside of any capture. Before the first `tokens`, and before the batching manager's."""
+        from woodfrog.engine import compiled
+
+        compiled.compile_regions(self._model)
+        with torch.inference_mode():
+            self._logits(self._prompt)
+
     def _logits(self, prompt: Any) -> Any:
         return self._model(prompt, use_cache=False, logits_to_keep=1).logits[0, -1]
 

@@ -68,9 +68,7 @@ def install(manager: Any, model: Any, shapes: Shapes | None) -> None:
     runner.pad_inputs = True
     runner.maybe_pad_inputs = shapes.padded if shapes else padded
     _install_update(runner.cache, model)
-    torch.compiler.set_stance("default")
-    for region in regions_of(model):
-        region.compile(dynamic=True)
+    compile_regions(model)
     seen = _Witness(model)
     run: Callable[..., float] = runner.run_one_warmup
     largest = (runner.cache.max_batch_tokens, runner.cache.max_tokens_read)
@@ -81,6 +79,13 @@ def install(manager: Any, model: Any, shapes: Shapes | None) -> None:
     if seen.passes != len(batches):  # the manager only logs what went wrong
         raise Internal("COMPILE_FAILED", "the model could not be compiled; the log says why")
     torch.compiler.set_stance("eager_on_recompile")
+
+
+def compile_regions(model: Any) -> None:
+    """Each is compiled at its first call. Raises InvalidArgument CANNOT_COMPILE."""
+    torch.compiler.set_stance("default")
+    for region in regions_of(model):
+        region.compile(dynamic=True)
 
 
 def padded(num_q_tokens: int, max_kv_read: int, use_decode_fast_path: bool) -> tuple[int, int]:

@@ -88,6 +88,8 @@ class TextEngine:
 
             graphs = Graphs(self._memory)  # of its own: it may run beside a step of the batch
         self.brief = BriefCanary(model, self._canary_prompt, graphs)
+        if arguments.compile:
+            self.brief.compile()
         eos = loading.eos_tokens(self.settings.model, model)
         self.batcher = Batcher(model, eos, arguments, self._memory)
         if graphs is not None:

@@ -46,7 +46,7 @@ class Compiled:
     folder: Path
     batcher: Batcher
     brief: BriefCanary
-    graphs: int  # that were compiled at the start
+    graphs: int  # of the batching manager that were compiled at the start
     left: tuple[set[str], set[str]]  # child processes and threads that there were not before
 
 
@@ -63,9 +63,10 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compiled]:
     weights.open(memory, layout.of_folder(folder), 1.0)
     model = load_onto(folder, memory, weights)
     before = children(), threads()
-    counted = counters["stats"]["unique_graphs"]
     compiled.prepare()
     brief = BriefCanary(model, prompt(7))
+    brief.compile()
+    counted = counters["stats"]["unique_graphs"]
     batcher = Batcher(model, [1], EngineArguments(256, slots=4, threads=1, compile=1), memory)
     graphs = counters["stats"]["unique_graphs"] - counted
     left = children() - before[0], threads() - before[1]
