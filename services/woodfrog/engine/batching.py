@@ -82,6 +82,8 @@ class Batcher:
             if pool is not None:
                 graphs.install(self._manager, model, pool)
                 self.regions.append(pool)
+            if arguments.compile:
+                compiled.seal()
 
     @property
     def kv_bytes(self) -> int:

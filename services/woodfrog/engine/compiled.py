@@ -4,6 +4,7 @@ What is compiled is a region (a decoder layer, the last norm, the rotary tables)
 take as many times longer as it has layers. A snapshot holds what was compiled, so only the first start pays for it.
 """
 
+import gc
 import os
 import shutil
 import sysconfig
@@ -52,6 +53,7 @@ def prepare() -> None:
     inductor.fx_graph_cache = False  # nobody would find it again
     inductor.cpp_cache_precompile_headers = False  # 60 MB, for the next of a few compilations
     dynamo.recompile_limit = _VARIANTS_MAX
+    dynamo.fail_on_recompile_limit_hit = True
     # A layer's number is an argument, so that one compilation serves all layers.
     torch.compiler.config.dynamic_sources = r".*\.layer_idx"
     # Sizes that happen to be equal may differ in the next batch.
@@ -61,8 +63,7 @@ def prepare() -> None:
 def install(manager: Any, model: Any, shapes: Shapes | None) -> None:
     """Has a manager that is warm compute with compiled layers; compiles them, for batches of `shapes` if there are such.
 
-    From then on nothing is compiled in this process: what would need it is computed as it is written. Raises
-    InvalidArgument CANNOT_COMPILE and Internal COMPILE_FAILED.
+    Until `seal`, a batch of another kind is an error. Raises InvalidArgument CANNOT_COMPILE and Internal COMPILE_FAILED.
     """
     runner = manager.batch_processor.model_runner
     runner.pad_inputs = True
@@ -78,7 +79,13 @@ def install(manager: Any, model: Any, shapes: Shapes | None) -> None:
     runner.cache.reset()
     if seen.passes != len(batches):  # the manager only logs what went wrong
         raise Internal("COMPILE_FAILED", "the model could not be compiled; the log says why")
+    torch.compiler.set_stance("fail_on_recompile")  # what captures now captures compiled layers
+
+
+def seal() -> None:
+    """From now on nothing is compiled in this process: what would need it is computed as it is written."""
     torch.compiler.set_stance("eager_on_recompile")
+    gc.collect()  # a process that loads collects nothing, and a compiler leaves much
 
 
 def compile_regions(model: Any) -> None:
