@@ -1,6 +1,7 @@
 """Layers that inductor compiles: the same tokens, one compilation for all batches, and nothing left of the compiler."""
 
 import asyncio
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -63,7 +64,9 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compiled]:
     weights.open(memory, layout.of_folder(folder), 1.0)
     model = load_onto(folder, memory, weights)
     before = children(), threads()
-    compiled.prepare()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("cache")))
+        compiled.prepare()
     brief = BriefCanary(model, prompt(7))
     brief.compile()
     counted = counters["stats"]["unique_graphs"]
