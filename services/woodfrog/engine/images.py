@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from woodfrog.engine.brief import ranks
-from woodfrog.engine.images_front import Drawing
+from woodfrog.engine.drawing import Drawing
 from woodfrog.engine.module_engine import ModuleEngine, Stop
 from woodfrog.errors import InvalidArgument
 from woodfrog.replica.weights import private_tensors, stand_ins, take_out

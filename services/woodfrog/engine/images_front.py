@@ -5,35 +5,24 @@ import base64
 import io
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from woodfrog.clock import Clock
 from woodfrog.engine.app import Answer, json_object
+from woodfrog.engine.drawing import STEPS_DEFAULT, Drawing
 from woodfrog.engine.module_engine import Stop
 from woodfrog.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from woodfrog.engine.images import ImagesEngine
 
-STEPS_DEFAULT, STEPS_MAX = 30, 200
+STEPS_MAX = 200
 COUNT_MAX = 10
 SIDE_MIN, SIDE_MAX, SIDE_UNIT = 64, 2048, 8
 PROMPT_CHARACTERS_MAX = 32_000
 _BODY_BYTES_MAX = 1 << 18
 _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
-
-
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """One image that is wanted."""
-
-    prompt: str
-    size: tuple[int, int]  # width, height
-    steps: int = STEPS_DEFAULT
-    seed: int | None = None
-    guidance: float | None = None  # None: the pipeline's own
-    negative: str = ""
 
 
 class ImagesFront:

@@ -11,8 +11,9 @@ import torch
 from loadtest import shapes
 from tests.memory.simulated_gpu import SimulatedDevice
 
+from woodfrog.engine.drawing import Drawing
 from woodfrog.engine.images import ImagesEngine
-from woodfrog.engine.images_front import Drawing, parse
+from woodfrog.engine.images_front import parse
 from woodfrog.engine.kinds import Kind, kind_of
 from woodfrog.engine.module_engine import Stop
 from woodfrog.engine.settings import Settings, load
