@@ -53,7 +53,7 @@ def make(folder: Path, name: str = "Idefics3ForConditionalGeneration") -> Path:
             torch.nn.init.normal_(parameter, 0.0, 0.3)
     model.save_pretrained(folder)
     transformers.GenerationConfig(eos_token_id=EOS, pad_token_id=EOS).save_pretrained(folder)
-    _tokenizer().save(str(folder / "tokenizer.json"))
+    tokenizer().save(str(folder / "tokenizer.json"))
     files = {
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<end>", "pad_token": "<end>",
@@ -120,7 +120,7 @@ def _qwen() -> tuple[Any, dict[str, Any], str]:
     return config, processor, "<|vision_start|><|image_pad|><|vision_end|>"
 
 
-def _tokenizer() -> Tokenizer:
+def tokenizer() -> Tokenizer:
     words = {word: token for word, token in IDS.items() if word not in _SPECIAL}
     made = Tokenizer(models.BPE(words, []))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -5,6 +5,7 @@ import platform
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,8 @@ class TextEngine:
             model = loading.load_onto(self.settings.model, self._memory, self._weights)
         self.tokenizer = Tokenizer(self.settings.model)
         self._canary_prompt = self.tokenizer.encode(CANARY_TEXT)
+        room = loading.positions(model)
+        arguments = replace(arguments, context_tokens=min(arguments.context_tokens, room))
         graphs = None
         if self._memory is not None and model.device.type == "cuda" and arguments.graphs:
             from woodfrog.engine.graphed import Graphs
@@ -94,9 +97,8 @@ class TextEngine:
         self.batcher = Batcher(model, eos, arguments, self._memory)
         if graphs is not None:
             self.batcher.regions.append(graphs.pool)
-        self.limits = Limits(
-            arguments.context_tokens, self.tokenizer.vocabulary_size, arguments.slots
-        )
+        words = min(self.tokenizer.vocabulary_size, model.get_input_embeddings().num_embeddings)
+        self.limits = Limits(arguments.context_tokens, words, arguments.slots)
         self._stages = {
             "import_s": round(imported - began, 3),
             "weights_s": round(perf_counter() - imported, 3),

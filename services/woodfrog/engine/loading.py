@@ -3,6 +3,7 @@
 import inspect
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,17 @@ def eos_tokens(folder: Path, model: Any) -> list[int]:
     own = getattr(model.config.get_text_config(), "eos_token_id", None)
     eos = config.get("eos_token_id", own)
     return list(eos) if isinstance(eos, list) else [] if eos is None else [eos]
+
+
+def positions(model: Any) -> int:
+    """Most tokens that `model` can tell the places of: behind a table's end a request would end the process.
+
+    Rotary positions have no end.
+    """
+    config = model.config.get_text_config()
+    most = getattr(config, "max_position_embeddings", None)
+    ends = getattr(config, "rope_parameters", None) is None and isinstance(most, int)
+    return most if ends else sys.maxsize
 
 
 def prepare(threads: int) -> None:

@@ -76,6 +76,9 @@ def _request(
     *,
     chat: bool = True,
 ) -> GenerationRequest:
+    param = "messages" if chat else "prompt"
+    if not all(prompts):
+        _bad(param, "is empty")
     longest = max(len(prompt) for prompt in prompts)
     room = limits.context_tokens - longest
     if room < (wanted or 1):
@@ -83,8 +86,11 @@ def _request(
             "CONTEXT_LENGTH_EXCEEDED",
             f"this model's maximum context length is {limits.context_tokens} tokens, but {longest} in the prompt"
             f" and {wanted or 1} in the completion were asked for; shorten one of them",
-            param="messages" if chat else "prompt",
+            param=param,
         )
+    # Also those of texts: a tokenizer may know more words than its model.
+    if not all(0 <= token < limits.vocabulary_size for prompt in prompts for token in prompt):
+        _bad(param, f"has tokens outside 0 to {limits.vocabulary_size - 1}, which the model lacks")
     n = _integer(body, "n", 1, limits.sequences) or 1
     if n * len(prompts) > limits.sequences:
         _bad("n", f"times the prompts is more than {limits.sequences} answers")
@@ -200,10 +206,6 @@ def _prompts(value: Any, limits: Limits, encode: Callable[[str], list[int]]) -> 
             entry = encode(entry)
         elif not _tokens(entry):
             _bad("prompt", "mixes texts and tokens, or holds something else")
-        elif not all(0 <= token < limits.vocabulary_size for token in entry):
-            _bad("prompt", f"has tokens outside 0 to {limits.vocabulary_size - 1}")
-        if not entry:
-            _bad("prompt", "is empty")
         prompts.append(list(entry))
     return prompts
 

@@ -246,3 +246,10 @@ def test_an_image_without_its_url_is_named(image: Any) -> None:
     with pytest.raises(InvalidArgument) as caught:
         chat_request(body, LIMITS, lambda messages: [1], images_max=2)
     assert caught.value.metadata["param"] == "messages[0].content[0].image_url"
+
+
+@pytest.mark.parametrize(("tokens", "why"), [([], "empty"), ([1, 256], "outside 0 to 255")])
+def test_a_chat_that_the_model_has_no_words_for_is_refused(tokens: list[int], why: str) -> None:
+    with pytest.raises(InvalidArgument, match=why) as caught:
+        chat_request({"messages": HELLO}, LIMITS, lambda messages: tokens)
+    assert caught.value.metadata["param"] == "messages"
