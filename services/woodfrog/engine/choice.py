@@ -31,6 +31,7 @@ class Choice:
             try:
                 async with aclosing(generation.tokens()) as batches:
                     async for tokens in batches:
+                        self._sampler.check()
                         logprobs = self._sampler.logprobs[seen : seen + len(tokens)]
                         seen += len(tokens)
                         piece = transcript.add(tokens, logprobs)

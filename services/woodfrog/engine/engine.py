@@ -178,6 +178,7 @@ class TextEngine:
         try:
             async with aclosing(generation.tokens()) as batches:
                 async for new in batches:
+                    sampler.check()
                     tokens += new
         finally:
             generation.cancel()

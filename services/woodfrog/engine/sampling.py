@@ -1,5 +1,6 @@
 """Per-request sampling inside the batching manager, which itself shares one sampler between all requests."""
 
+import math
 from typing import Any
 
 import torch
@@ -8,7 +9,9 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 )
 
 from woodfrog.engine.request import Sampling, TokenLogprob
+from woodfrog.errors import Internal
 
+_LEAST = -9999.0  # OpenAI's log-probability of what cannot be; JSON has no infinity
 _NUCLEUS_FIRST = 256  # candidates tried before the whole vocabulary is sorted for top_p
 
 
@@ -18,6 +21,7 @@ class Sampler:
     def __init__(self, sampling: Sampling, prompt: list[int], stream: int = 0) -> None:
         """`stream` tells apart the answers to one request, which share its seed."""
         self.logprobs: list[TokenLogprob] = []  # one for each chosen token, if asked for
+        self._overflowed = False
         self._sampling = sampling
         self._counts: dict[int, int] = {}  # of tokens in the answer
         self._prompt = set(prompt) if sampling.repetition_penalty != 1.0 else set()
@@ -37,15 +41,27 @@ class Sampler:
         return self  # the manager copies a request's arguments when it starts one over
 
     def choose(self, logits: torch.Tensor) -> int | None:
-        """The next token from `logits` (float32, one for each word); None leaves it to argmax."""
-        if self._plain and self._sampling.logprobs is None:
+        """The next token from `logits` (float32, one for each word); None leaves it to argmax.
+
+        Raises nothing, because others share the step; whoever takes the tokens calls `check`.
+        """
+        easy = self._plain and self._sampling.logprobs is None
+        if easy and logits.is_cuda:
             return None
         logits = logits.cpu()  # from a GPU half a megabyte; its own launches would take longer
+        self._overflowed |= not math.isfinite(float(logits.max()))
+        if easy or self._overflowed:
+            return None
         token = int(logits.argmax()) if self._plain else self._draw(self._adjusted(logits))
         self._counts[token] = self._counts.get(token, 0) + 1
         if self._sampling.logprobs is not None:
             self.logprobs.append(_logprob(logits, token, self._sampling.logprobs))
         return token
+
+    def check(self) -> None:
+        """Raises Internal NOT_FINITE once it chose from what is no number: any token would follow."""
+        if self._overflowed:
+            raise Internal("NOT_FINITE", "the model's numbers overflowed at this request")
 
     def _adjusted(self, logits: torch.Tensor) -> torch.Tensor:
         sampling = self._sampling
@@ -128,7 +144,7 @@ def _nucleus(probabilities: torch.Tensor, top_p: float) -> tuple[torch.Tensor, t
 
 
 def _logprob(logits: torch.Tensor, token: int, top_count: int) -> TokenLogprob:
-    values = logits.log_softmax(-1)
+    values = logits.log_softmax(-1).clamp(min=_LEAST)
     top, words = values.topk(top_count)
     return TokenLogprob(
         token, float(values[token]), list(zip(words.tolist(), top.tolist(), strict=True))

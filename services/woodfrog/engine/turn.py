@@ -10,7 +10,6 @@ from woodfrog.engine.module_engine import Stop
 from woodfrog.engine.request import Piece
 from woodfrog.engine.sampling import Sampler
 from woodfrog.engine.transcript import Transcript
-from woodfrog.errors import Internal
 
 
 class Choosing(LogitsProcessor):  # type: ignore[misc]
@@ -20,10 +19,9 @@ class Choosing(LogitsProcessor):  # type: ignore[misc]
         self._sampler = sampler
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Both with one row; scores in float32. Raises Internal NOT_FINITE: any token would follow from no number."""
-        if scores.isnan().any():
-            raise Internal("NOT_FINITE", "the model's numbers overflowed at this request")
+        """Both with one row; scores in float32. Raises Internal NOT_FINITE."""
         token = self._sampler.choose(scores[0])
+        self._sampler.check()
         if token is not None:
             scores[0, token] = torch.inf
         return scores
