@@ -128,7 +128,8 @@ class VisionEngine(ModuleEngine):
         request, inputs = self._read(body)
         accept(request)
         for index in range(request.n):
-            self._generate(request, inputs, index, partial(emit, index), stop)
+            if not stop.asked:
+                self._generate(request, inputs, index, partial(emit, index), stop)
 
     def describe(self) -> dict[str, Any]:
         kept = 0 if self._cache is None else self._cache.region.size_bytes
