@@ -2,7 +2,6 @@
 
 import logging
 import platform
-import random
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
@@ -66,9 +65,8 @@ class TextEngine:
         from woodfrog.engine.tokenizer import Tokenizer
 
         arguments = self.settings.arguments
-        loading.prepare(arguments.threads)
+        loading.prepare(arguments.threads, arguments.seed)
         self._versions |= loading.versions()
-        seed_process(arguments.seed)
         if arguments.compile:
             from woodfrog.engine import compiled
 
@@ -183,12 +181,3 @@ class TextEngine:
         finally:
             generation.cancel()
         return tokens
-
-
-def seed_process(seed: int | None) -> None:
-    entropy.reseed(b"")
-    if seed is not None:
-        import torch
-
-        random.seed(seed)
-        torch.manual_seed(seed)

@@ -3,6 +3,7 @@
 import inspect
 import json
 import logging
+import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import transformers
 
 from woodfrog.engine import quantized
 from woodfrog.errors import InvalidArgument
-from woodfrog.replica import layout
+from woodfrog.replica import entropy, layout
 from woodfrog.replica.device import DeviceMemory, open_memory
 from woodfrog.replica.weights import WeightMemory, private_tensors, stand_ins, take_out
 
@@ -111,9 +112,13 @@ def positions(model: Any) -> int:
     return most if ends else sys.maxsize
 
 
-def prepare(threads: int) -> None:
-    """Threads for each computation; Transformers' messages to our own log."""
+def prepare(threads: int, seed: int | None = None) -> None:
+    """Threads for each computation; generators seeded by `seed` or the kernel; Transformers' messages to our own log."""
     torch.set_num_threads(threads)
+    entropy.reseed(b"")  # torch's own first seed is the same in every process
+    if seed is not None:
+        random.seed(seed)
+        torch.manual_seed(seed)
     transformers.logging.disable_progress_bar()  # it starts a thread
     for name in ("transformers", "ContinuousBatchingLogger"):
         logger = logging.getLogger(name)

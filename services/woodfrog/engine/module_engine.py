@@ -74,7 +74,7 @@ class ModuleEngine(ABC):
         began = perf_counter()
         from woodfrog.engine import loading
 
-        loading.prepare(self.settings.arguments.threads)
+        loading.prepare(self.settings.arguments.threads, self.settings.arguments.seed)
         self._versions |= loading.versions()
         imported = perf_counter()
         if self._weights is not None:

@@ -273,6 +273,16 @@ def test_seeds_choose_the_answers(idefics: Path) -> None:
     engine.stop()
 
 
+def test_without_a_seed_two_processes_that_never_slept_differ(idefics: Path) -> None:
+    said = []
+    for _ in range(2):
+        torch.manual_seed(0)  # as PyTorch starts in every process
+        engine = engine_of(idefics)
+        said.append(tokens(engine, body_of(temperature=2.0)))
+        engine.stop()
+    assert said[0] != said[1]
+
+
 def test_a_stop_string_and_the_models_own_end(idefics: Path) -> None:
     engine = engine_of(idefics)
     pieces = answered(engine, body_of(pattern(40, 40), text="hi", max_tokens=40))
@@ -467,6 +477,21 @@ async def test_an_answer_that_nobody_wants_any_more_is_not_begun(idefics: Path) 
         lambda: engine.answer(body_of(SMALL), began.append, lambda *_: None, Stop(asked=True))
     )
     assert not began
+    engine.stop()
+
+
+async def test_of_several_answers_none_is_begun_after_the_client_left(idefics: Path) -> None:
+    engine = engine_of(idefics)
+    stop = Stop()
+    emitted: list[int] = []
+
+    def emit(index: int, _: Piece) -> None:
+        emitted.append(index)
+        stop.asked = True
+
+    body = body_of(SMALL, n=2)
+    await engine.compute(lambda: engine.answer(body, lambda _: None, emit, stop))
+    assert emitted == [0]
     engine.stop()
 
 
