@@ -74,14 +74,15 @@ def _built(folder: Path, source: Path | None, generates: bool, **options: Any) -
         config=config,
         attn_implementation=attention,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are in what it found, and refused below
         **without_pooler(kind),
         **options,
     )
     if lost := [*found["missing_keys"], *found["mismatched_keys"], *found["error_msgs"]]:
         raise InvalidArgument(  # Transformers would go on with random numbers
             "WEIGHTS_MISSING",
-            f"the weights lack {len(lost)} tensors of {names[0]}, e.g. {str(lost[0])[:100]}; give all of the"
-            " model's files",
+            f"the weights lack {len(lost)} tensors of {names[0]}, or have them in another shape than config.json says,"
+            f" e.g. {str(lost[0])[:150]}; give all of the model's own files",
         )
     if packed:
         quantized.install(model)
@@ -108,8 +109,8 @@ def positions(model: Any) -> int:
     """
     config = model.config.get_text_config()
     most = getattr(config, "max_position_embeddings", None)
-    ends = getattr(config, "rope_parameters", None) is None and isinstance(most, int)
-    return most if ends else sys.maxsize
+    rotary = getattr(config, "rope_parameters", None) is not None
+    return most if isinstance(most, int) and not rotary else sys.maxsize
 
 
 def prepare(threads: int, seed: int | None = None) -> None:

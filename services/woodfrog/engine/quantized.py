@@ -64,7 +64,20 @@ def _refused(said: dict[str, Any], config: Any) -> str | None:
     if not isinstance(groups, dict) or not groups:
         return "its quantization has no groups of layers"
     faults = (_fault_of(group, said["format"]) for group in groups.values())
-    return next((why for why in faults if why), None)
+    return next((why for why in faults if why), None) or _invalid(said)
+
+
+def _invalid(said: dict[str, Any]) -> str | None:
+    from compressed_tensors.quantization import QuantizationConfig
+    from pydantic import ValidationError
+
+    try:
+        QuantizationConfig.model_validate(said)
+    except ValidationError as error:
+        return f"its weights are quantized so that {METHOD} refuses them ({error.errors()[0]['msg'][:150]})"
+    except (ValueError, TypeError, NotImplementedError) as error:  # from its own validators
+        return f"its weights are quantized so that {METHOD} refuses them ({str(error)[:150]})"
+    return None
 
 
 def _sparse(said: Any) -> bool:
@@ -75,10 +88,17 @@ def _fault_of(group: Any, format: str) -> str | None:
     weights = group.get("weights") if isinstance(group, dict) else None
     if not isinstance(weights, dict) or group.get("output_activations"):
         return "a group of layers is quantized in something else than its weights and inputs"
-    if "Embedding" in (group.get("targets") or ()):
+    targets = group.get("targets")
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        return "a group of layers has no list of targets"
+    if "Embedding" in targets:
         return "its embeddings are quantized"
     if group.get("format") not in (None, format):
         return "its groups of layers have several formats"
+    if weights.get("dynamic"):
+        return "its weights are quantized while it computes"
+    if format == "pack-quantized" and weights.get("type", "int") != "int":
+        return "its packed weights are no integers"
     bits = weights.get("num_bits")
     if bits != (4 if format == "pack-quantized" else 8):
         return f"its weights are {format} with {str(bits)[:10]} bits"
@@ -92,7 +112,12 @@ def install(model: Any) -> None:
     model.hf_quantizer.compressor.remove_decompression_hook(model)
     found = [(n, m) for n, m in model.named_modules() if hasattr(m, "quantization_scheme")]
     for name, module in found:
-        assert isinstance(module, torch.nn.Linear), name
+        if not isinstance(module, torch.nn.Linear):
+            raise InvalidArgument(
+                "UNKNOWN_QUANTIZATION",
+                f"{name} is quantized and a {type(module).__name__}; this engine computes with quantized linear layers"
+                " only: take a folder with the model's plain weights",
+            )
         model.set_submodule(name, QuantizedLinear(module))
 
 
@@ -141,7 +166,8 @@ class QuantizedLinear(torch.nn.Module):  # type: ignore[misc]
                 return self._by_int4, INT4_ROWS_MAX
         elif weights.type == "float" and scheme.input_activations is not None:
             fits = self.in_features % 16 == 0 and self.out_features % 16 == 0
-            if fits and weights.strategy in ("channel", "tensor") and _multiplies_fp8():
+            whole = weights.strategy in ("channel", "tensor") and weights.symmetric
+            if fits and whole and _multiplies_fp8():
                 return self._by_fp8, 1 << 30
         return None, 0
 

@@ -183,7 +183,11 @@ def test_what_no_kernel_takes_is_unpacked(tmp_path: Path) -> None:
 
 
 GROUP = {"targets": ["Linear"], "weights": {"num_bits": 4, "symmetric": False}}
-EIGHT = {"targets": ["Linear"], "weights": {"num_bits": 8}}
+EIGHT: dict[str, Any] = {"targets": ["Linear"], "weights": {"num_bits": 8}}
+
+
+def with_weights(**said: Any) -> dict[str, Any]:
+    return {"config_groups": {"a": {"targets": ["Linear"], "weights": {"num_bits": 4, **said}}}}
 
 
 @pytest.mark.parametrize(
@@ -201,6 +205,12 @@ EIGHT = {"targets": ["Linear"], "weights": {"num_bits": 8}}
         ({"config_groups": {"a": GROUP}}, "packed weights have zero points"),
         ({"config_groups": {"a": {**EIGHT, "targets": ["Embedding"]}}}, "its embeddings are"),
         ({"config_groups": {"a": EIGHT}}, "pack-quantized with 8 bits"),
+        ({"config_groups": {"a": {**GROUP, "targets": 5}}}, "no list of targets"),
+        (with_weights(dynamic=True), "while it computes"),
+        (with_weights(type="float"), "no integers"),
+        (with_weights(strategy="group", group_size=0), "group_size to be set to a positive"),
+        (with_weights(strategy="group", group_size="x"), "refuses them"),
+        (with_weights(strategy="none"), "not a valid QuantizationStrategy"),
         ({"config_groups": {"a": {**EIGHT, "format": "int-quantized"}}}, "several formats"),
     ],
 )
@@ -214,6 +224,36 @@ def test_what_it_cannot_compute_with_is_refused(
         load_model(int4)
     assert caught.value.reason == "UNKNOWN_QUANTIZATION"
     assert "take a folder with the model's plain weights" in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [64, 96])
+def test_groups_of_another_size_than_the_files_are_told(int4: Path, size: int) -> None:
+    config = json.loads((int4 / "config.json").read_text())
+    config["quantization_config"]["config_groups"]["group_0"]["weights"]["group_size"] = size
+    (int4 / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        InvalidArgument, match="lack 21 tensors of LlamaForCausalLM, or have"
+    ) as caught:
+        load_model(int4)
+    assert caught.value.reason == "WEIGHTS_MISSING"
+
+
+def test_a_quantized_layer_that_is_not_linear_is_named(tmp_path: Path) -> None:
+    model = load_model(tiny_quantized.make(tmp_path, "int8"))
+    model.model.norm.quantization_scheme = object()
+    with pytest.raises(InvalidArgument, match=r"model\.norm is quantized and a LlamaRMSNorm"):
+        quantized.install(model)
+
+
+def test_fp8_with_zero_points_is_unpacked(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    layer = next(
+        iter(quantized.layers_of(load_model(tiny_quantized.make(tmp_path, "fp8"))).values())
+    )
+    assert layer._kernel_of(layer._scheme)[0] is not None
+    layer._scheme.weights.symmetric = False
+    assert layer._kernel_of(layer._scheme)[0] is None
 
 
 def test_experts_are_refused_and_plain_weights_are_not(int4: Path) -> None:
