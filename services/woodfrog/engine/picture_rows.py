@@ -34,7 +34,7 @@ class PictureRows:
         graphs: "Graphs | None",
     ) -> None:
         """`function` gives a tensor with one row for each picture. Raises InvalidArgument without one size of pictures."""
-        self._processor = _processor(folder)
+        self._processor = image_processor(folder)
         self._captured = graphs is not None
         self._function = graphs.of(function) if graphs is not None else function
         self._dtype = dtype
@@ -88,13 +88,16 @@ class PictureRows:
         }
 
 
-def _processor(folder: Path) -> Any:
-    """Transformers' own, by Pillow; code in the folder is not run."""
+def image_processor(folder: Path) -> Any:
+    """Transformers' own, by Pillow, so the same on every machine; code in the folder is not run.
+
+    Raises InvalidArgument.
+    """
     try:
         return AutoImageProcessor.from_pretrained(
             folder, backend="pil", local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError) as error:
         said = str(error).strip().splitlines() or ["no reason given"]
         raise InvalidArgument(
             "UNKNOWN_PROCESSOR",

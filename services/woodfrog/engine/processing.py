@@ -8,6 +8,7 @@ import jinja2
 import transformers
 
 from woodfrog.engine import pictures
+from woodfrog.engine.picture_rows import image_processor
 from woodfrog.errors import InvalidArgument
 
 _PARTS = ("image_processor", "tokenizer", "video_processor")
@@ -135,7 +136,19 @@ class Chats:
 
 
 def _processor(folder: Path) -> Any:
-    """With PIL for its images, which is the same on every machine, and without what videos need."""
+    """Without what videos need. Raises InvalidArgument."""
+    try:
+        return _made(folder)
+    except (OSError, *_REFUSALS) as error:
+        said = str(error).strip().splitlines() or ["no reason given"]
+        raise InvalidArgument(
+            "UNKNOWN_PROCESSOR",
+            f"{folder}: no processor can be made of its files ({type(error).__name__}: {said[0][:200]}); give all of"
+            " the model's own",
+        ) from None
+
+
+def _made(folder: Path) -> Any:
     name = next((n for file in _FILES if (n := _read(folder / file).get("processor_class"))), None)
     kind: Any = getattr(transformers, str(name), None)
     known = isinstance(kind, type) and issubclass(kind, transformers.ProcessorMixin)
@@ -145,12 +158,11 @@ def _processor(folder: Path) -> Any:
             f"{folder} names {name or 'no processor'}, which is not one for text and images of Transformers"
             f" {transformers.__version__}; add the model's processor_config.json and preprocessor_config.json",
         )
-    options = {"local_files_only": True, "trust_remote_code": False}
     parts: dict[str, Any] = {
-        "image_processor": lambda: transformers.AutoImageProcessor.from_pretrained(
-            folder, backend="pil", **options
+        "image_processor": lambda: image_processor(folder),
+        "tokenizer": lambda: transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
         ),
-        "tokenizer": lambda: transformers.AutoTokenizer.from_pretrained(folder, **options),
         "video_processor": lambda: None,
     }
     still: Any = type(kind.__name__, (kind,), {"check_argument_for_proper_class": _unchecked})

@@ -267,7 +267,7 @@ def test_pictures_of_sizes_of_their_own_are_refused(tmp_path: Path) -> None:
         made(folder)
 
 
-@pytest.mark.parametrize("text", [None, '{"image_processor_type": "OfMyOwn"}', "{"])
+@pytest.mark.parametrize("text", [None, '{"image_processor_type": "OfMyOwn"}', "{", "[1]"])
 def test_an_unknown_processor_is_refused(tmp_path: Path, text: str | None) -> None:
     folder = tiny(tmp_path, RESNET)
     file = folder / "preprocessor_config.json"

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -511,8 +512,6 @@ def test_the_probe_is_a_chat_with_a_picture(idefics: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_served_is_refused(idefics: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(idefics, tmp_path / "m")
     (tmp_path / "m" / "chat_template.jinja").unlink()
     with pytest.raises(InvalidArgument, match="has no chat template"):
@@ -523,3 +522,29 @@ def test_a_folder_that_cannot_be_served_is_refused(idefics: Path, tmp_path: Path
             (tmp_path / "m" / file).write_text(json.dumps({**config, "processor_class": name}))
         with pytest.raises(InvalidArgument, match=f"names {name}"):
             engine_of(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("preprocessor_config.json", None),
+        ("preprocessor_config.json", "{"),
+        ("preprocessor_config.json", "[1]"),
+        ("processor_config.json", "[1]"),
+        ("tokenizer.json", None),
+        ("tokenizer.json", "{}"),
+        ("tokenizer_config.json", "{"),
+    ],
+)
+def test_a_broken_file_of_a_processor_is_told(
+    idefics: Path, tmp_path: Path, file: str, text: str | None
+) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(idefics, folder)
+    (folder / file).unlink()
+    if text is not None:
+        (folder / file).write_text(text)
+    with pytest.raises(InvalidArgument, match=str(folder)) as caught:
+        engine_of(folder)
+    assert caught.value.reason == "UNKNOWN_PROCESSOR"
+    assert "\n" not in caught.value.message
