@@ -53,15 +53,10 @@ class ClassifierEngine(ModuleEngine):
     _canary: Any  # an input that has been read
 
     def build(self) -> None:
-        from woodfrog.engine import loading
         from woodfrog.engine.brief import first_layers
 
         folder = self.settings.model
-        if self._memory is None:
-            model = loading.load_model(folder, generates=False)
-        else:
-            assert self._weights is not None
-            model = loading.load_onto(folder, self._memory, self._weights, generates=False)
+        model = self.transformer(generates=False)
         model.config.use_cache = False
         names = model.config.id2label
         self.labels = [
@@ -76,8 +71,8 @@ class ClassifierEngine(ModuleEngine):
         self._canary_inputs = self._prepare(model)
         layered = isinstance(getattr(model.config, "num_hidden_layers", None), int)
         shallow = first_layers(model) if layered else model
-        self._features = self._graphed(partial(features, model))
-        self._brief_features = self._graphed(partial(features, shallow))
+        self._features = self.graphed(partial(features, model))
+        self._brief_features = self.graphed(partial(features, shallow))
 
     @abstractmethod
     def _prepare(self, model: Any) -> Mapping[str, Any]:
@@ -117,9 +112,6 @@ class ClassifierEngine(ModuleEngine):
 
             rendered.update(zip(batch.members, await self.compute(work), strict=True))
         return [rendered[index] for index in range(len(given))]
-
-    def _graphed(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return self.graphs.of(function) if self.graphs is not None else function
 
 
 class TextClassifier(ClassifierEngine):

@@ -73,11 +73,7 @@ class EmbeddingsEngine(ModuleEngine):
         from woodfrog.engine.tokenizer import Tokenizer
 
         folder = self.settings.model
-        if self._memory is None:
-            model = loading.load_model(folder, generates=False)
-        else:
-            assert self._weights is not None
-            model = loading.load_onto(folder, self._memory, self._weights, generates=False)
+        model = self.transformer(generates=False)
         _check(folder, model)
         model.config.use_cache = False
         self.tokenizer = Tokenizer(folder)
@@ -89,8 +85,7 @@ class EmbeddingsEngine(ModuleEngine):
             self._encode, self.limits.context_tokens, padding_of(model), self.device, self.graphs
         )
         shallow = first_layers(model, **loading.without_pooler(type(model)))
-        briefly = Encoder(shallow, pooling)
-        self._encode_briefly = self.graphs.of(briefly) if self.graphs is not None else briefly
+        self._encode_briefly = self.graphed(Encoder(shallow, pooling))
         self._canary_text = self.tokenizer.encode(CANARY_TEXT)[: self.limits.context_tokens]
         self._canary_ids = torch.tensor([self._canary_text], device=self.device)
 

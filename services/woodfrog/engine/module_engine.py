@@ -121,6 +121,20 @@ class ModuleEngine(ABC):
 
         return self._thread.submit(run)
 
+    def transformer(self, *, generates: bool = True) -> Any:
+        """The folder's model of Transformers, its weights mapped, or shared on a GPU. Raises InvalidArgument."""
+        from woodfrog.engine import loading
+
+        folder = self.settings.model
+        if self._memory is None:
+            return loading.load_model(folder, generates=generates)
+        assert self._weights is not None
+        return loading.load_onto(folder, self._memory, self._weights, generates=generates)
+
+    def graphed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """As captured graphs, where there are such."""
+        return self.graphs.of(function) if self.graphs is not None else function
+
     def tensors(self, prefix: str = "") -> dict[str, Any]:
         """The weights in GPU memory; those of one folder with its `prefix` ("unet/")."""
         assert self._weights is not None

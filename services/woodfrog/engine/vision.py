@@ -50,11 +50,7 @@ class VisionEngine(ModuleEngine):
         from woodfrog.engine.tokenizer import Tokenizer
 
         folder = self.settings.model
-        if self._memory is None:
-            model = loading.load_model(folder)
-        else:
-            assert self._weights is not None
-            model = loading.load_onto(folder, self._memory, self._weights)
+        model = self.transformer()
         _check(model)
         self._brief_model: Callable[..., Any] = first_layers(model.get_decoder())
         self._chats = Chats(folder)
@@ -168,10 +164,7 @@ class VisionEngine(ModuleEngine):
 
         self._cache = SequenceCache(model, cache_tokens(self.limits.context_tokens), memory)
         islands.split(model, self._cache, self.device, self.graphs)
-        brief = self._brief_model
-        if self.graphs is not None:
-            brief = self.graphs.of(brief)
-        self._brief_model = islands.Island(brief, self.device)
+        self._brief_model = islands.Island(self.graphed(self._brief_model), self.device)
 
     def _kept(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """With the cache, padded on the left to one of few lengths."""

@@ -14,7 +14,10 @@ from woodfrog.model import digest
 from woodfrog.model.snapshot import Fingerprint
 from woodfrog.model.spec import ModelSpec
 
-_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "uvicorn")
+_PACKAGES = (
+    "accelerate", "compressed-tensors", "cuda-bindings", "diffusers", "jinja2", "numpy", "pillow", "pydantic",
+    "safetensors", "tokenizers", "torch", "tqdm", "transformers", "uvicorn",
+)  # fmt: skip
 
 
 def of_node(criu_version: str, gpu: str) -> dict[str, str]:
@@ -51,7 +54,14 @@ def of_snapshot(node: dict[str, str], spec: ModelSpec) -> Fingerprint:
 
 @cache
 def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in _PACKAGES}
+    """An image maps their libraries, and holds their code. Those that few models need may be missing."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "none"
+    return found
 
 
 @cache
