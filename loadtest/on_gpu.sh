@@ -2,7 +2,7 @@
 # Runs benches on a GPU machine without a network, each within its own time, and collects logs and results in OUT.
 # Usage: loadtest/on_gpu.sh BUNDLE OUT PART...   (as root, in the repository; BUNDLE by deploy/bundle.sh, with a folder `tok`
 #        that holds a tokenizer.json, and if wanted `rivals` with wheels of other loaders)
-# Parts: correctness, two-gpus, layers, or a shape of loadtest.shapes, "llama-8b:CASES:RUNS".
+# Parts: correctness, two-gpus, layers, or a shape of loadtest.shapes, "llama-8b:CASES:RUNS"; "llama-8b+compile" compiles it.
 # PYTHON=… names an interpreter that has PyTorch with CUDA. Weights are made in WORK, in memory for the largest.
 set -u
 BUNDLE=$1 OUT=$2 WORK=${WORK:-/dev/shm/woodfrog-shapes}
@@ -28,10 +28,11 @@ for part in "$@"; do
     two-gpus) within 150 two-gpus loadtest.gpu_correctness --tokenizer "$BUNDLE/tok" --gpus 2 ;;
     layers) timeout -k 10 60 "$PYTHON" -m loadtest.quantized_layers >"$OUT/layers.log" 2>&1 ;;
     *)
-      memory=12
+      memory=12 compile=()
+      [[ $shape == *+compile ]] && compile=(--compile)
       [[ $shape == llama-70b* || $shape == sdxl ]] && memory=24
-      within 560 "$shape" loadtest.gpu_ladder --shape "$shape" --tokenizer "$BUNDLE/tok" --gpu-memory "$memory" \
-        --cases "${cases:-hot,parked,frozen}" --runs "${runs:-7}" ;;
+      within 560 "$shape" loadtest.gpu_ladder --shape "${shape%+compile}" --tokenizer "$BUNDLE/tok" --gpu-memory "$memory" \
+        --cases "${cases:-hot,parked,frozen}" --runs "${runs:-7}" "${compile[@]}" ;;
   esac
 done
 cp loadtest/results/*gpu*.json "$OUT/"
