@@ -402,7 +402,7 @@ def start(lab: Lab, folder: Path, weights_bytes: int, gpu_gib: int) -> GpuLab:
         MODEL, "eager", folder,
         slots=4, gpu_bytes=gpu_gib * GIB, memory_bytes=4 * GIB, replicas_max=8,
     )  # fmt: skip
-    lab.ask(MODEL)
+    print(f"cold start {lab.ask(MODEL).first_token_s:.1f} s", flush=True)
     return gpu
 
 

@@ -192,7 +192,7 @@ def first_token(connect: Any, model: str, request: Request = CHAT) -> Timed:
             if not first and expected.search(data):
                 first = time.perf_counter() - began
     if not first:
-        raise SystemExit(f"nothing came: {data[-300:]!r}")
+        raise SystemExit(f"nothing came: {data[-2000:]!r}")
     headers = dict(
         line.lower().split(": ", 1)
         for line in data.split(b"\r\n\r\n")[0].decode().split("\r\n")[1:]

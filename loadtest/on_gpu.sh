@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs benches on a GPU machine without a network, each within its own time, and collects logs and results in OUT.
+# Runs benches on a GPU machine without a network, each within its own time, and collects logs and results in OUT. One that
+# runs out of time is interrupted, so that it prints the services' logs.
 # Usage: loadtest/on_gpu.sh BUNDLE OUT PART...   (as root, in the repository; BUNDLE by deploy/bundle.sh, with a folder `tok`
 #        that holds a tokenizer.json, and if wanted `rivals` with wheels of other loaders)
 # Parts: correctness, two-gpus, layers, or a shape of loadtest.shapes, "llama-8b:CASES:RUNS"; "llama-8b+compile" compiles it.
@@ -17,7 +18,7 @@ mkdir -p "$OUT" "$WORK"
 within() {  # within SECONDS NAME MODULE ARGUMENT...
   local limit=$1 name=$2
   shift 2
-  timeout -k 10 "$limit" "$PYTHON" -m "$@" --work "$WORK" >"$OUT/$name.log" 2>&1
+  timeout -s INT -k 30 "$limit" "$PYTHON" -m "$@" --work "$WORK" >"$OUT/$name.log" 2>&1
   echo "$name: status $?, at $SECONDS s"
 }
 
@@ -31,7 +32,7 @@ for part in "$@"; do
       memory=12 compile=()
       [[ $shape == *+compile ]] && compile=(--compile)
       [[ $shape == llama-70b* || $shape == sdxl ]] && memory=24
-      within 560 "$shape" loadtest.gpu_ladder --shape "${shape%+compile}" --tokenizer "$BUNDLE/tok" --gpu-memory "$memory" \
+      within 560 "${shape/+/-}" loadtest.gpu_ladder --shape "${shape%+compile}" --tokenizer "$BUNDLE/tok" --gpu-memory "$memory" \
         --cases "${cases:-hot,parked,frozen}" --runs "${runs:-7}" "${compile[@]}" ;;
   esac
 done

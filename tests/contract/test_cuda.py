@@ -113,6 +113,7 @@ async def test_what_another_machine_froze_wakes_on_a_gpu_that_is_here(
     ("moved", "error"),
     [
         ({THERE: HERE}, "CUDA_ERROR_INVALID_VALUE"),  # it was not on that one
+        ({HERE: THERE, THERE: HERE}, "CUDA_ERROR_INVALID_VALUE"),  # it could not open the other
         ({HERE: ELSEWHERE}, "CUDA_ERROR_INVALID_VALUE"),  # there is no such one here
         ({HERE: "GPU-7"}, "'GPU-7' is not the uuid of a GPU"),
         ({"frog": THERE}, "'frog' is not the uuid of a GPU"),

@@ -85,6 +85,20 @@ async def test_it_cannot_write_to_the_host(pool: SandboxPool, tmp_path: Path) ->
     await sandbox.close()
 
 
+async def test_a_device_can_be_hidden_from_it(pool: SandboxPool) -> None:
+    sandbox = await pool.take(GIB)
+    await sandbox.hide([Path("/dev/zero")])
+    assert await shell(sandbox, "head -c 4 /dev/zero | wc -c; ls /dev/zero") == (
+        0,
+        "0\n/dev/zero\n",
+    )
+    with Path("/dev/zero").open("rb") as zeros:  # the host's is as it was
+        assert zeros.read(4) == bytes(4)
+    with pytest.raises(Unavailable, match="no-such"):
+        await sandbox.hide([Path("/dev/no-such")])
+    await sandbox.close()
+
+
 async def test_code_that_lies_in_a_hidden_folder_is_kept_visible(
     cgroups: Cgroups, tmp_path: Path
 ) -> None:

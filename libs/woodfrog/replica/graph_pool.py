@@ -2,6 +2,8 @@
 
 import ctypes
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from woodfrog.replica.device import DeviceMemory, round_up
@@ -29,6 +31,19 @@ class GraphPool:
         pointers = [ctypes.cast(each, ctypes.c_void_p).value for each in self._functions]
         # As CUDAPluggableAllocator does with functions of a shared library.
         self.pool: Any = torch.cuda.MemPool(torch._C._cuda_customAllocator(*pointers))
+
+    @contextmanager
+    def allocating(self) -> Iterator[None]:
+        """What PyTorch allocates in this thread comes from here: for the pass before a capture.
+
+        The workspace of cuBLAS too, which is one for each stream, made when first needed, and gone at a park: a graph must
+        not have captured the address of one that lies elsewhere.
+        """
+        import torch
+
+        torch._C._cuda_clearCublasWorkspaces()
+        with torch.cuda.use_mem_pool(self.pool):
+            yield
 
     def renew(self) -> None:
         """All of it reads as zero."""

@@ -54,7 +54,7 @@ class Graphed:
             own = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         args, kwargs = pytree.tree_unflatten(own, tree)
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream), torch.cuda.use_mem_pool(pool):
+        with torch.cuda.stream(stream), self._graphs.pool.allocating():
             self._function(*args, **kwargs)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()

@@ -51,7 +51,7 @@ class GraphedModel:
 
     def __init__(self, model: Any, pool: GraphPool) -> None:
         self._model = model
-        self._pool = pool.pool
+        self._pool = pool
         self._graphs: dict[tuple[int, ...], tuple[Any, Any]] = {}
 
     @property
@@ -77,12 +77,12 @@ class GraphedModel:
         def copy() -> dict[str, Any]:  # the model takes things out of its arguments
             return {k: dict(v) if isinstance(v, dict) else v for k, v in batch.items()}
 
-        with torch.cuda.use_mem_pool(self._pool):
+        with self._pool.allocating():
             self._model(**copy())
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(
             graph,
-            pool=self._pool.id,
+            pool=self._pool.pool.id,
             stream=torch.cuda.current_stream(),
             capture_error_mode="thread_local",
         ):

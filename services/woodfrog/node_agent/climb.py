@@ -160,6 +160,7 @@ class Climber:
                 with stages.stage("restore.mount"):
                     await sandbox.place(source.weights, WEIGHTS, read_only=True)
                     await sandbox.place(source.snapshot, SNAPSHOT, read_only=True)
+                    await sandbox.hide(self._gpus.others(source.bring.gpu if source.bring else ""))
                 if source.own:
                     with stages.stage("restore.own"):
                         await sandbox.fill(SNAPSHOT / OWN, rows(source.own))
@@ -200,6 +201,7 @@ class Climber:
                 sandbox = await self._pool.take(spec.memory_bytes)
             try:
                 await sandbox.place(_folder(weights), WEIGHTS, read_only=True)
+                await sandbox.hide(self._gpus.others(bring.gpu if bring else ""))
                 if bringing is not None:
                     await bringing.room
                 with stages.stage("cold.engine"):

@@ -74,6 +74,7 @@ class Gpus:
         self._drops: dict[str, asyncio.Task[None]] = {}  # the last of each GPU's
         self._unwanted: dict[str, dict[tuple[str, str], None]] = {}  # (weights, tier) to drop
         self._starts: Counter[str] = Counter()  # of each GPU's vault, after the first
+        self._files = device_files()
         self._held: set[tuple[str, str]] = set()  # (GPU, weights) that are on it
 
     async def __aenter__(self) -> "Gpus":
@@ -118,6 +119,16 @@ class Gpus:
             )
             for uuid, vault in self._vaults.items()
         ]
+
+    def others(self, uuid: str) -> list[Path]:
+        """Files of the machine's GPUs but that one's, to be hidden from a replica on it; with "" of all.
+
+        A process is tied to every GPU that it can open: CUDA restores it only where each has one that takes its place.
+        """
+        own = self._files.get(uuid)
+        if uuid and own is None:  # the driver does not tell which is which
+            return []
+        return [path for path in sorted(Path("/dev").glob("nvidia[0-9]*")) if path != own]
 
     def device(self, uuid: str) -> Mapping[str, str]:
         """The variables of an engine that runs on it."""
@@ -308,3 +319,14 @@ class Gpus:
                     log.warning("weights not dropped", extra={"gpu": uuid, "error": error.message})
                     continue
             unwanted.pop((weights, where), None)
+
+
+def device_files(driver: Path = Path("/proc/driver/nvidia")) -> dict[str, Path]:
+    """Of each GPU of this machine, by its uuid: /dev/nvidia0 and so on. `driver` is the kernel module's folder."""
+    found: dict[str, Path] = {}
+    for information in driver.glob("gpus/*/information"):
+        pairs = (line.partition(":") for line in information.read_text().splitlines())
+        facts = {name.strip(): value.strip() for name, _, value in pairs}
+        if "GPU UUID" in facts and "Device Minor" in facts:
+            found[facts["GPU UUID"]] = Path(f"/dev/nvidia{facts['Device Minor']}")
+    return found

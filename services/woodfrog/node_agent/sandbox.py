@@ -99,6 +99,11 @@ class Sandbox:
         finally:
             os.close(fd)
 
+    async def hide(self, files: Sequence[Path]) -> None:
+        """Files of the host that must not be seen inside, such as devices; nothing opens more than /dev/null there."""
+        if files:
+            await self._ask({"op": "hide", "paths": [str(path) for path in files]})
+
     async def fill(self, source: Path, files: Sequence[Sequence[Any]]) -> None:
         """Puts files into its /tmp, each `[path, mode, size, mtime_ns]`; `source`, a path inside, has their bytes."""
         await self._ask({"op": "fill", "source": str(source), "files": files})

@@ -21,7 +21,8 @@ from typing import Any
 LIBC = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWPID, CLONE_NEWNET = 0x20000000, 0x40000000
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 1 << 14, 1 << 18
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_BIND, MS_REC, MS_PRIVATE = 1 << 12, 1 << 14, 1 << 18
 MNT_DETACH = 2
 PR_SET_PDEATHSIG = 1
 SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_MOUNT_SETATTR = 428, 429, 442
@@ -116,6 +117,13 @@ def place(request: dict[str, Any], fd: int) -> dict[str, Any]:
         os.close(fd)
     if request["read_only"]:
         set_read_only(target, 0)
+    return {}
+
+
+def hide(request: dict[str, Any]) -> dict[str, Any]:
+    """Each of request["paths"] is an empty device from now on, for whoever opens it."""
+    for path in request["paths"]:
+        mount("/dev/null", path, None, MS_BIND)
     return {}
 
 
@@ -220,6 +228,8 @@ def answer(request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         match request["op"]:
             case "place":
                 return {"ok": True, **place(request, fds.pop(0))}
+            case "hide":
+                return {"ok": True, **hide(request)}
             case "fill":
                 return {"ok": True, **fill(request)}
             case "spawn":
