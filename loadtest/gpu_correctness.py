@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from loadtest import shapes
-from loadtest.gpu_ladder import GIB, MODEL, GpuLab, agent_settings, gpu_used_bytes
+from loadtest.gpu_ladder import GIB, MODEL, GpuLab, agent_settings, gpu_memory
 from loadtest.lab import WAIT_S, Lab, laboratory, unix
 from loadtest.report import RESULTS, Bench
 from woodfrog.cli import models
@@ -382,9 +382,12 @@ def main() -> None:
         with simulation(Path(temporary)) if args.simulated else agent_settings(size):
             os.environ["WOODFROG_NODE_AGENT_GPUS"] = ",".join(map(str, range(args.gpus)))
             with laboratory() as lab:
-                one, alone = (1, 5) if args.simulated else (8, 45)  # of a GPU: a part, over a half
-                gpu = start(lab, folder, size, alone if args.gpus == 2 else one)
-                used = (lambda: _simulated_used(gpu)) if args.simulated else gpu_used_bytes
+                if args.gpus == 2:  # over a half of one, so that each has room for one replica
+                    gib = 5 if args.simulated else gpu_memory("total") * 6 // 10 // GIB
+                else:
+                    gib = 1 if args.simulated else 8
+                gpu = start(lab, folder, size, gib)
+                used = (lambda: _simulated_used(gpu)) if args.simulated else gpu_memory
                 delays = [float(text) for text in args.kills.split(",") if text]
                 case = Case(gpu, report, used)
                 if args.gpus == 2:

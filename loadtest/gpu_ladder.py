@@ -181,7 +181,7 @@ def measure(
             lab.ask(MODEL)
             warm.append(lab.ask(MODEL).first_token_s)
             gpu.rest(case)
-            held.append(float(gpu_used_bytes()))
+            held.append(float(gpu_memory()))
             woken.append(lab.ask(MODEL))
         rungs = {each.rung for each in woken}
         assert rungs == {case.split("_")[0]}, rungs
@@ -278,7 +278,7 @@ def clones(gpu: GpuLab, count: int, pointer: SnapshotPointer) -> float:
 
             await asyncio.gather(*(one(index) for index in range(count)))
             took = time.perf_counter() - began
-            print(f"{count} clones: {took:.3f} s, GPU holds {gpu_used_bytes() / 1e9:.2f} GB")
+            print(f"{count} clones: {took:.3f} s, GPU holds {gpu_memory() / 1e9:.2f} GB")
             for replica_id in ids:
                 await agent.descend(replica_id, Rung.FROZEN)
             return took
@@ -306,10 +306,10 @@ def copy_rate() -> float:
     return float(done.stdout)
 
 
-def gpu_used_bytes() -> int:
-    """Of the first GPU, by all processes."""
+def gpu_memory(kind: str = "used") -> int:
+    """Of the first GPU: "used" by all processes, or in "total"."""
     said = subprocess.run(
-        ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"],
+        ["nvidia-smi", f"--query-gpu=memory.{kind}", "--format=csv,noheader,nounits"],
         capture_output=True, text=True, timeout=30, check=True,
     )  # fmt: skip
     return int(said.stdout.split()[0]) << 20

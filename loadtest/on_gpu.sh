@@ -14,6 +14,7 @@ for wheel in "$BUNDLE"/rivals/*.whl; do
 done
 export PYTHONUNBUFFERED=1
 mkdir -p "$OUT" "$WORK"
+touch "$WORK/.began"
 
 within() {  # within SECONDS NAME MODULE ARGUMENT...
   local limit=$1 name=$2
@@ -36,4 +37,4 @@ for part in "$@"; do
         --cases "${cases:-hot,parked,frozen}" --runs "${runs:-7}" "${compile[@]}" ;;
   esac
 done
-cp loadtest/results/*gpu*.json "$OUT/"
+find loadtest/results -name '*gpu*.json' -newer "$WORK/.began" -exec cp {} "$OUT/" \;
