@@ -177,7 +177,15 @@ class Case:
         found = f"on {len(gpus)} GPUs, from {'/'.join(r.value for r in rungs)}, the same: {same}"
         holds = len(gpus) == 2 and same and rungs == {Rung.FROZEN}
         self.report.check("frozen on one GPU, woken on both at once", holds, found)
+        for rung in (Rung.HOT, Rung.PARKED):
+            lifted = asyncio.run(self._lifted(climbed, rung))
+            same = all(
+                self.ask(Path(c.replica.socket_path)).tokens == self.expected for c in lifted
+            )
+            found = f"from {'/'.join({c.from_rung.value for c in lifted})}, the same: {same}"
+            self.report.check(f"both lowered to {rung.value} and lifted", same, found)
         asyncio.run(self._end([c.replica.replica_id for c in climbed]))
+        self.leaves_nothing("replicas on two GPUs")
 
     def full_arena(self) -> None:
         """Pinned memory is taken by others: weights go through small pieces of it."""
@@ -259,6 +267,21 @@ class Case:
                     )
                 )
             )
+
+    async def _lifted(self, climbed: list[Climbed], rung: Rung) -> list[Climbed]:
+        """The same replicas, after a rest."""
+        async with models.connect(self.lab.cluster) as cell:
+            spec = await cell.catalog.get_model(MODEL)
+        async with NodeAgentClient(self.lab.cluster.address("node_agent")) as agent:
+            lifted = []
+            for each in climbed:
+                replica_id = each.replica.replica_id
+                await agent.descend(replica_id, rung)
+                key = os.urandom(4).hex()
+                lifted.append(
+                    await agent.climb(spec, None, replica_id, request_id=key, timeout_s=WAIT_S)
+                )
+            return lifted
 
     async def _end(self, replica_ids: list[str]) -> None:
         async with NodeAgentClient(self.lab.cluster.address("node_agent")) as agent:

@@ -48,31 +48,35 @@ class SimulatedDevice:
     def pin(self, address: int, size_bytes: int) -> None:
         self._pinned.append(range(address, address + size_bytes))
 
-    def create(self, size_bytes: int) -> tuple[int, int]:
+    def create(self, size_bytes: int) -> tuple[int, int, int]:
         assert size_bytes > 0
         assert size_bytes % (2 << 20) == 0
         with self._lock:
             if self._used + size_bytes > self._size:
                 raise ResourceExhausted("GPU_FULL", f"the GPU has no {size_bytes} bytes left")
             self._used += size_bytes
-        fd = os.memfd_create("gpu", os.MFD_CLOEXEC)
+        fd = os.memfd_create(UUID + str(self._number), os.MFD_CLOEXEC)
         os.truncate(fd, size_bytes)
-        return fd, size_bytes
+        return fd, size_bytes, size_bytes
 
-    def export(self, memory: tuple[int, int]) -> int:
+    def open(self, fd: int, size_bytes: int) -> tuple[int, int, int]:
+        assert os.fstat(fd).st_size == size_bytes
+        return os.dup(fd), size_bytes, 0
+
+    def export(self, memory: tuple[int, int, int]) -> int:
         return os.dup(memory[0])
 
-    def free(self, memory: tuple[int, int]) -> None:
+    def free(self, memory: tuple[int, int, int]) -> None:
         os.close(memory[0])
         with self._lock:
-            self._used -= memory[1]
+            self._used -= memory[2]
 
     def stream(self) -> list[Any]:
         return []
 
     def copy(
         self,
-        memory: tuple[int, int],
+        memory: tuple[int, int, int],
         offset: int,
         host_address: int,
         size_bytes: int,
@@ -84,8 +88,16 @@ class SimulatedDevice:
             raise Unavailable("CUDA_FAILED", "the host memory is not pinned")
         stream.append((memory[0], offset, host_address, size_bytes))
 
+    def clone(
+        self, memory: tuple[int, int, int], source: tuple[int, int, int], stream: list[Any]
+    ) -> None:
+        assert memory[1] == source[1]
+        held = mmap.mmap(source[0], source[1])
+        address = ctypes.addressof(ctypes.c_char.from_buffer(held))
+        stream.append((memory[0], 0, address, source[1], held))
+
     def wait(self, stream: list[Any]) -> None:
-        for fd, offset, host_address, size_bytes in stream:
+        for fd, offset, host_address, size_bytes, *_held in stream:
             os.pwrite(fd, (ctypes.c_ubyte * size_bytes).from_address(host_address), offset)
         stream.clear()
 
@@ -112,8 +124,20 @@ class SimulatedMemory:
 
     def share(self, address: int, size_bytes: int, fd: int) -> None:
         assert address not in self._mapped
+        # A process knows the GPUs that it saw when it began, also after it was restored onto another one.
+        owner, seen = os.readlink(f"/proc/self/fd/{fd}"), os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        if UUID in owner and seen.startswith(UUID) and seen not in owner:
+            raise Unavailable("CUDA_FAILED", "CUDA refused a call: CUDA_ERROR_INVALID_DEVICE")
         self._map(address, size_bytes, _READ_WRITE, mmap.MAP_SHARED | _FIXED, fd)
         self._mapped[address] = size_bytes
+
+    def lend(self, address: int, size_bytes: int) -> int:
+        assert address not in self._mapped
+        fd = os.memfd_create("lent", os.MFD_CLOEXEC)
+        os.truncate(fd, size_bytes)
+        self._map(address, size_bytes, _READ_WRITE, mmap.MAP_SHARED | _FIXED, fd)
+        self._mapped[address] = size_bytes
+        return fd
 
     def drop(self, address: int) -> None:
         size_bytes = self._mapped.pop(address)

@@ -48,6 +48,7 @@ class SnapshotPointer:
     fingerprint: Fingerprint
     size_bytes: int  # of all its files, holes not counted
     create_time: float  # seconds since the epoch
+    gpu: str = ""  # uuid of the GPU that it was made on; empty: none
 
     @property
     def holder(self) -> str:
@@ -69,7 +70,7 @@ class SnapshotPointer:
             pointer = SnapshotPointer(fingerprint=fingerprint, **value)
         except (TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(f"snapshot pointer is malformed: {error!r}") from None
-        texts = (pointer.model, pointer.manifest, fingerprint.weights)
+        texts = (pointer.model, pointer.manifest, fingerprint.weights, pointer.gpu)
         numbers = (pointer.size_bytes, pointer.create_time)
         maps = (fingerprint.node, fingerprint.engine)
         if (

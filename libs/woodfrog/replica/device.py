@@ -37,8 +37,11 @@ class DeviceMemory(Protocol):
     def share(self, address: int, size_bytes: int, fd: int) -> None:
         """Memory that another process exported as `fd`, which stays the caller's."""
 
+    def lend(self, address: int, size_bytes: int) -> int:
+        """As `back`, and a descriptor by which another process fills it; the caller's to close."""
+
     def drop(self, address: int) -> None:
-        """Ends `back` or `share`. Touching the addresses afterwards is an error that ends the process."""
+        """Ends `back`, `share` or `lend`. Touching the addresses afterwards is an error that ends the process."""
 
     def settle(self) -> None:
         """Waits for all work, gives back what an allocator keeps for later, and ends compilers' processes."""
@@ -107,6 +110,11 @@ class CudaMemory:
         self._property = driver.CUmemAllocationProp()
         self._property.type = driver.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
         self._property.location = location
+        self._lendable = driver.CUmemAllocationProp()
+        self._lendable.type = self._property.type
+        self._lendable.location = location
+        self._fd_kind = driver.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
+        self._lendable.requestedHandleTypes = self._fd_kind
         self._mapped: dict[int, tuple[int, Any]] = {}
 
     def reserve(self, size_bytes: int) -> int:
@@ -130,12 +138,23 @@ class CudaMemory:
 
     def share(self, address: int, size_bytes: int, fd: int) -> None:
         self._enter()
-        kind = self._cuda.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
         self._map(
             address,
             size_bytes,
-            self._checked(self._cuda.cuMemImportFromShareableHandle(fd, kind)),
+            self._checked(self._cuda.cuMemImportFromShareableHandle(fd, self._fd_kind)),
         )
+
+    def lend(self, address: int, size_bytes: int) -> int:
+        self._enter()
+        handle = self._checked(self._cuda.cuMemCreate(size_bytes, self._lendable, 0), size_bytes)
+        self._map(address, size_bytes, handle)
+        try:
+            return int(
+                self._checked(self._cuda.cuMemExportToShareableHandle(handle, self._fd_kind, 0))
+            )
+        except BaseException:
+            self.drop(address)
+            raise
 
     def drop(self, address: int) -> None:
         self._enter()

@@ -63,6 +63,7 @@ class Replica:
         self.verbs: dict[str, Verb] = {
             "describe": self._describe,
             "attach": self._attach,
+            "lend": self._lend,
             "quiesce": self._quiesce,
             "park": self._park,
             "thaw": self._thaw,
@@ -100,6 +101,17 @@ class Replica:
             )
         self._take_weights(fields)
         return {}
+
+    async def _lend(self, fields: Fields) -> dict[str, Any]:
+        """Memory for the weights of a parked replica, to be filled before it is thawed; none if it has them."""
+        if self.state is not State.PARKED or self._weights is None:
+            raise FailedPrecondition(
+                "WRONG_STATE",
+                f"the replica is {self.state.value}; only a parked one with its weights outside lends memory for them",
+                state=self.state.value,
+            )
+        fd = self._weights.lend()
+        return {"fds": [] if fd is None else [fd]}
 
     async def _quiesce(self, fields: Fields) -> dict[str, Any]:
         timeout_s = _seconds(fields)

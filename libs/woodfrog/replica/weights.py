@@ -60,6 +60,20 @@ class WeightMemory:
             finally:
                 os.close(fd)
 
+    def lend(self) -> int | None:
+        """Memory of this process instead, for another one to fill: its descriptor, the caller's to close.
+
+        For a process that CUDA lets map no other's. None when weights are there already.
+        """
+        with self._lock:
+            assert self._memory is not None
+            assert self._layout is not None
+            if self.attached:
+                return None
+            fd = self._memory.lend(self._address, self._layout.size_bytes)
+            self.attached = True
+            return fd
+
     def detach(self) -> None:
         """Leaves the addresses without memory; also right when it is so."""
         if self.attached:

@@ -172,7 +172,7 @@ class Checkpointer:
                 }
                 manifest = await asyncio.to_thread(build_manifest, Kind.SNAPSHOT, tree, attributes)
             with stages.stage("checkpoint.ingest"):
-                pointer = await self._keep(manifest, tree, dumped.spec, fingerprint)
+                pointer = await self._keep(manifest, tree, dumped, fingerprint)
             if found.enough:
                 self._climber.proven.add(manifest.digest)
             return pointer
@@ -221,7 +221,7 @@ class Checkpointer:
                 )
 
     async def _keep(
-        self, manifest: Manifest, tree: Path, spec: ModelSpec, fingerprint: Fingerprint
+        self, manifest: Manifest, tree: Path, dumped: Dumped, fingerprint: Fingerprint
     ) -> SnapshotPointer:
         """In the store, in this node's cache if there is room, and then in the catalog. All or nothing."""
         stored = sum(
@@ -231,7 +231,12 @@ class Checkpointer:
             if chunk
         )
         pointer = SnapshotPointer(
-            spec.name, manifest.digest, fingerprint, stored, self._clock.wall()
+            dumped.spec.name,
+            manifest.digest,
+            fingerprint,
+            stored,
+            self._clock.wall(),
+            dumped.gpu,
         )
         await ingest(self._store, self._chunks, manifest, tree)
         try:

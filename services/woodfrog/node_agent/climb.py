@@ -171,13 +171,15 @@ class Climber:
                 live = Live(replica_id, spec, sandbox, through_mount=False)
                 fd = None
                 if bringing is not None:
+                    assert source.bring is not None
                     await bringing.room
                     with stages.stage("restore.cuda"):
                         pids = [sandbox.host_pid(pid) for pid in source.cuda_pids]
                         await self._gpus.cuda.wake(*pids, moved=source.moved)
                     with stages.stage("restore.weights"):
-                        held = await bringing.weights
-                        live.gpu, live.vault, fd = held.gpu, held.vault, held.fd
+                        fd = await self._gpus.hand_over(
+                            live, bringing, source.bring, source.weights
+                        )
                 with stages.stage("restore.thaw"):
                     proving_s = await live.thaw_and_prove(source.canary, fd)
                 stages.split("restore.thaw", "restore.canary", proving_s)

@@ -2,10 +2,13 @@
 
 Weights that no replica uses stay as a cache, least recently used first to go. Replicas that rest on the GPU are lowered
 by one rung when room is needed, longest at rest first; one that serves or moves never is.
+
+CUDA lets a process that was restored onto another GPU than it was frozen on map no memory of others (ADR 0017): its
+weights are a copy of its own, counted as private.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from woodfrog.model.node import GpuFacts
 from woodfrog.model.node import ReplicaState as State
@@ -23,6 +26,7 @@ class Bring:
     drop_host: tuple[str, ...] = ()
     private_bytes: int = 0  # that the replica will take of the GPU on top of what it holds
     weights_bytes: int = 0
+    own: bool = False  # into the replica's memory, which `private_bytes` has in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,13 @@ class Need:
     gpu_bytes: int  # private, when it serves
     weights: str
     weights_bytes: int
+    home: str = (
+        ""  # the GPU that its snapshot was made on; empty: a cold start is at home everywhere
+    )
+
+    def own_bytes(self, gpu: str) -> int:
+        """Weights that it cannot share there."""
+        return 0 if self.home in ("", gpu) else self.weights_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +92,7 @@ class GpuState:
 
     def missing_bytes(self, need: Need, held_bytes: int) -> int:
         """That must become free before the need is met, idle weights apart; <= 0 when it fits."""
-        used = self.used_weights
-        idle = sum(
-            size
-            for digest, size in self.weights.items()
-            if digest not in used and digest != need.weights
-        )
+        idle = sum(self.weights[digest] for digest in self._idle(need))
         return self._wanted(need, held_bytes) - self.free_bytes - idle
 
     def admit(self, replica_id: str, need: Need, held_bytes: int) -> Bring:
@@ -94,34 +100,46 @@ class GpuState:
 
         Weights that are on the GPU already are not pinned for its sake: that would read them again.
         """
-        there = need.weights in self.weights
         drop = []
-        used = self.used_weights
-        for digest in [d for d in self.weights if d not in used and d != need.weights]:
+        for digest in self._idle(need):
             if self._wanted(need, held_bytes) <= self.free_bytes:
                 break
             self.weights.pop(digest)
             drop.append(digest)
+        there = need.weights in self.weights
         wanted = self._wanted(need, held_bytes)
         assert wanted <= self.free_bytes
-        self.weights[need.weights] = self.weights.pop(need.weights, need.weights_bytes)
+        own = need.own_bytes(self.uuid)
+        if there or not own:
+            self.weights[need.weights] = self.weights.pop(need.weights, need.weights_bytes)
         self.tenants.pop(replica_id, None)
-        self.tenants[replica_id] = Tenant(replica_id, State.CLIMBING, need.gpu_bytes, True, need)
-        host, drop_host = (False, ()) if there else self._pin(need)
-        private = need.gpu_bytes - held_bytes
-        return Bring(
-            self.uuid, need.weights, host, tuple(drop), drop_host, private, need.weights_bytes
+        self.tenants[replica_id] = Tenant(
+            replica_id, State.CLIMBING, need.gpu_bytes + own, not own, need
         )
+        host, drop_host = (False, ()) if there else self._pin(need)
+        private = need.gpu_bytes + own - held_bytes
+        return Bring(
+            self.uuid, need.weights, host, tuple(drop), drop_host, private, need.weights_bytes,
+            own=own > 0,
+        )  # fmt: skip
+
+    def come_home(self, replica_id: str) -> Bring:
+        """A climbing replica that was to be restored starts cold instead, so it shares the weights."""
+        need = replace(self.tenants.pop(replica_id).need, home="")
+        return self.admit(replica_id, need, 0)
 
     def move(self, replica_id: str, state: State) -> None:
         """What it holds follows from its state."""
         tenant = self.tenants.pop(replica_id)
         held, uses = tenant.held_bytes, tenant.uses
+        own = tenant.need.own_bytes(self.uuid)
         match state:
-            case State.HOT | State.PARKED:
-                held, uses = min(held, self.context_bytes), state is State.HOT
+            case State.PARKED:
+                held, uses = min(held, self.context_bytes), False
+            case State.HOT:
+                held, uses = min(held, self.context_bytes + own), not own
             case State.CLIMBING | State.SERVING:
-                held, uses = tenant.need.gpu_bytes, True
+                held, uses = tenant.need.gpu_bytes + own, not own
         self.tenants[replica_id] = Tenant(replica_id, state, held, uses, tenant.need)
 
     def leave(self, replica_id: str) -> None:
@@ -152,9 +170,13 @@ class GpuState:
             if missing_bytes <= 0:
                 break
             weights = tenant.need.weights
+            if own := tenant.need.own_bytes(self.uuid):
+                found.append((tenant.replica_id, Rung.PARKED))
+                missing_bytes -= own
+                continue
             users.pop(tenant.replica_id)
             if weights != need.weights and weights not in users.values():
-                sharers = [t.replica_id for t in hot if t.need.weights == weights]
+                sharers = [t.replica_id for t in hot if t.uses and t.need.weights == weights]
                 found += ((replica_id, Rung.PARKED) for replica_id in sharers)
                 missing_bytes -= self.weights[weights]
         for tenant in (t for t in resting if t.state is State.PARKED):
@@ -165,14 +187,25 @@ class GpuState:
         for tenant in hot:  # those lowered above, all the way
             if missing_bytes <= 0:
                 break
+            counted = (tenant.replica_id, Rung.PARKED) in found
             found = [each for each in found if each[0] != tenant.replica_id]
             found.append((tenant.replica_id, Rung.FROZEN))
             missing_bytes -= tenant.held_bytes
+            missing_bytes += tenant.need.own_bytes(self.uuid) if counted else 0
         return found if missing_bytes <= 0 else []
 
     def _wanted(self, need: Need, held_bytes: int) -> int:
-        weights = 0 if need.weights in self.weights else need.weights_bytes
-        return need.gpu_bytes - held_bytes + weights
+        own = need.own_bytes(self.uuid)
+        weights = 0 if own or need.weights in self.weights else need.weights_bytes
+        return need.gpu_bytes + own - held_bytes + weights
+
+    def _idle(self, need: Need) -> list[str]:
+        """Weights that may go for the need: in this order, its own last, which a copy is quickly made of."""
+        used = self.used_weights
+        idle = [d for d in self.weights if d not in used and d != need.weights]
+        if need.own_bytes(self.uuid) and need.weights in self.weights.keys() - used:
+            idle.append(need.weights)
+        return idle
 
     def _pin(self, need: Need) -> tuple[bool, tuple[str, ...]]:
         """Whether the weights are to be in the arena, and which others must leave it for them."""
@@ -194,11 +227,15 @@ class GpuState:
 def choose(
     gpus: Iterable[GpuState], need: Need, held_bytes: int = 0
 ) -> tuple[GpuState, int] | None:
-    """The GPU with the weights, else the one with most room; and what is missing there. None where there is none."""
+    """Where a replica is at home, else the GPU with the weights, else the one with most room; and what is missing there.
+
+    None where there is no GPU.
+    """
     ranked = sorted(
         gpus,
         key=lambda gpu: (
             gpu.missing_bytes(need, held_bytes) > 0,
+            need.own_bytes(gpu.uuid) > 0,
             need.weights not in gpu.weights,
             need.weights not in gpu.pinned,
             -gpu.free_bytes,

@@ -42,7 +42,7 @@ class Adapters:
 @dataclass(frozen=True, slots=True)
 class Weights:
     gpu: str
-    fd: int
+    fd: int | None  # of memory to be shared; None: a replica's own is to be filled
     vault: int  # which of the GPU's vaults it is from
 
 
@@ -201,8 +201,30 @@ class Gpus:
         finally:
             weights.cancel()
             [outcome, _] = await asyncio.gather(weights, room, return_exceptions=True)
-            if isinstance(outcome, Weights):
+            if isinstance(outcome, Weights) and outcome.fd is not None:
                 os.close(outcome.fd)
+
+    async def hand_over(
+        self, live: Live, bringing: Bringing, bring: Bring, folder: Path
+    ) -> int | None:
+        """A replica with a process on its GPU, parked, gets its weights: the descriptor that its thaw takes, if any.
+
+        It stays `bringing`'s.
+        """
+        held = await bringing.weights
+        live.gpu, live.vault = held.gpu, held.vault
+        if bring.own:
+            reply = await live.control("lend", fds_wanted=1)
+            for fd in reply["fds"]:
+                try:
+                    await self._fill(bring, folder, fd)
+                finally:
+                    os.close(fd)
+        return held.fd
+
+    async def _fill(self, bring: Bring, folder: Path, fd: int) -> None:
+        vault = await self._living(bring.gpu)
+        await vault.fill(bring.weights, folder, fd, host=bring.host, size_max=bring.weights_bytes)
 
     async def export(self, gpu: str, weights: str) -> int:
         """A descriptor of weights that are there, the caller's to close."""
@@ -261,7 +283,7 @@ class Gpus:
             await self._drop_all(bring.gpu)
         facts = await (await self._living(bring.gpu)).describe()
         there = facts["weights"].get(bring.weights, {}).get("device", False)
-        needed = bring.private_bytes + (0 if there else bring.weights_bytes)
+        needed = bring.private_bytes + (0 if there or bring.own else bring.weights_bytes)
         if facts["free_bytes"] < needed:
             raise Unavailable(
                 "GPU_FULL",
@@ -271,6 +293,9 @@ class Gpus:
 
     async def _bring(self, bring: Bring, folder: Path, room: asyncio.Task[None]) -> Weights:
         await room
+        if bring.own:
+            await self._living(bring.gpu)
+            return Weights(bring.gpu, None, self._starts[bring.gpu])
         weights = await self._load(bring, folder)
         self._held.add((bring.gpu, bring.weights))
         return weights

@@ -39,11 +39,17 @@ class Live:
         return self.sandbox.folder / "engine.sock"
 
     async def control(
-        self, verb: str, within_s: float = _CALL_TIMEOUT_S, fd: int | None = None, **fields: Any
+        self,
+        verb: str,
+        within_s: float = _CALL_TIMEOUT_S,
+        fd: int | None = None,
+        fds_wanted: int = 0,
+        **fields: Any,
     ) -> dict[str, Any]:
-        """`fd` goes along. Raises woodfrog.errors classes."""
+        """`fd` goes along; up to `fds_wanted` come back, the caller's to close. Raises woodfrog.errors classes."""
         client = ControlClient(self.sandbox.folder / "control.sock")
-        return await client.call(verb, within_s, fds=() if fd is None else (fd,), **fields)
+        fds = () if fd is None else (fd,)
+        return await client.call(verb, within_s, fds=fds, fds_wanted=fds_wanted, **fields)
 
     async def answers(self, within_s: float) -> bool:
         """Whether it lives: a stopped or stuck process does not answer."""

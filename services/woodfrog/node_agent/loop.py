@@ -174,9 +174,8 @@ class NodeLoop:
         async with self._parts.gpus.bringing(bring, folder) as bringing:
             with stages.stage("thaw.weights"):
                 fd = None
-                if bringing is not None:
-                    held = await bringing.weights
-                    live.vault, fd = held.vault, held.fd
+                if bring is not None and bringing is not None:
+                    fd = await self._parts.gpus.hand_over(live, bringing, bring, folder)
             with stages.stage("thaw"):
                 await live.thaw(fd)
 
@@ -215,8 +214,11 @@ class NodeLoop:
         self, spec: ModelSpec, pointer: SnapshotPointer | None, stages: Stages, span: trace.Span
     ) -> Climbed:
         replica_id = f"{self._board.node}-{self._run}-{next(self._numbers)}"
+        own_print = fingerprint.of_snapshot(self._board.node_print, spec)
+        mismatch = pointer.fingerprint.mismatch(own_print) if pointer else None
+        home = pointer.gpu if pointer and not mismatch else ""
         command = await self._decide_with_room(
-            state.StartRequested(replica_id, spec.name, spec.memory_bytes, _need(spec))
+            state.StartRequested(replica_id, spec.name, spec.memory_bytes, _need(spec, home))
         )
         assert isinstance(command, state.Start)
         bring = command.bring
@@ -225,11 +227,15 @@ class NodeLoop:
         dumped: Dumped | None = None
         live: Live | None = None
         try:
-            own_print = fingerprint.of_snapshot(self._board.node_print, spec)
-            live, rung, reason, damaged = await self._restore(
-                replica_id, spec, pointer, own_print, stages, bring
-            )
+            if pointer is None or mismatch:
+                rung, reason, damaged = Rung.ABSENT, mismatch or "", True
+            else:
+                live, rung, reason, damaged = await self._restore(
+                    replica_id, spec, pointer, stages, bring
+                )
             if live is None:
+                if bring is not None and bring.own:  # one that starts here shares them
+                    bring = self._come_home(replica_id)
                 live = await self._parts.climber.cold_start(replica_id, spec, stages, bring)
                 if spec.snapshot == "eager" and (pointer is None or damaged):
                     dumped = await self._dump(live, stages)
@@ -259,16 +265,11 @@ class NodeLoop:
         self,
         replica_id: str,
         spec: ModelSpec,
-        pointer: SnapshotPointer | None,
-        own_print: Fingerprint,
+        pointer: SnapshotPointer,
         stages: Stages,
         bring: Bring | None,
     ) -> tuple[Live | None, Rung, str, bool]:
         """The replica, its rung, why the snapshot was passed over, and whether a new snapshot is wanted."""
-        if pointer is None:
-            return None, Rung.ABSENT, "", True
-        if mismatch := pointer.fingerprint.mismatch(own_print):
-            return None, Rung.ABSENT, mismatch, True
         try:
             live, rung = await self._parts.climber.restore(replica_id, spec, pointer, stages, bring)
         except (WoodfrogError, OSError) as error:
@@ -291,6 +292,13 @@ class NodeLoop:
             return None, Rung.ABSENT, known.message if known else str(error), damaged
         self._failures.pop(pointer.manifest, None)
         return live, rung, "", False
+
+    def _come_home(self, replica_id: str) -> Bring | None:
+        command = self._board.decide(state.ColdRequested(replica_id))
+        assert isinstance(command, state.Start)
+        if command.bring is not None:
+            self._parts.gpus.begin(command.bring)
+        return command.bring
 
     async def _dump(self, live: Live, stages: Stages) -> Dumped | None:
         """A checkpoint that fails costs the next wake, not this request. Raises when the replica was lost over it."""
@@ -324,7 +332,7 @@ class NodeLoop:
 
     @contextmanager
     def _proof_room(self, dumped: Dumped) -> Iterator[Room]:
-        need = _need(dumped.spec)
+        need = _need(dumped.spec, dumped.gpu)
         if need is None:
             yield Room(True)
             return
@@ -477,11 +485,11 @@ class NodeLoop:
         return task
 
 
-def _need(spec: ModelSpec) -> Need | None:
+def _need(spec: ModelSpec, home: str) -> Need | None:
     if not spec.gpu_bytes:
         return None
     size = -(-spec.weights_bytes // _WEIGHTS_ROUND_BYTES) * _WEIGHTS_ROUND_BYTES
-    return Need(spec.gpu_bytes, spec.weights, size)
+    return Need(spec.gpu_bytes, spec.weights, size, home)
 
 
 def _log_failed(spec: ModelSpec, error: Exception) -> None:

@@ -78,6 +78,13 @@ class ProofRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class ColdRequested:
+    """The climbing replica was to be restored from a snapshot, which could not be."""
+
+    replica_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class ProofEnded:
     proof_id: str
 
@@ -137,7 +144,7 @@ class Refuse:
     message: str
 
 
-Request = StartRequested | ThawRequested | DescendRequested | ProofRequested
+Request = StartRequested | ThawRequested | DescendRequested | ProofRequested | ColdRequested
 Fact = (
     ClimbFinished | DescendFinished | EndBegun | ReplicaEnded | ProofEnded | WeightsLost | VaultDied
 )
@@ -182,6 +189,9 @@ class NodeState:
                 return self._descend(replica_id, rung)
             case ProofRequested():
                 return self._prove(event)
+            case ColdRequested(replica_id):
+                gpu = self.promises[replica_id].gpu
+                return Start(replica_id, self.gpus[gpu].come_home(replica_id) if gpu else None)
         self._note(event)
         return Nothing()
 

@@ -151,8 +151,8 @@ def gpu(memory: int = 10, arena: int = 8) -> GpuState:
     return GpuState("gpu-0", memory * GIB, arena * GIB, context_bytes=GIB)
 
 
-def need(weights: str = "w", size: int = 4, private: int = 2) -> Need:
-    return Need(private * GIB, weights, size * GIB)
+def need(weights: str = "w", size: int = 4, private: int = 2, home: str = "") -> Need:
+    return Need(private * GIB, weights, size * GIB, home)
 
 
 def bring(
@@ -288,6 +288,64 @@ def test_the_gpu_with_the_weights_is_chosen() -> None:
         assert command.bring.gpu == "gpu-1"
 
 
+def test_one_that_was_frozen_elsewhere_has_weights_of_its_own() -> None:
+    """Private 2, weights 4, on GPUs of 11; a context keeps 1."""
+    node = NodeState(64 * GIB, 8, [gpu(11)])
+    here = node.gpus["gpu-0"]
+    started = on_gpu(node, "a", need(home="gpu-9"))
+    assert started == state.Start(
+        "a", Bring("gpu-0", "w", True, (), (), 6 * GIB, 4 * GIB, own=True)
+    )
+    node.handle(state.ClimbFinished("a"))
+    assert (here.free_bytes, here.facts().weights) == (5 * GIB, ())
+    assert isinstance(on_gpu(node, "b", need(home="gpu-9")), state.Refuse)
+    rests(node, "a", Rung.HOT)
+    assert here.free_bytes == 6 * GIB
+    assert on_gpu(node, "b", need(private=3)) == state.Lower((("a", Rung.PARKED),))
+    rests(node, "a", Rung.PARKED)
+    assert here.free_bytes == 10 * GIB
+    thawed = node.handle(state.ThawRequested("a"))
+    assert thawed == state.Thaw("a", Bring("gpu-0", "w", True, (), (), 5 * GIB, 4 * GIB, own=True))
+    node.check()
+
+
+def test_both_copies_on_a_gpu_are_counted_and_the_idle_one_goes_last() -> None:
+    node = NodeState(64 * GIB, 8, [gpu(16, arena=0)])
+    for weights in ("w", "w2"):  # "w" unused for longer
+        on_gpu(node, weights, need(weights))
+        node.handle(state.ClimbFinished(weights))
+        node.handle(state.ReplicaEnded(weights))
+    moved = on_gpu(node, "a", need(home="gpu-9"))
+    assert isinstance(moved, state.Start)
+    assert moved.bring
+    assert moved.bring.drop_device == ()
+    node.handle(state.ClimbFinished("a"))
+    node.check()
+    more = on_gpu(node, "b", need(home="gpu-9"))
+    assert isinstance(more, state.Start)
+    assert more.bring
+    assert more.bring.drop_device == ("w2",)
+    node.check()
+
+
+def test_a_restore_elsewhere_that_failed_starts_cold_and_shares() -> None:
+    node = NodeState(64 * GIB, 8, [gpu(8)])
+    on_gpu(node, "a", need(home="gpu-9"))
+    assert node.handle(state.ColdRequested("a")) == state.Start("a", bring("w", True))
+    node.check()
+    assert on_gpu(node, "b", need()) == state.Start("b", bring("w", False))
+
+
+def test_home_is_chosen_before_room_and_weights() -> None:
+    node = NodeState(64 * GIB, 8, [gpu(11), GpuState("gpu-1", 20 * GIB, 0, GIB)])
+    for replica_id, place in (("a", "gpu-0"), ("b", "gpu-1")):
+        command = on_gpu(node, replica_id, need(home="gpu-0", private=5))
+        assert isinstance(command, state.Start)
+        assert command.bring
+        assert (command.bring.gpu, command.bring.own) == (place, place != "gpu-0")
+        node.check()
+
+
 class GpuMachine(RuleBasedStateMachine):
     """Whatever is asked, in any order: no GPU is promised twice, and what is lowered was at rest."""
 
@@ -300,13 +358,14 @@ class GpuMachine(RuleBasedStateMachine):
         weights=st.sampled_from("xyz"),
         size=st.integers(1, 6),
         private=st.integers(1, 3),
+        home=st.sampled_from(["", "gpu-0", "gpu-1", "gpu-9"]),
     )
-    def start(self, replica_id: str, weights: str, size: int, private: int) -> None:
+    def start(self, replica_id: str, weights: str, size: int, private: int, home: str) -> None:
         size = {"x": 2, "y": 3, "z": 5}[weights]  # of one model always the same
         if replica_id in self.node.promises:
             return
         for _ in range(3):
-            command = on_gpu(self.node, replica_id, need(weights, size, private))
+            command = on_gpu(self.node, replica_id, need(weights, size, private, home))
             if not isinstance(command, state.Lower):
                 return
             self.lower(command)
@@ -332,6 +391,14 @@ class GpuMachine(RuleBasedStateMachine):
                 self.node.handle(state.DescendFinished(replica_id, ReplicaState.PARKED))
 
     @rule(replica_id=IDS)
+    def starts_cold(self, replica_id: str) -> None:
+        promise = self.node.promises.get(replica_id)
+        if promise and promise.state is ReplicaState.CLIMBING:
+            tenant = self.node.gpus[promise.gpu].tenants[replica_id]
+            if not tenant.uses:
+                self.node.handle(state.ColdRequested(replica_id))
+
+    @rule(replica_id=IDS)
     def climbed(self, replica_id: str) -> None:
         promise = self.node.promises.get(replica_id)
         if promise and promise.state is ReplicaState.CLIMBING:
@@ -345,8 +412,9 @@ class GpuMachine(RuleBasedStateMachine):
     def descended(self, replica_id: str, to: str) -> None:
         promise = self.node.promises.get(replica_id)
         if promise and promise.state is ReplicaState.DESCENDING:
-            uses = self.node.gpus[promise.gpu].tenants[replica_id].uses
-            if uses or to == "parked":
+            tenant = self.node.gpus[promise.gpu].tenants[replica_id]
+            has_them = tenant.uses or tenant.held_bytes > GIB + tenant.need.own_bytes(promise.gpu)
+            if has_them or to == "parked":
                 self.node.handle(state.DescendFinished(replica_id, ReplicaState(to)))
 
     @rule(replica_id=IDS)

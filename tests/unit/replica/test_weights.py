@@ -1,13 +1,14 @@
 """A module's weights in memory of another process, here simulated GPU memory filled through a real vault."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_model
-from tests.memory.simulated_gpu import SimulatedDevice, SimulatedMemory
+from tests.memory.simulated_gpu import UUID, SimulatedDevice, SimulatedMemory
 
-from woodfrog.errors import DeadlineExceeded, InvalidArgument
+from woodfrog.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from woodfrog.node_agent.vault.arena import Arena
 from woodfrog.node_agent.vault.vault import Vault
 from woodfrog.replica import layout
@@ -63,6 +64,30 @@ def test_a_module_computes_the_same_from_shared_memory_and_after_it_was_away(
     weights.give(vault.export("w")[0])
     assert other.embed.weight.data_ptr() == address
     assert torch.equal(other(ids), expected)
+
+
+def test_a_process_that_was_moved_lends_memory_for_its_weights(
+    tmp_path: Path, vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(1)
+    original = Net().eval()
+    save_model(original, str(tmp_path / "model.safetensors"))
+    expected = original(torch.arange(6))
+    weights = opened(vault, tmp_path)
+    other = Net().eval()
+    take_out(other, weights.tensors())
+    assert weights.lend() is None  # they are there
+    weights.detach()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", UUID + "1")  # where it was frozen
+    with pytest.raises(Unavailable, match="INVALID_DEVICE"):
+        weights.give(vault.export("w")[0])
+    fd = weights.lend()
+    assert fd is not None
+    vault.fill("w", tmp_path, fd, host=False)
+    os.close(fd)
+    assert torch.equal(other(torch.arange(6)), expected)
+    weights.detach()
+    assert not weights.attached
 
 
 def test_a_meta_module_is_filled(tmp_path: Path, vault: Vault) -> None:

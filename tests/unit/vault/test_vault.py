@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.memory.simulated_gpu import SIZE, SimulatedDevice
+from tests.memory.simulated_gpu import SIZE, SimulatedDevice, SimulatedMemory
 
 from woodfrog.errors import (
     DataLoss,
+    InvalidArgument,
     NotFound,
     ResourceExhausted,
     Unavailable,
@@ -39,16 +40,22 @@ def folder(tmp_path: Path) -> Path:
 def on_gpu(vault: Vault, weights: str, folder: Path) -> bool:
     """Whether every tensor is there, byte for byte."""
     fd, size = vault.export(weights)
+    assert os.fstat(fd).st_size == size
+    found = same(fd, folder)
+    os.close(fd)
+    return found
+
+
+def same(fd: int, folder: Path) -> bool:
     found = layout.of_folder(folder)
-    assert os.fstat(fd).st_size == size == found.size_bytes
-    same = True
+    assert os.fstat(fd).st_size == found.size_bytes
+    right = True
     for index in range(2):
         placed = found.tensors[f"t{index}"]
         raw = os.pread(fd, placed.size_bytes, placed.offset)
         expected = torch.arange(NUMBERS, dtype=torch.int32) + index
-        same &= raw == expected.numpy().tobytes()
-    os.close(fd)
-    return same
+        right &= raw == expected.numpy().tobytes()
+    return right
 
 
 def test_weights_go_to_the_gpu_without_an_arena(folder: Path) -> None:
@@ -75,6 +82,35 @@ def test_weights_come_back_from_the_arena_without_their_files(folder: Path) -> N
     assert on_gpu(vault, "w", folder)
     vault.drop("w", device=True, host=True)
     assert vault.describe()["arena_free_bytes"] == 4 * BLOCK_BYTES
+    assert vault.describe()["weights"] == {}
+
+
+@pytest.mark.parametrize("source", ["files", "arena", "gpu"])
+def test_memory_of_another_process_is_filled(folder: Path, source: str) -> None:
+    vault = Vault(SimulatedDevice(), Arena(4 * BLOCK_BYTES, 2), 3)
+    if source != "files":
+        vault.load("w", folder, host=True)
+        vault.drop("w", device=source == "arena", host=source == "gpu")
+    before = vault.describe()["free_bytes"]
+    lender = SimulatedMemory()
+    size = layout.of_folder(folder).size_bytes
+    fd = lender.lend(lender.reserve(size), size)
+    vault.fill("w", folder, fd, host=source == "files")
+    assert same(fd, folder)
+    os.close(fd)
+    facts = vault.describe()
+    assert facts["free_bytes"] == before
+    assert facts["weights"]["w"]["host"] == (source != "gpu")
+    assert facts["weights"]["w"]["device"] == (source == "gpu")
+
+
+def test_memory_is_not_filled_with_more_than_was_promised(folder: Path) -> None:
+    vault = Vault(SimulatedDevice(), Arena(0, 1), 3)
+    lender = SimulatedMemory()
+    fd = lender.lend(lender.reserve(2 << 20), 2 << 20)
+    with pytest.raises(InvalidArgument, match="promised"):
+        vault.fill("w", folder, fd, host=False, size_max=2 << 20)
+    os.close(fd)
     assert vault.describe()["weights"] == {}
 
 

@@ -53,6 +53,15 @@ def _verbs(vault: Vault) -> dict[str, Any]:
         fd, size_bytes = await run(partial(vault.load, weights, folder, host, limit))
         return {"fds": [fd], "size_bytes": size_bytes}
 
+    async def fill(fields: Fields) -> dict[str, Any]:
+        weights, folder = _text(fields, "weights"), Path(_text(fields, "folder"))
+        if len(fields["fds"]) != 1:
+            raise InvalidArgument("BAD_FIELD", "fill needs one descriptor of a GPU's memory")
+        host, size_max = bool(fields.get("host")), fields.get("size_max")
+        limit = size_max if isinstance(size_max, int) else None
+        await run(partial(vault.fill, weights, folder, fields["fds"][0], host, limit))
+        return {}
+
     async def export(fields: Fields) -> dict[str, Any]:
         fd, size_bytes = await run(partial(vault.export, _text(fields, "weights")))
         return {"fds": [fd], "size_bytes": size_bytes}
@@ -65,7 +74,7 @@ def _verbs(vault: Vault) -> dict[str, Any]:
     async def describe(fields: Fields) -> dict[str, Any]:
         return dict(await run(vault.describe))
 
-    return {"load": load, "export": export, "drop": drop, "describe": describe}
+    return {"load": load, "fill": fill, "export": export, "drop": drop, "describe": describe}
 
 
 def _text(fields: Fields, name: str) -> str:

@@ -77,6 +77,13 @@ class VaultProcess:
         )  # fmt: skip
         return int(reply["fds"][0])
 
+    async def fill(self, weights: str, folder: Path, fd: int, *, host: bool, size_max: int) -> None:
+        """Into GPU memory that a replica lends as `fd`. Raises as `load`."""
+        await self._ask(
+            "fill", _LOAD_TIMEOUT_S, 0, fds=(fd,),
+            weights=weights, folder=str(folder), host=host, size_max=size_max,
+        )  # fmt: skip
+
     async def export(self, weights: str) -> int:
         """A descriptor of what is on the GPU, the caller's to close. Raises NotFound."""
         reply = await self._ask("export", _CALL_TIMEOUT_S, 1, weights=weights)
@@ -90,11 +97,16 @@ class VaultProcess:
         return await self._ask("describe", within_s, 0)
 
     async def _ask(
-        self, verb: str, within_s: float, fds_wanted: int, **fields: Any
+        self,
+        verb: str,
+        within_s: float,
+        fds_wanted: int,
+        fds: tuple[int, ...] = (),
+        **fields: Any,
     ) -> dict[str, Any]:
         """What is wrong with the vault or the weights must not look as if it were with a replica or its snapshot."""
         try:
-            return await self._client.call(verb, within_s, fds_wanted=fds_wanted, **fields)
+            return await self._client.call(verb, within_s, fds=fds, fds_wanted=fds_wanted, **fields)
         except DeadlineExceeded as error:
             raise Unavailable("VAULT_SILENT", error.message) from error
         except DataLoss as error:

@@ -1,5 +1,6 @@
 """The port to one GPU as its vault uses it, and the real adapter (CUDA's virtual memory management, by cuda-python)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,6 +29,9 @@ class Device(Protocol):
     def create(self, size_bytes: int) -> Any:
         """Memory on the GPU; a multiple of 2 MiB."""
 
+    def open(self, fd: int, size_bytes: int) -> Any:
+        """Memory that another process created and exported, of that size; `free` ends only this process's part in it."""
+
     def export(self, memory: Any) -> int:
         """A file descriptor by which another process maps it; the caller's to close."""
 
@@ -41,6 +45,9 @@ class Device(Protocol):
         self, memory: Any, offset: int, host_address: int, size_bytes: int, stream: Any
     ) -> None:
         """Starts; the host memory must stay as it is until `wait`."""
+
+    def clone(self, memory: Any, source: Any, stream: Any) -> None:
+        """Starts a copy of all of `source`, memory of the same size."""
 
     def wait(self, stream: Any) -> None:
         """Until its copies are done."""
@@ -98,10 +105,21 @@ class CudaDevice:
 
     def create(self, size_bytes: int) -> _Memory:
         self._enter()
+        return self._mapped(
+            size_bytes, lambda: self._cuda.cuMemCreate(size_bytes, self._property, 0)
+        )
+
+    def open(self, fd: int, size_bytes: int) -> _Memory:
+        self._enter()
+        return self._mapped(
+            size_bytes, lambda: self._cuda.cuMemImportFromShareableHandle(fd, self._fd_kind)
+        )
+
+    def _mapped(self, size_bytes: int, make: Callable[[], tuple[Any, ...]]) -> _Memory:
         cuda = self._cuda
         address = int(self._checked(cuda.cuMemAddressReserve(size_bytes, 2 << 20, 0, 0)))
         try:
-            handle = self._checked(cuda.cuMemCreate(size_bytes, self._property, 0), size_bytes)
+            handle = self._checked(make(), size_bytes)
         except BaseException:
             cuda.cuMemAddressFree(address, size_bytes)
             raise
@@ -139,6 +157,12 @@ class CudaDevice:
         self._enter()
         self._checked(
             self._cuda.cuMemcpyHtoDAsync(memory.address + offset, host_address, size_bytes, stream)
+        )
+
+    def clone(self, memory: _Memory, source: _Memory, stream: Any) -> None:
+        self._enter()
+        self._checked(
+            self._cuda.cuMemcpyDtoDAsync(memory.address, source.address, source.size_bytes, stream)
         )
 
     def wait(self, stream: Any) -> None:

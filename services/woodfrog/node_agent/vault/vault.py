@@ -78,24 +78,31 @@ class Vault:
         than `size_max`, DataLoss when a file is shorter than its header says, OSError.
         """
         with self._one(weights, folder) as held:
-            size = held.layout.size_bytes
-            if size_max is not None and size > size_max:
-                raise InvalidArgument(
-                    "WEIGHTS_TOO_LARGE",
-                    f"the weights take {size} bytes on a GPU, {size_max} were promised; pack fewer small tensors",
-                )
+            size = _size(held, size_max)
             if held.device is None:
                 device = self._device.create(size)
                 try:
-                    if held.host is not None:
-                        self._copy(held, device)
-                    else:
-                        self._read(held, device, keep=host)
+                    self._bring(held, device, host)
                 except BaseException:
                     self._device.free(device)
                     raise
                 held.device = device
             return self._device.export(held.device), size
+
+    def fill(
+        self, weights: str, folder: Path, fd: int, host: bool, size_max: int | None = None
+    ) -> None:
+        """Into memory on the GPU that another process exported as `fd`, which stays the caller's. Raises as `load`."""
+        with self._one(weights, folder) as held:
+            device = self._device.open(fd, _size(held, size_max))
+            try:
+                if held.device is not None:
+                    self._device.clone(device, held.device, self._stream)
+                    self._device.wait(self._stream)
+                else:
+                    self._bring(held, device, host)
+            finally:
+                self._device.free(device)
 
     def export(self, weights: str) -> tuple[int, int]:
         """A descriptor of what is on the GPU, the caller's to close, and its size. Raises NotFound."""
@@ -166,6 +173,12 @@ class Vault:
         if held.device is None and held.host is None:
             with self._lock:
                 self._held.pop(weights, None)
+
+    def _bring(self, held: Held, device: Any, host: bool) -> None:
+        if held.host is not None:
+            self._copy(held, device)
+        else:
+            self._read(held, device, keep=host)
 
     def _copy(self, held: Held, device: Any) -> None:
         assert held.host is not None
@@ -291,6 +304,16 @@ def _fill(place: memoryview, folder: Path, piece: Piece) -> None:
             done += count
     finally:
         os.close(fd)
+
+
+def _size(held: Held, size_max: int | None) -> int:
+    size = held.layout.size_bytes
+    if size_max is not None and size > size_max:
+        raise InvalidArgument(
+            "WEIGHTS_TOO_LARGE",
+            f"the weights take {size} bytes on a GPU, {size_max} were promised; pack fewer small tensors",
+        )
+    return size
 
 
 def _unknown(weights: str) -> NotFound:
