@@ -21,3 +21,20 @@ within() {  # within SECONDS NAME MODULE ARGUMENT...
   shift 2
   timeout -s INT -k 30 "$limit" "$PYTHON" -m "$@" --work "$WORK" >"$OUT/$name.log" 2>&1
   echo "$name: status $?, at $SECONDS s"
+  find loadtest/results -name '*gpu*.json' -newer "$WORK/.began" -exec cp {} "$OUT/" \;
+}
+
+for part in "$@"; do
+  IFS=: read -r shape cases runs <<<"$part"
+  case $shape in
+    correctness) within 400 correctness loadtest.gpu_correctness --tokenizer "$BUNDLE/tok" --kills 0.03,0.12,0.25 ;;
+    two-gpus) within 150 two-gpus loadtest.gpu_correctness --tokenizer "$BUNDLE/tok" --gpus 2 ;;
+    layers) timeout -k 10 60 "$PYTHON" -m loadtest.quantized_layers >"$OUT/layers.log" 2>&1 ;;
+    *)
+      memory=12 compile=()
+      [[ $shape == *+compile ]] && compile=(--compile)
+      [[ $shape == llama-70b* || $shape == sdxl ]] && memory=24
+      within 560 "${shape/+/-}" loadtest.gpu_ladder --shape "${shape%+compile}" --tokenizer "$BUNDLE/tok" --gpu-memory "$memory" \
+        --cases "${cases:-hot,parked,frozen}" --runs "${runs:-7}" "${compile[@]}" ;;
+  esac
+done
