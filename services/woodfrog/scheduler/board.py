@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from woodfrog.model.node import NodeFacts
 from woodfrog.model.placement import Acquired, ReadyReplica
 from woodfrog.model.rung import Rung
+from woodfrog.scheduler.estimates import Estimates
 from woodfrog.scheduler.events import Announce, Command, Descend, Grant, Refusal, Refuse
-from woodfrog.scheduler.rates import Rates
 from woodfrog.scheduler.timers import Timers
 from woodfrog.scheduler.usage import Usage
 from woodfrog.scheduler.view import ClusterView, ReplicaRecord, fingerprint_key
@@ -52,10 +52,10 @@ class Waited:
 
 
 class Board:
-    def __init__(self, epoch: str, limits: Limits, rates: Rates) -> None:
+    def __init__(self, epoch: str, limits: Limits, estimates: Estimates) -> None:
         self.epoch = epoch
         self.limits = limits
-        self.rates = rates
+        self.estimates = estimates
         self.now = float("-inf")
         self.view = ClusterView()
         self.usage = Usage()
@@ -163,6 +163,7 @@ class Board:
         replica = record.replica
         assert record.quiet, f"{replica.replica_id} is in use"
         record.descending = rung
+        record.descend_began = self.now
         record.quiet = False
         self.touch(replica.replica_id)
         self.order(Descend(replica.replica_id, replica.node, rung))

@@ -44,6 +44,7 @@ class Climb:
     reserved: bool = False  #: its node's reservation counts it
     failed_nodes: frozenset[str] = frozenset()
     restored: bool = False  #: a snapshot was used
+    started: float = 0.0  #: the attempt at hand, by its node
     failure: ClimbFailed | None = None  #: the last
 
     @property

@@ -1,5 +1,6 @@
 """Climbs under way: who waits for which, what is tried next when one fails. Pure."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -56,7 +57,7 @@ class Climbs:
         board = self._board
         pointers = board.view.pointers(spec)
         request = PlaceRequest(spec, pointers, excluded_replicas=ticket.excluded)
-        thaw = place(replace(request, new=False), board.view, board.rates)
+        thaw = place(replace(request, new=False), board.view, board.estimates)
         climb = self._open(ticket, spec, thaw_only=isinstance(thaw, Placement))
         if climb is not None:
             self._join(climb, ticket)
@@ -116,9 +117,11 @@ class Climbs:
 
     def _find(self, request: PlaceRequest) -> Placement | Eviction | NoCapacity:
         board = self._board
-        found = place(request, board.view, board.rates)
+        found = place(request, board.view, board.estimates)
         return (
-            found if isinstance(found, Placement) else make_room(request, board.view, board.rates)
+            found
+            if isinstance(found, Placement)
+            else make_room(request, board.view, board.estimates)
         )
 
     def _replica_count(self, spec: ModelSpec) -> int:
@@ -152,6 +155,8 @@ class Climbs:
         assert placement is not None
         climb.phase = Phase.RUNNING
         climb.attempts += 1
+        climb.started = self._board.now
+        self._board.view.nodes[placement.node].climbs += 1
         climb.restored = climb.restored or placement.snapshot is not None
         reservations.reserve(self._board.view, climb)
         if placement.replica_id is not None:
@@ -183,6 +188,9 @@ class Climbs:
     def _let_go(self, climb: Climb) -> ReplicaRecord | None:
         """Ends the attempt at hand. Returns the replica that it was lifting, if that has a name and exists."""
         self._unreserve(climb)
+        if climb.phase is Phase.RUNNING and climb.node in self._board.view.nodes:
+            self._board.view.nodes[climb.node].climbs -= 1
+        climb.phase = Phase.ROOM
         for replica_id in climb.victims:
             del self._victims[replica_id]
         climb.victims.clear()
@@ -213,6 +221,10 @@ class Climbs:
         if climb is None:
             return
         board, climbed = self._board, event.climbed
+        assert climb.placement is not None
+        if (forecast := climb.placement.forecast) is not None:
+            took_s = board.now - climb.started
+            board.estimates.learn(forecast, climbed.from_rung, climbed.stages, took_s)
         self._claim(climb, climbed.replica)
         waiters = self._end(climb)
         known = board.view.replicas.get(climbed.replica.replica_id)
@@ -464,6 +476,8 @@ class Climbs:
             assert all(self._victims[victim] is climb for victim in climb.victims)
         assert sum(map(len, self._of_model.values())) == len(self._climbs)
         reservations.check(board.view, self._climbs.values())
+        running = Counter(c.node for c in self._climbs.values() if c.phase is Phase.RUNNING)
+        assert all(node.climbs == running[name] for name, node in board.view.nodes.items())
         for record in board.view.replicas.values():
             if record.climb is not None:
                 assert self._climbs[record.climb].replica_id == record.replica.replica_id

@@ -31,7 +31,7 @@ def _model(state: SchedulerState, model: ModelRecord, now: float, *, predict: bo
     states = {record.replica.state for record in records if view.usable(record)}
     pointers = view.pointers(spec)
     request = PlaceRequest(spec, pointers)
-    found = place(request, view, state.rates) if predict else None
+    found = place(request, view, state.estimates) if predict else None
     predicted_ms = found.predicted_s * 1000 if isinstance(found, Placement) else None
     if ReplicaState.SERVING in states:
         rung, predicted_ms = Rung.SERVING, 0.0

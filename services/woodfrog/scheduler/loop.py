@@ -296,6 +296,7 @@ class SchedulerLoop:
             "node": order.node,
             "attempt": order.attempt,
             "seconds": round(self._clock.now() - began, 4),
+            "predicted_s": round(order.predicted_s, 4),
         }
         if isinstance(event, on.ClimbFinished):
             extra["rung"] = event.climbed.from_rung.value

@@ -11,6 +11,7 @@ from woodfrog.model.node import GpuFacts, NodeFacts, Replica, ReplicaState, Resi
 from woodfrog.model.rung import Rung
 from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.model.spec import ModelSpec
+from woodfrog.scheduler.estimates import Branch, Estimates, Forecast, Missing, Way
 from woodfrog.scheduler.rates import Rates
 from woodfrog.scheduler.room import best_gpu, gpus_of, need_bytes, room_bytes
 from woodfrog.scheduler.view import RESTING, ClusterView, NodeRecord, ReplicaRecord
@@ -38,6 +39,7 @@ class Placement:
     replica_id: str | None = None  # to thaw
     gpu: str = ""  # uuid of the one that has room; which one it will be is the node's to choose
     gpu_bytes: int = 0  # that it takes there
+    forecast: Forecast | None = field(default=None, compare=False)  # that `predicted_s` is of
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class NoCapacity:
         )
 
 
-def place(request: PlaceRequest, view: ClusterView, rates: Rates) -> Placement | NoCapacity:
+def place(request: PlaceRequest, view: ClusterView, estimates: Estimates) -> Placement | NoCapacity:
     """Linear in nodes, independent of models. The snapshot must fit the node, or the climb is a cold start."""
     spec = request.spec
     best: Placement | None = None
@@ -78,7 +80,7 @@ def place(request: PlaceRequest, view: ClusterView, rates: Rates) -> Placement |
         found = best_gpu(node, spec, record.replica)
         if not _thawable(record, node, request) or _thaw_waits(node, spec, found):
             continue
-        placement = _thaw(record, node, spec, rates, found)
+        placement = _thaw(record, node, spec, estimates, found)
         name = record.replica.replica_id
         thaw_cost = (placement.predicted_s, len(node.replicas), placement.node, name)
         if thaw_cost < best_cost:
@@ -89,14 +91,16 @@ def place(request: PlaceRequest, view: ClusterView, rates: Rates) -> Placement |
         if why is not None:
             misfits[why] += 1
             continue
-        placement = _climb(name, node, request, rates, best_gpu(node, spec))
+        placement = _climb(name, node, request, estimates, best_gpu(node, spec))
         cost = (placement.predicted_s, len(node.replicas) + node.reserved_count, name, "")
         if cost < best_cost:
             best, best_cost = placement, cost
     return best or NoCapacity(misfits)
 
 
-def make_room(request: PlaceRequest, view: ClusterView, rates: Rates) -> Eviction | NoCapacity:
+def make_room(
+    request: PlaceRequest, view: ClusterView, estimates: Estimates
+) -> Eviction | NoCapacity:
     """The best node that has room once idle replicas of other models are lowered: parked first, longest idle first.
 
     They are frozen, or parked when it is only their GPU that is full. A thaw too may need room on its GPU.
@@ -104,23 +108,22 @@ def make_room(request: PlaceRequest, view: ClusterView, rates: Rates) -> Evictio
     best: Eviction | None = None
     best_cost = (float("inf"), 0, 0, "", "")
     misfits: Counter[str] = Counter()
-    options = [*_crowded_thaws(request, view, rates)]
+    options = [*_crowded_thaws(request, view, estimates)]
     for name, node in view.nodes.items() if request.new else ():
         why = _misfit(name, node, request)
-        crowded = [*_crowded(name, node, request, rates)] if why == _FULL else []
+        crowded = [*_crowded(name, node, request, estimates)] if why == _FULL else []
         if not any(victims for _, victims in crowded):
             misfits[why or _FULL] += 1
         options += crowded
     for placement, victims in options:
         serving = sum(record.replica.state is ReplicaState.SERVING for record in victims)
-        cost = (placement.predicted_s, serving, len(victims), placement.node, placement.gpu)
+        node = view.nodes[placement.node]
+        rung = Rung.PARKED if _only_gpu(node, request.spec, placement) else Rung.FROZEN
+        # They are lowered at once, and the climb begins when all are.
+        seconds = placement.predicted_s + estimates.lower_s(node.print_key, rung)
+        cost = (seconds, serving, len(victims), placement.node, placement.gpu)
         if victims and cost < best_cost:
             names = tuple(record.replica.replica_id for record in victims)
-            rung = (
-                Rung.PARKED
-                if _only_gpu(view.nodes[placement.node], request.spec, placement)
-                else Rung.FROZEN
-            )
             best, best_cost = Eviction(placement, names, rung), cost
     return best or NoCapacity(misfits)
 
@@ -159,7 +162,7 @@ def _misfit(name: str, node: NodeRecord, request: PlaceRequest) -> str | None:
 
 
 def _crowded_thaws(
-    request: PlaceRequest, view: ClusterView, rates: Rates
+    request: PlaceRequest, view: ClusterView, estimates: Estimates
 ) -> Iterator[tuple[Placement, list[ReplicaRecord]]]:
     """Those that wait for GPU memory, with the victims that make room; none when all together do not."""
     spec = request.spec
@@ -168,13 +171,13 @@ def _crowded_thaws(
         for gpu in gpus_of(node, record.replica) if _thawable(record, node, request) else ():
             found = gpu, need_bytes(spec, gpu, record.replica.gpu_bytes)
             yield (
-                _thaw(record, node, spec, rates, found),
+                _thaw(record, node, spec, estimates, found),
                 _victims(node, spec, 0, 0, found, record.replica),
             )
 
 
 def _crowded(
-    name: str, node: NodeRecord, request: PlaceRequest, rates: Rates
+    name: str, node: NodeRecord, request: PlaceRequest, estimates: Estimates
 ) -> Iterator[tuple[Placement, list[ReplicaRecord]]]:
     """On each GPU that is large enough, if it needs one, with the victims that make room, as above."""
     spec = request.spec
@@ -183,7 +186,7 @@ def _crowded(
             found = (gpu, need_bytes(spec, gpu)) if gpu is not None else None
             short_bytes = spec.memory_bytes - node.free_bytes
             yield (
-                _climb(name, node, request, rates, found),
+                _climb(name, node, request, estimates, found),
                 _victims(node, spec, short_bytes, 1 - node.free_count, found),
             )
 
@@ -258,62 +261,81 @@ def _thaw_waits(node: NodeRecord, spec: ModelSpec, found: _Found | None) -> bool
 
 
 def _thaw(
-    record: ReplicaRecord, node: NodeRecord, spec: ModelSpec, rates: Rates, found: _Found | None
+    record: ReplicaRecord,
+    node: NodeRecord,
+    spec: ModelSpec,
+    estimates: Estimates,
+    found: _Found | None,
 ) -> Placement:
     """A parked process has its weights mapped: what is in memory costs it nothing but the way onto its GPU."""
+    priors = estimates.priors
     replica = record.replica
-    resident = node.residents.get(spec.weights)
-    missing = resident.disk_bytes - resident.page_cache_bytes if resident else 0
-    predicted_s = max(rates.thaw_s, missing / rates.disk_bytes_s)
-    if found is None:
-        gpu, gpu_bytes = "", 0
-    else:
-        gpu, gpu_bytes = found[0].uuid, found[1]
     hot = replica.state is ReplicaState.HOT
-    if hot:
-        predicted_s = rates.hot_s
-    elif found is not None:
-        copied = 0 if spec.weights in found[0].weights else spec.weights_bytes
-        way_s = rates.thaw_s + rates.hot_s + copied / rates.pcie_bytes_s
-        predicted_s = max(predicted_s, way_s)
+    copies = not hot and found is not None and spec.weights not in found[0].weights
+    resident = node.residents.get(spec.weights)
+    missing = Missing()
+    if resident is not None and not hot:
+        missing = Missing(disk_bytes=resident.disk_bytes - resident.page_cache_bytes)
+    prior_s = priors.hot_s if hot else priors.thaw_s
+    if found is not None and not hot:
+        prior_s += priors.hot_s + (spec.weights_bytes / priors.pcie_bytes_s if copies else 0)
+    rung = Rung.HOT if hot else Rung.PARKED
+    forecast = estimates.forecast(
+        Way(node.print_key, spec.name, rung, copies),
+        Branch(prior_s),
+        Branch(0.0, missing),
+        node.climbs,
+    )
     return Placement(
         replica.node,
-        Rung.HOT if hot else Rung.PARKED,
-        predicted_s,
+        rung,
+        forecast.seconds,
         replica_id=replica.replica_id,
-        gpu=gpu,
-        gpu_bytes=gpu_bytes,
+        gpu=found[0].uuid if found else "",
+        gpu_bytes=found[1] if found else 0,
+        forecast=forecast,
     )
 
 
 def _climb(
-    name: str, node: NodeRecord, request: PlaceRequest, rates: Rates, found: _Found | None
+    name: str, node: NodeRecord, request: PlaceRequest, estimates: Estimates, found: _Found | None
 ) -> Placement:
     """Weights and process come at the same time and meet at the thaw."""
-    spec = request.spec
-    weights_s = _bring_s(spec.weights_bytes, node.residents.get(spec.weights), rates)
-    gpu, gpu_bytes = "", 0
+    spec, priors = request.spec, estimates.priors
+    weights = _bring(spec.weights_bytes, node.residents.get(spec.weights), priors)
+    copies = False
     if found is not None:
-        gpu, gpu_bytes = found[0].uuid, found[1]
-        lies = spec.weights in found[0].weights
-        weights_s = 0.0 if lies else max(weights_s, spec.weights_bytes / rates.pcie_bytes_s)
+        copies = spec.weights not in found[0].weights
+        over_s = spec.weights_bytes / priors.pcie_bytes_s
+        weights = Branch(max(weights.prior_s, over_s), weights.missing) if copies else Branch(0.0)
     pointer = request.pointers.get(node.print_key)
     if pointer is None:
-        predicted_s, rung = max(weights_s, rates.cold_s), Rung.ABSENT
+        rung, process = Rung.ABSENT, Branch(priors.cold_s)
     else:
         resident = node.residents.get(pointer.manifest)
-        restore_s = rates.restore_s + _bring_s(pointer.size_bytes, resident, rates)
-        predicted_s = max(weights_s, restore_s)
+        pages = _bring(pointer.size_bytes, resident, priors)
+        process = Branch(priors.restore_s + pages.prior_s, pages.missing)
         complete = resident is not None and resident.complete
         rung = Rung.FROZEN if complete else Rung.STORED
-    return Placement(name, rung, predicted_s, pointer, gpu=gpu, gpu_bytes=gpu_bytes)
-
-
-def _bring_s(size_bytes: int, resident: Resident | None, rates: Rates) -> float:
-    if resident is None:
-        return size_bytes / rates.store_bytes_s
-    return (
-        resident.page_cache_bytes / rates.page_cache_bytes_s
-        + (resident.disk_bytes - resident.page_cache_bytes) / rates.disk_bytes_s
-        + (resident.size_bytes - resident.disk_bytes) / rates.store_bytes_s
+    checkpoint = pointer is None and spec.snapshot == "eager"
+    forecast = estimates.forecast(
+        Way(node.print_key, spec.name, rung, copies, checkpoint), process, weights, node.climbs
     )
+    return Placement(
+        name,
+        rung,
+        forecast.seconds,
+        pointer,
+        gpu=found[0].uuid if found else "",
+        gpu_bytes=found[1] if found else 0,
+        forecast=forecast,
+    )
+
+
+def _bring(size_bytes: int, resident: Resident | None, priors: Rates) -> Branch:
+    if resident is None:
+        return Branch(0.0, Missing(store_bytes=size_bytes))
+    missing = Missing(
+        resident.size_bytes - resident.disk_bytes, resident.disk_bytes - resident.page_cache_bytes
+    )
+    return Branch(resident.page_cache_bytes / priors.page_cache_bytes_s, missing)

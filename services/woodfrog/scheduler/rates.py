@@ -12,4 +12,5 @@ class Rates:
     thaw_s: float = 0.01
     hot_s: float = 0.03  # to thaw what is on a GPU, its weights there
     pcie_bytes_s: float = 50e9  # weights from memory onto a GPU
+    lower_s: float = 0.1  # a replica to the rung where its room is free
     cold_s: float = 5.0  # imports and loading, weights at hand

@@ -14,6 +14,7 @@ from woodfrog.model.rung import Rung
 from woodfrog.scheduler import events as on
 from woodfrog.scheduler.board import Board, Limits, Ticket
 from woodfrog.scheduler.climbs import Climbs
+from woodfrog.scheduler.estimates import Estimates
 from woodfrog.scheduler.events import Command, Event, Refusal
 from woodfrog.scheduler.rates import Rates
 from woodfrog.scheduler.rest import Rest
@@ -31,7 +32,7 @@ class SchedulerState:
         self, epoch: str, limits: Limits = _STANDARD_LIMITS, rates: Rates = _PRIORS
     ) -> None:
         """`epoch` differs in each life of the scheduler, so that no name is ever given twice."""
-        self._board = Board(epoch, limits, rates)
+        self._board = Board(epoch, limits, Estimates(rates))
         self._rest = Rest(self._board)
         self._climbs = Climbs(self._board)
         world = World(self._board, self._climbs)
@@ -63,8 +64,8 @@ class SchedulerState:
         return self._board.view
 
     @property
-    def rates(self) -> Rates:
-        return self._board.rates
+    def estimates(self) -> Estimates:
+        return self._board.estimates
 
     def next_time(self) -> float | None:
         """When a Ticked is wanted."""
@@ -175,6 +176,8 @@ class SchedulerState:
             self._climbs.victim_stayed(event.replica_id)
             return
         target = record.descending
+        kind = self.view.nodes[record.replica.node].print_key
+        self.estimates.learn_lowered(kind, event.rung, self._board.now - record.descend_began)
         self._rest.lowered(record, busy=False)
         if target is not Rung.FROZEN and event.rung in (Rung.PARKED, Rung.HOT):
             self._climbs.parked(record, ReplicaState(event.rung.value))

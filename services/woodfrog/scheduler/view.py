@@ -28,6 +28,7 @@ class ReplicaRecord:
     climb: str | None = None  #: that lifts it; it is offered to nobody else before that ends
     descending: Rung | None = None  #: asked to go there, not answered yet
     suspect_since: float | None = None  #: failed a router; not offered until its node names it
+    descend_began: float = 0.0  #: when it was asked
     descend_after: float = float("-inf")  #: its node did not lower it; counts as used until then
     busy: bool = False  #: requests run on it
     quiet: bool = False  #: it may be lowered: live, not busy, and `descend_after` is over
@@ -57,6 +58,7 @@ class NodeRecord:
     reserved_gpu_bytes: dict[str, int] = field(default_factory=dict)  #: by uuid; never 0
     refused_bytes: int | None = None  #: it refused so much although its facts had room
     refused_gpu_bytes: int = 0  #: together with so much of a GPU
+    climbs: int = 0  #: of ours, under way there
 
     @property
     def free_bytes(self) -> int:

@@ -17,6 +17,7 @@ from tests.unit.scheduler.cell import (
 
 from woodfrog.model.node import GpuFacts, NodeFacts, ReplicaState
 from woodfrog.model.rung import Rung
+from woodfrog.scheduler.estimates import Estimates
 from woodfrog.scheduler.policy import (
     Eviction,
     NoCapacity,
@@ -32,6 +33,7 @@ FROG = spec(gpu_bytes=10 * GIB, weights_bytes=20 * GIB)
 TOAD = spec("toad", gpu_bytes=10 * GIB, weights_bytes=20 * GIB)
 NEWT = spec("newt", gpu_bytes=30 * GIB, weights_bytes=2 * GIB)
 RATES = Rates()
+ESTIMATES = Estimates(RATES)
 
 
 def view(*told: NodeFacts) -> ClusterView:
@@ -49,13 +51,13 @@ def idle(cluster: ClusterView, node: str, *there: tuple[str, object, ReplicaStat
 
 
 def placed(cluster: ClusterView, model: object = FROG, *, new: bool = True) -> Placement:
-    found = place(PlaceRequest(model, new=new), cluster, RATES)  # type: ignore[arg-type]
+    found = place(PlaceRequest(model, new=new), cluster, ESTIMATES)  # type: ignore[arg-type]
     assert isinstance(found, Placement), found
     return found
 
 
 def victims(cluster: ClusterView, model: object = FROG, *, new: bool = True) -> tuple[str, ...]:
-    found = make_room(PlaceRequest(model, new=new), cluster, RATES)  # type: ignore[arg-type]
+    found = make_room(PlaceRequest(model, new=new), cluster, ESTIMATES)  # type: ignore[arg-type]
     return found.victims if isinstance(found, Eviction) else ()
 
 
@@ -69,7 +71,7 @@ def victims(cluster: ClusterView, model: object = FROG, *, new: bool = True) -> 
     ],
 )
 def test_no_capacity_says_why(gpus: tuple[GpuFacts, ...], why: str) -> None:
-    found = place(PlaceRequest(FROG), view(facts("a", gpus=gpus)), RATES)
+    found = place(PlaceRequest(FROG), view(facts("a", gpus=gpus)), ESTIMATES)
     assert isinstance(found, NoCapacity)
     assert found.sentence == f"1 node is {why}"
     assert found.lasting == (why != "full")
@@ -86,7 +88,9 @@ def test_weights_that_lie_on_the_gpu_need_no_second_copy(told: GpuFacts) -> None
 
 def test_room_on_two_gpus_is_not_room_on_one() -> None:
     halves = (gpu(60 * GIB), GpuFacts("GPU-1", 80 * GIB, 60 * GIB, ()))
-    assert isinstance(place(PlaceRequest(FROG), view(facts("a", gpus=halves)), RATES), NoCapacity)
+    assert isinstance(
+        place(PlaceRequest(FROG), view(facts("a", gpus=halves)), ESTIMATES), NoCapacity
+    )
 
 
 def test_of_several_gpus_the_one_with_the_weights_then_the_emptiest() -> None:
@@ -120,7 +124,7 @@ def test_the_node_where_the_weights_are_on_a_gpu_already_wins() -> None:
     for node in cluster.nodes.values():
         for manifest, size in ((FROG.weights, FROG.weights_bytes), (pointer(FROG).manifest, 9)):
             node.residents[manifest] = resident(manifest, size)
-    found = place(PlaceRequest(FROG, snapshots), cluster, RATES)
+    found = place(PlaceRequest(FROG, snapshots), cluster, ESTIMATES)
     assert isinstance(found, Placement)
     assert (found.node, found.rung) == ("b", Rung.FROZEN)
     assert found.predicted_s < FROG.weights_bytes / RATES.page_cache_bytes_s
@@ -130,7 +134,7 @@ def test_a_node_that_refused_is_asked_for_less_only() -> None:
     cluster = view(facts("a", gpus=(gpu(),)))
     node = cluster.nodes["a"]
     node.refused_bytes, node.refused_gpu_bytes = FROG.memory_bytes, 30 * GIB
-    assert isinstance(place(PlaceRequest(FROG), cluster, RATES), NoCapacity)
+    assert isinstance(place(PlaceRequest(FROG), cluster, ESTIMATES), NoCapacity)
     assert placed(cluster, replace(FROG, gpu_bytes=9 * GIB)).node == "a"
     assert placed(cluster, replace(FROG, gpu_bytes=0)).node == "a"
 
@@ -157,7 +161,7 @@ def test_hot_is_thawed_before_parked_and_parked_costs_the_way_of_its_weights() -
 def test_what_parked_off_its_gpu_needs_room_there_again(promised: int) -> None:
     cluster = view(facts("a", gpus=(gpu(promised),)))
     idle(cluster, "a", ("f1", FROG, ReplicaState.PARKED, 0))
-    found = place(PlaceRequest(FROG, new=False), cluster, RATES)
+    found = place(PlaceRequest(FROG, new=False), cluster, ESTIMATES)
     assert isinstance(found, Placement) == (promised == 50 * GIB)
 
 
@@ -168,7 +172,7 @@ def test_a_replica_that_names_its_gpu_is_thawed_on_that_one() -> None:
     cluster.put_replica(told, 0.0)
     assert placed(cluster, new=False).gpu == "GPU-1"
     cluster.put_replica(replace(told, gpu="GPU-0"), 0.0)
-    assert isinstance(place(PlaceRequest(FROG, new=False), cluster, RATES), NoCapacity)
+    assert isinstance(place(PlaceRequest(FROG, new=False), cluster, ESTIMATES), NoCapacity)
 
 
 def test_hot_that_yields_to_another_climb_is_not_thawed_meanwhile() -> None:
@@ -177,14 +181,14 @@ def test_hot_that_yields_to_another_climb_is_not_thawed_meanwhile() -> None:
     idle(cluster, "a", ("f1", FROG, ReplicaState.HOT, 10 * GIB))
     assert placed(cluster, new=False).replica_id == "f1"
     cluster.nodes["a"].reserved_gpu_bytes = {"GPU-0": 10 * GIB}
-    assert isinstance(place(PlaceRequest(FROG, new=False), cluster, RATES), NoCapacity)
+    assert isinstance(place(PlaceRequest(FROG, new=False), cluster, ESTIMATES), NoCapacity)
 
 
 def test_hot_that_gave_its_cache_back_needs_that_much() -> None:
     for promised, fits in ((74 * GIB, True), (74 * GIB + 1, False)):
         cluster = view(facts("a", gpus=(gpu(promised, weights=(FROG.weights,)),)))
         idle(cluster, "a", ("f1", FROG, ReplicaState.HOT, 4 * GIB))
-        found = place(PlaceRequest(FROG, new=False), cluster, RATES)
+        found = place(PlaceRequest(FROG, new=False), cluster, ESTIMATES)
         assert isinstance(found, Placement) == fits
 
 
@@ -206,7 +210,7 @@ def test_who_rests_on_a_gpu_yields_and_the_last_user_its_weights() -> None:
     room = (28 + 2 + 1 + 1 - 20) * GIB  # t2 keeps the weights of both
     assert placed(cluster, replace(FROG, gpu_bytes=room)).gpu_bytes == room + 20 * GIB
     more = PlaceRequest(replace(FROG, gpu_bytes=room + 1))
-    assert isinstance(place(more, cluster, RATES), NoCapacity)
+    assert isinstance(place(more, cluster, ESTIMATES), NoCapacity)
 
 
 @pytest.mark.parametrize("what", ["climb", "descending"])
@@ -219,7 +223,7 @@ def test_who_is_on_its_way_does_not_yield(what: str) -> None:
         record.climb = "c1"
     else:
         record.descending = Rung.FROZEN
-    assert isinstance(place(PlaceRequest(FROG), cluster, RATES), NoCapacity)
+    assert isinstance(place(PlaceRequest(FROG), cluster, ESTIMATES), NoCapacity)
 
 
 # --- room ---
@@ -240,7 +244,7 @@ def test_victims_are_parked_and_give_their_gpu_memory_back_the_last_its_weights(
     assert victims(cluster, replace(FROG, gpu_bytes=25 * GIB)) == ("n1", "t1")
     assert victims(cluster, replace(FROG, gpu_bytes=58 * GIB)) == ("n1", "t1", "t2")
     assert victims(cluster, replace(FROG, gpu_bytes=59 * GIB)) == ()
-    found = make_room(PlaceRequest(FROG), cluster, RATES)
+    found = make_room(PlaceRequest(FROG), cluster, ESTIMATES)
     assert isinstance(found, Eviction)
     assert found.rung is Rung.PARKED
 
@@ -288,7 +292,7 @@ def test_where_memory_is_short_too_victims_are_frozen() -> None:
         ("n1", NEWT, ReplicaState.SERVING, 30 * GIB),
     )
     assert victims(cluster, replace(FROG, memory_bytes=8 * GIB)) == ("c1", "n1")
-    found = make_room(PlaceRequest(replace(FROG, memory_bytes=4 * GIB)), cluster, RATES)
+    found = make_room(PlaceRequest(replace(FROG, memory_bytes=4 * GIB)), cluster, ESTIMATES)
     assert isinstance(found, Eviction)
     assert (found.victims, found.rung) == (("n1",), Rung.FROZEN)
 
@@ -301,7 +305,7 @@ def test_room_is_made_for_a_thaw_and_takes_no_memory() -> None:
         ("f1", FROG, ReplicaState.PARKED, 0),
         ("n1", NEWT, ReplicaState.SERVING, 30 * GIB),
     )
-    found = make_room(PlaceRequest(FROG, new=False), cluster, RATES)
+    found = make_room(PlaceRequest(FROG, new=False), cluster, ESTIMATES)
     assert isinstance(found, Eviction)
     assert (found.placement.replica_id, found.victims, found.rung) == ("f1", ("n1",), Rung.PARKED)
     assert victims(cluster, replace(FROG, gpu_bytes=0), new=False) == ()

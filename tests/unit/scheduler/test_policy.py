@@ -19,6 +19,7 @@ from tests.unit.scheduler.cell import (
 
 from woodfrog.model.node import NodeFacts, ReplicaState
 from woodfrog.model.rung import Rung
+from woodfrog.scheduler.estimates import Estimates
 from woodfrog.scheduler.policy import (
     Eviction,
     NoCapacity,
@@ -32,6 +33,7 @@ from woodfrog.scheduler.view import ClusterView, ModelRecord, NodeRecord, finger
 
 FROG = spec()
 RATES = Rates()
+ESTIMATES = Estimates(RATES)
 SNAPSHOT = pointer(FROG)
 SNAPSHOTS = {fingerprint_key(PRINT): SNAPSHOT}
 
@@ -53,7 +55,7 @@ def lies(cluster: ClusterView, node: str, page_cache: float = 1.0, disk: float =
 
 
 def placed(request: PlaceRequest, cluster: ClusterView) -> Placement:
-    found = place(request, cluster, RATES)
+    found = place(request, cluster, ESTIMATES)
     assert isinstance(found, Placement), found
     return found
 
@@ -117,7 +119,7 @@ def test_a_thaw_needs_no_room() -> None:
     found = placed(PlaceRequest(FROG, new=False), cluster)
     assert (found.replica_id, found.rung) == ("f1", Rung.PARKED)
     excluded = PlaceRequest(FROG, excluded_replicas=frozenset({"f1"}))
-    assert isinstance(place(excluded, cluster, RATES), NoCapacity)
+    assert isinstance(place(excluded, cluster, ESTIMATES), NoCapacity)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,7 @@ def test_a_thaw_needs_no_room() -> None:
 def test_no_capacity_says_why(told: dict[str, object], why: str) -> None:
     cluster = view(replace(facts("a"), **told))  # type: ignore[arg-type]
     cluster.put_replica(replica("t1", spec("toad"), "a"), 0.0)
-    found = place(PlaceRequest(FROG), cluster, RATES)
+    found = place(PlaceRequest(FROG), cluster, ESTIMATES)
     assert isinstance(found, NoCapacity)
     assert found.sentence == f"1 node is {why}"
 
@@ -143,17 +145,17 @@ def test_room_comes_from_as_few_as_needed_and_never_from_those_in_use() -> None:
     for number, quiet in enumerate([False, True, True, True]):
         record = cluster.put_replica(replica(f"t{number}", toad, "a"), float(-number))
         record.quiet = quiet
-    found = make_room(PlaceRequest(replace(FROG, memory_bytes=6 * GIB)), cluster, RATES)
+    found = make_room(PlaceRequest(replace(FROG, memory_bytes=6 * GIB)), cluster, ESTIMATES)
     assert isinstance(found, Eviction)
     assert found.victims == ("t3", "t2")  # the longest idle first
     large = PlaceRequest(replace(FROG, memory_bytes=13 * GIB))
-    assert isinstance(make_room(large, cluster, RATES), NoCapacity)
+    assert isinstance(make_room(large, cluster, ESTIMATES), NoCapacity)
 
 
 def test_room_is_not_made_at_the_cost_of_the_same_model() -> None:
     cluster = view(facts("a", 16 * GIB))
     cluster.put_replica(replica("f1", FROG, "a"), 0.0).quiet = True
-    assert isinstance(make_room(PlaceRequest(FROG), cluster, RATES), NoCapacity)
+    assert isinstance(make_room(PlaceRequest(FROG), cluster, ESTIMATES), NoCapacity)
 
 
 NODES = st.lists(
@@ -192,7 +194,7 @@ def test_a_placement_never_exceeds_what_a_node_has(
             cluster.put_replica(told_replica, float(number)).quiet = quiet
     model = replace(FROG, memory_bytes=need * GIB)
     request = PlaceRequest(model, SNAPSHOTS, frozenset(excluded))
-    found = place(request, cluster, RATES)
+    found = place(request, cluster, ESTIMATES)
     if isinstance(found, Placement):
         node = cluster.nodes[found.node]
         assert node.free_bytes >= model.memory_bytes
@@ -204,12 +206,12 @@ def test_a_placement_never_exceeds_what_a_node_has(
         assert (found.rung is Rung.ABSENT) == (found.snapshot is None)
         others = [n for n in cluster.nodes if n != found.node]
         alone = place(
-            replace(request, excluded_nodes=frozenset([*excluded, found.node])), cluster, RATES
+            replace(request, excluded_nodes=frozenset([*excluded, found.node])), cluster, ESTIMATES
         )
         if others and isinstance(alone, Placement):
             assert alone.predicted_s >= found.predicted_s
         return
-    room = make_room(request, cluster, RATES)
+    room = make_room(request, cluster, ESTIMATES)
     if isinstance(room, Eviction):
         node = cluster.nodes[room.placement.node]
         records = [cluster.replicas[name] for name in room.victims]

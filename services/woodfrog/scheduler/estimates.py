@@ -1,0 +1,173 @@
+"""How long a climb will take: priors, corrected by the climbs that ended. Pure.
+
+A climb's own time, with all its bytes at hand and nothing beside it, is learned for each way (kind of node, model, rung);
+of a model that has not climbed yet it is the prior, times what priors were wrong by for that kind and rung. What bytes
+further away cost, and what climbs beside it on its node cost, is learned for each kind of node. Every estimate is the
+median of the last few samples, so one odd climb changes none of them.
+"""
+
+import statistics
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
+
+from woodfrog.model.node import Stage
+from woodfrog.model.rung import Rung
+from woodfrog.scheduler.rates import Rates
+
+SAMPLES = 9
+ERRORS = 1000  # predictions, of which the error is told
+FEW_BYTES = 4 << 20  # that may be missing without being felt
+MANY_BYTES = 32 << 20  # that a rate can be learned from
+_SMALL_SHARE = 0.3  # of a climb's time: a transfer that estimates may be subtracted of
+
+K = TypeVar("K")
+
+
+class Way(NamedTuple):
+    """Climbs that take equally long."""
+
+    kind: str  # of node
+    model: str
+    rung: Rung
+    copies: bool = False  # weights onto a GPU
+    checkpoint: bool = False  # a cold start that is checkpointed before it serves
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Bytes that must come to memory."""
+
+    store_bytes: int = 0
+    disk_bytes: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.store_bytes + self.disk_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Weights and process come at the same time, and meet at the thaw."""
+
+    prior_s: float  # what is at hand, nothing missing
+    missing: Missing = Missing()
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    way: Way
+    process: Branch
+    weights: Branch
+    beside: int  # climbs under way on the node
+    seconds: float
+
+
+class Estimates:
+    def __init__(self, priors: Rates) -> None:
+        self.priors = priors
+        self._alone: dict[Way, deque[float]] = {}
+        self._wrong: dict[tuple[str, Rung], deque[float]] = {}  # taken over prior
+        self._store: dict[str, deque[float]] = {}  # seconds a byte
+        self._disk: dict[str, deque[float]] = {}
+        self._beside: dict[str, deque[float]] = {}  # share of its time that one more costs a climb
+        self._lowered: dict[tuple[str, Rung], deque[float]] = {}
+        self._errors: deque[float] = deque(maxlen=ERRORS)
+
+    def forecast(
+        self, way: Way, process: Branch, weights: Branch = Branch(0.0), beside: int = 0
+    ) -> Forecast:
+        alone = self._alone_s(way)
+        process_s = self._moving_s(way.kind, process.missing)
+        if alone is None:
+            process_s += process.prior_s * _median(self._wrong.get((way.kind, way.rung)), 1.0)
+            weights_s = weights.prior_s + self._moving_s(way.kind, weights.missing)
+        else:  # which includes the weights at hand
+            process_s += alone
+            weights_s = self._moving_s(way.kind, weights.missing)
+        crowded = 1 + beside * _median(self._beside.get(way.kind), 0.0)
+        return Forecast(way, process, weights, beside, max(process_s, weights_s) * crowded)
+
+    def learn(
+        self, forecast: Forecast, from_rung: Rung, stages: Iterable[Stage], took_s: float
+    ) -> None:
+        """From a climb that ended after `took_s`, less its snapshot's first proof on the node, which comes once."""
+        names = {stage.name: stage.duration_s for stage in stages}
+        took_s = max(1e-4, took_s - names.get("restore.proof", 0.0))
+        way = forecast.way._replace(
+            rung=from_rung, checkpoint=any(name.startswith("checkpoint.") for name in names)
+        )
+        if way == forecast.way:
+            self._errors.append(abs(forecast.seconds - took_s) / took_s)
+        known = self._alone_s(way)
+        share = _median(self._beside.get(way.kind), 0.0)
+        quiet_s = took_s / (1 + forecast.beside * share)
+        more = max(forecast.process.missing, forecast.weights.missing, key=lambda m: m.total)
+        if more.total > FEW_BYTES:
+            self._learn_moving(way, more, quiet_s, known)
+        elif forecast.beside and known is not None:
+            _add(self._beside, way.kind, max(0.0, (took_s / known - 1) / forecast.beside))
+        else:
+            _add(self._alone, way, quiet_s)
+            if way == forecast.way:
+                prior_s = max(forecast.process.prior_s, forecast.weights.prior_s)
+                _add(self._wrong, (way.kind, way.rung), quiet_s / max(prior_s, 1e-4))
+
+    def lower_s(self, kind: str, rung: Rung) -> float:
+        """Until a replica is lowered to the rung, and its room free."""
+        return _median(self._lowered.get((kind, rung)), self.priors.lower_s)
+
+    def learn_lowered(self, kind: str, rung: Rung, took_s: float) -> None:
+        _add(self._lowered, (kind, rung), took_s)
+
+    def error(self, share: float = 0.9) -> float | None:
+        """Of the latest predictions, relative to what was taken: so many had no larger one. None before the first."""
+        if not self._errors:
+            return None
+        ranked = sorted(self._errors)
+        return ranked[min(len(ranked) - 1, int(share * len(ranked)))]
+
+    def forget(self, model: str) -> None:
+        """It was removed."""
+        self._alone = {way: found for way, found in self._alone.items() if way.model != model}
+
+    def _learn_moving(self, way: Way, missing: Missing, took_s: float, known: float | None) -> None:
+        moving_s = self._moving_s(way.kind, missing)
+        if known is None:
+            if moving_s < _SMALL_SHARE * took_s:
+                _add(self._alone, way, took_s - moving_s)
+            return
+        if missing.total < MANY_BYTES:
+            return
+        extra_s = max(0.0, took_s - known)
+        if missing.store_bytes >= missing.disk_bytes:
+            disk_s = self._moving_s(way.kind, replace(missing, store_bytes=0))
+            _add(self._store, way.kind, max(0.0, extra_s - disk_s) / missing.store_bytes)
+        else:
+            store_s = self._moving_s(way.kind, replace(missing, disk_bytes=0))
+            _add(self._disk, way.kind, max(0.0, extra_s - store_s) / missing.disk_bytes)
+
+    def _alone_s(self, way: Way) -> float | None:
+        found = self._alone.get(way)
+        if found is None and way.rung is Rung.STORED:  # the same process, once its bytes are here
+            found = self._alone.get(way._replace(rung=Rung.FROZEN))
+        return statistics.median(found) if found else None
+
+    def _moving_s(self, kind: str, missing: Missing) -> float:
+        seconds = 0.0
+        if missing.store_bytes:
+            a_byte = _median(self._store.get(kind), 1 / self.priors.store_bytes_s)
+            seconds += missing.store_bytes * a_byte
+        if missing.disk_bytes:
+            a_byte = _median(self._disk.get(kind), 1 / self.priors.disk_bytes_s)
+            seconds += missing.disk_bytes * a_byte
+        return seconds
+
+
+def _add(samples: dict[K, deque[float]], key: K, value: float) -> None:
+    samples.setdefault(key, deque(maxlen=SAMPLES)).append(value)
+
+
+def _median(samples: deque[float] | None, prior: float) -> float:
+    return statistics.median(samples) if samples else prior

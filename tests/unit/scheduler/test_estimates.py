@@ -1,0 +1,140 @@
+"""Predictions, and how they follow what climbs take."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from woodfrog.model.node import Stage
+from woodfrog.model.rung import Rung
+from woodfrog.scheduler.estimates import SAMPLES, Branch, Estimates, Missing, Way
+from woodfrog.scheduler.rates import Rates
+
+FROZEN = Way("kind", "frog", Rung.FROZEN)
+PRIORS = Rates()
+PROCESS = Branch(PRIORS.restore_s)
+MB = 10**6
+
+
+def learned(*seconds: float, way: Way = FROZEN) -> Estimates:
+    estimates = Estimates(PRIORS)
+    for took_s in seconds:
+        estimates.learn(estimates.forecast(way, PROCESS), way.rung, (), took_s)
+    return estimates
+
+
+def test_without_samples_priors_hold() -> None:
+    missing = Missing(store_bytes=500 * MB, disk_bytes=100 * MB)
+    forecast = Estimates(PRIORS).forecast(FROZEN, PROCESS, Branch(0.2, missing), beside=3)
+    assert forecast.seconds == pytest.approx(0.2 + 1.0 + 0.1)
+
+
+def test_what_one_model_takes_is_predicted_after_one_climb_and_odd_ones_do_not_matter() -> None:
+    estimates = learned(0.2)
+    assert estimates.forecast(FROZEN, PROCESS).seconds == pytest.approx(0.2)
+    estimates = learned(0.2, 0.21, 9.0, 0.19, 0.2)
+    assert estimates.forecast(FROZEN, PROCESS).seconds == pytest.approx(0.2)
+
+
+def test_what_changed_is_followed() -> None:
+    estimates = learned(*[0.2] * 100, *[0.4] * SAMPLES)
+    assert estimates.forecast(FROZEN, PROCESS).seconds == pytest.approx(0.4)
+
+
+def test_a_model_that_never_climbed_is_taken_for_as_slow_as_others_on_that_kind_of_node() -> None:
+    estimates = learned(PRIORS.restore_s * 5)
+    for name, kind, expected in (("toad", "kind", 5), ("toad", "other", 1)):
+        way = Way(kind, name, Rung.FROZEN)
+        assert estimates.forecast(way, PROCESS).seconds == pytest.approx(
+            PRIORS.restore_s * expected
+        )
+
+
+def test_rates_are_learned_from_what_bytes_cost_beyond_the_climb_itself() -> None:
+    estimates = learned(0.2)
+    stored = FROZEN._replace(rung=Rung.STORED)
+    away = Branch(PRIORS.restore_s, Missing(store_bytes=1000 * MB))
+    first = estimates.forecast(stored, away)
+    assert first.seconds == pytest.approx(0.2 + 2.0)  # by the prior's rate
+    estimates.learn(first, Rung.STORED, (), 0.2 + 4.0)
+    twice = Branch(PRIORS.restore_s, Missing(store_bytes=2000 * MB))
+    assert estimates.forecast(stored, twice).seconds == pytest.approx(0.2 + 8.0)
+    on_disk = Branch(PRIORS.restore_s, Missing(disk_bytes=1000 * MB))
+    estimates.learn(estimates.forecast(FROZEN, on_disk), Rung.FROZEN, (), 0.2 + 0.5)
+    assert estimates.forecast(FROZEN, on_disk).seconds == pytest.approx(0.7)
+    assert estimates.forecast(FROZEN, PROCESS).seconds == pytest.approx(0.2)
+
+
+def test_climbs_beside_it_cost_what_they_did() -> None:
+    estimates = learned(0.2)
+    crowded = estimates.forecast(FROZEN, PROCESS, beside=2)
+    assert crowded.seconds == pytest.approx(0.2)
+    estimates.learn(crowded, Rung.FROZEN, (), 0.4)
+    assert estimates.forecast(FROZEN, PROCESS, beside=4).seconds == pytest.approx(0.6)
+    assert estimates.forecast(FROZEN, PROCESS).seconds == pytest.approx(0.2)
+
+
+def test_a_first_proof_and_another_rung_than_predicted_teach_nothing_wrong() -> None:
+    estimates = learned(0.2)
+    proof = (Stage("restore.proof", 0.1, 3.0),)
+    estimates.learn(estimates.forecast(FROZEN, PROCESS), Rung.FROZEN, proof, 3.2)
+    assert estimates.forecast(FROZEN, PROCESS).seconds == pytest.approx(0.2)
+    cold = (Stage("cold.engine", 0.0, 5.0), Stage("checkpoint.dump", 5.0, 1.0))
+    estimates.learn(estimates.forecast(FROZEN, PROCESS), Rung.ABSENT, cold, 6.0)
+    assert estimates.forecast(FROZEN, PROCESS).seconds == pytest.approx(0.2)
+    absent = Way("kind", "frog", Rung.ABSENT, checkpoint=True)
+    assert estimates.forecast(absent, Branch(PRIORS.cold_s)).seconds == pytest.approx(6.0)
+
+
+def test_the_error_of_predictions_is_told() -> None:
+    assert Estimates(PRIORS).error() is None
+    chance = random.Random(7)
+    estimates = learned(*(0.2 * chance.uniform(0.95, 1.05) for _ in range(100)))
+    worst = estimates.error(1.0)
+    assert worst is not None
+    assert worst > 0.5  # the very first one
+    found = estimates.error()
+    assert found is not None
+    assert found < 0.1
+
+
+def test_a_model_that_is_gone_is_forgotten() -> None:
+    estimates = learned(0.2)
+    estimates.forget("frog")
+    bias = 0.2 / PRIORS.restore_s
+    expected = pytest.approx(PRIORS.restore_s * bias)
+    assert estimates.forecast(FROZEN, PROCESS).seconds == expected
+
+
+def test_what_lowering_takes_is_learned() -> None:
+    estimates = Estimates(PRIORS)
+    assert estimates.lower_s("kind", Rung.PARKED) == PRIORS.lower_s
+    estimates.learn_lowered("kind", Rung.PARKED, 0.7)
+    assert estimates.lower_s("kind", Rung.PARKED) == 0.7
+    assert estimates.lower_s("kind", Rung.FROZEN) == PRIORS.lower_s
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([Rung.FROZEN, Rung.STORED, Rung.ABSENT]),
+            st.sampled_from([Rung.FROZEN, Rung.STORED, Rung.ABSENT]),
+            st.integers(0, 10**11),
+            st.integers(0, 10**11),
+            st.integers(0, 5),
+            st.floats(0, 1000),
+        ),
+        max_size=30,
+    )
+)
+def test_whatever_was_taken_predictions_are_times(
+    climbs: list[tuple[Rung, Rung, int, int, int, float]],
+) -> None:
+    estimates = Estimates(PRIORS)
+    for rung, found, store, disk, beside, took_s in climbs:
+        missing = Missing(store, disk)
+        way = Way("kind", "frog", rung)
+        forecast = estimates.forecast(way, Branch(0.03, missing), Branch(0.1, missing), beside)
+        assert 0 <= forecast.seconds < 1e9
+        estimates.learn(forecast, found, (), took_s)
