@@ -1,0 +1,86 @@
+"""How likely a model is to be wanted soon: from how long it was idle before each wake. Pure.
+
+A wake is a request that comes while nothing of the model runs; the idle time before it goes into a histogram with bins a
+tenth apart, so that a model that wakes each hour is known to, a few minutes before. Counts are halved after `HALF_LIFE`
+wakes, so that what a model did long ago is forgotten. A model with few wakes is taken for an ordinary one: the histogram of
+all models counts as `ORDINARY_WAKES` of its own.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+STEP = 1.1  # from one bin's start to the next's
+SHORTEST_S = 1.0  # an idle time of less is none: the model never came to rest
+LONGEST_S = 30 * 86400.0
+BINS = math.ceil(math.log(LONGEST_S / SHORTEST_S) / math.log(STEP)) + 1
+HALF_LIFE = 64.0  # wakes
+ORDINARY_WAKES = 2.0
+_ALL_HALF_LIFE = 4096.0
+_LOG_STEP = math.log(STEP)
+
+
+@dataclass(slots=True)
+class Histogram:
+    """Decayed counts of idle times, by bin."""
+
+    half_life: float
+    counts: dict[int, float] = field(default_factory=dict)
+    total: float = 0.0
+
+    def add(self, idle_s: float) -> None:
+        kept = 0.5 ** (1 / self.half_life)
+        self.counts = {bin: count * kept for bin, count in self.counts.items() if count > 1e-3}
+        found = bin_of(idle_s)
+        self.counts[found] = self.counts.get(found, 0.0) + 1.0
+        self.total = sum(self.counts.values())
+
+    def beyond(self, idle_s: float) -> float:
+        """Wakes that came after a longer idle time; of the bin that it is in, the part that lies after it."""
+        at = _place(idle_s)
+        whole = int(at)
+        more = sum(count for bin, count in self.counts.items() if bin > whole)
+        return more + self.counts.get(whole, 0.0) * (1 - (at - whole))
+
+
+class Demand:
+    """Of all models."""
+
+    def __init__(self) -> None:
+        self._all = Histogram(_ALL_HALF_LIFE)
+        self._of: dict[str, Histogram] = {}
+
+    def woke(self, model: str, idle_s: float) -> None:
+        """A request came after so long without any."""
+        if idle_s < SHORTEST_S:
+            return
+        self._of.setdefault(model, Histogram(HALF_LIFE)).add(idle_s)
+        self._all.add(idle_s)
+
+    def forget(self, model: str) -> None:
+        self._of.pop(model, None)
+
+    def chance(self, model: str, idle_s: float, within_s: float) -> float:
+        """Of a request within that time, after so long without one. From 0 to 1; 0 while nothing is known."""
+        own = self._of.get(model)
+        now = later = 0.0
+        if own is not None:
+            now, later = own.beyond(idle_s), own.beyond(idle_s + within_s)
+        if self._all.total:
+            share = ORDINARY_WAKES / self._all.total
+            now += share * self._all.beyond(idle_s)
+            later += share * self._all.beyond(idle_s + within_s)
+        return 1 - later / now if now > 1e-9 else 0.0
+
+    def wakes_s(self, model: str, idle_s: float, within_s: float) -> float:
+        """Wakes a second that are expected within that time."""
+        return self.chance(model, idle_s, within_s) / within_s
+
+
+def bin_of(idle_s: float) -> int:
+    return int(_place(idle_s))
+
+
+def _place(idle_s: float) -> float:
+    """Of an idle time among the bins; the fraction is how far it is in its bin."""
+    bounded = min(max(idle_s, SHORTEST_S), LONGEST_S)
+    return math.log(bounded / SHORTEST_S) / _LOG_STEP

@@ -1,0 +1,84 @@
+"""What a model did tells when it is wanted next."""
+
+import random
+import statistics
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from woodfrog.scheduler.demand import BINS, LONGEST_S, Demand, Histogram, bin_of
+
+
+def woken(model: str, *idle_s: float) -> Demand:
+    demand = Demand()
+    for each in idle_s:
+        demand.woke(model, each)
+    return demand
+
+
+def test_a_model_that_wakes_each_hour_is_expected_just_before_and_not_earlier() -> None:
+    demand = woken("frog", *[3600.0] * 20)
+    assert demand.chance("frog", 600, 60) < 0.05
+    assert demand.chance("frog", 1800, 60) < 0.05
+    assert demand.chance("frog", 3500, 300) > 0.8
+    soon = [demand.wakes_s("frog", idle_s, 60) for idle_s in (60, 1200, 2400, 3540)]
+    assert soon[3] > 10 * max(soon[:3])
+
+
+def test_one_that_wakes_at_random_is_as_likely_at_any_time() -> None:
+    chance = random.Random(1)
+    demand = Demand()
+    models = [f"frog{number}" for number in range(30)]
+    for model in models * 200:
+        demand.woke(model, chance.expovariate(1 / 600))
+    for idle_s in (60, 300, 900):
+        found = [demand.wakes_s(model, idle_s, 60) for model in models]
+        assert statistics.mean(found) == pytest.approx(1 / 600, rel=0.2)
+
+
+def test_a_model_without_a_history_is_an_ordinary_one_and_its_own_history_soon_counts() -> None:
+    demand = woken("toad", *[100.0] * 50)
+    ordinary = demand.chance("frog", 90, 20)
+    assert ordinary > 0.5
+    for _ in range(20):
+        demand.woke("frog", 5000.0)
+    assert demand.chance("frog", 90, 20) < ordinary / 3
+
+
+def test_what_a_model_did_long_ago_is_forgotten() -> None:
+    demand = woken("frog", *[60.0] * 100, *[7200.0] * 400)
+    assert demand.chance("frog", 30, 60) < 0.1
+
+
+def test_nothing_is_known_of_nothing() -> None:
+    demand = Demand()
+    assert demand.chance("frog", 10, 60) == 0.0
+    demand.woke("frog", 0.2)  # it never came to rest
+    assert demand.chance("frog", 10, 60) == 0.0
+    demand.woke("frog", 20.0)
+    demand.forget("frog")
+    assert demand.chance("frog", 10, 60) > 0.0  # as an ordinary one
+
+
+@given(st.lists(st.floats(0, 1e9), max_size=50), st.floats(0, 1e9), st.floats(0.1, 1e6))
+def test_chances_are_chances_and_grow_with_the_time_allowed(
+    idle: list[float], idle_s: float, within_s: float
+) -> None:
+    demand = woken("frog", *idle)
+    near, far = demand.chance("frog", idle_s, within_s), demand.chance("frog", idle_s, 2 * within_s)
+    assert -1e-9 <= near <= far + 1e-9 <= 1 + 2e-9
+
+
+@given(st.floats(0, 1e12))
+def test_every_time_has_a_bin(idle_s: float) -> None:
+    assert 0 <= bin_of(idle_s) < BINS
+
+
+def test_a_histogram_stays_small() -> None:
+    histogram = Histogram(64.0)
+    chance = random.Random(2)
+    for _ in range(5000):
+        histogram.add(chance.uniform(1, LONGEST_S))
+    assert len(histogram.counts) <= BINS
+    assert histogram.total < 64 / 0.69 + 2
