@@ -87,6 +87,8 @@ class Board:
 
     def touch(self, replica_id: str) -> None:
         self.touched[replica_id] = None
+        if (record := self.view.replicas.get(replica_id)) is not None:
+            self.view.changed(record.replica.node)
 
     def stir_all(self) -> None:
         """Room or hope changed somewhere."""
@@ -174,6 +176,7 @@ class Board:
             record.facts = facts
             record.print_key = fingerprint_key(facts.fingerprint)
             record.refused_bytes = None
+            self.view.changed(node)
             self.stir_all()
 
     def drop(self, replica_id: str) -> ReplicaRecord | None:

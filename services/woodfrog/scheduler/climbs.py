@@ -157,6 +157,7 @@ class Climbs:
         climb.attempts += 1
         climb.started = self._board.now
         self._board.view.nodes[placement.node].climbs += 1
+        self._board.view.changed(placement.node)
         climb.restored = climb.restored or placement.snapshot is not None
         reservations.reserve(self._board.view, climb)
         if placement.replica_id is not None:
@@ -190,6 +191,7 @@ class Climbs:
         self._unreserve(climb)
         if climb.phase is Phase.RUNNING and climb.node in self._board.view.nodes:
             self._board.view.nodes[climb.node].climbs -= 1
+            self._board.view.changed(climb.node)
         climb.phase = Phase.ROOM
         for replica_id in climb.victims:
             del self._victims[replica_id]

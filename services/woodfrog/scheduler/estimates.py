@@ -17,6 +17,7 @@ from woodfrog.model.rung import Rung
 from woodfrog.scheduler.rates import Rates
 
 SAMPLES = 9
+BESIDE_MAX = 3.0  # times its own time that one more climb costs another
 ERRORS = 1000  # predictions, of which the error is told
 FEW_BYTES = 4 << 20  # that may be missing without being felt
 MANY_BYTES = 32 << 20  # that a rate can be learned from
@@ -107,7 +108,8 @@ class Estimates:
         if more.total > FEW_BYTES:
             self._learn_moving(way, more, quiet_s, known)
         elif forecast.beside and known is not None:
-            _add(self._beside, way.kind, max(0.0, (took_s / known - 1) / forecast.beside))
+            share = (took_s / known - 1) / forecast.beside
+            _add(self._beside, way.kind, min(max(0.0, share), BESIDE_MAX))
         else:
             _add(self._alone, way, quiet_s)
             if way == forecast.way:

@@ -4,19 +4,20 @@ Ties go to the node with the fewest replicas, then by name.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from woodfrog.model.node import GpuFacts, NodeFacts, Replica, ReplicaState, Resident
 from woodfrog.model.rung import Rung
 from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.model.spec import ModelSpec
+from woodfrog.scheduler import candidates
 from woodfrog.scheduler.estimates import Branch, Estimates, Forecast, Missing, Way
 from woodfrog.scheduler.rates import Rates
 from woodfrog.scheduler.room import best_gpu, gpus_of, need_bytes, room_bytes
 from woodfrog.scheduler.view import RESTING, ClusterView, NodeRecord, ReplicaRecord
 
-_FULL = "full"
+_FULL = candidates.FULL
 _Found = tuple[GpuFacts, int]  # a GPU, and what is taken there
 _LASTING = ("too small", "without a GPU")
 
@@ -85,16 +86,19 @@ def place(request: PlaceRequest, view: ClusterView, estimates: Estimates) -> Pla
         thaw_cost = (placement.predicted_s, len(node.replicas), placement.node, name)
         if thaw_cost < best_cost:
             best, best_cost = placement, thaw_cost
-    misfits: Counter[str] = Counter()
-    for name, node in view.nodes.items() if request.new else ():
-        why = _misfit(name, node, request)
-        if why is not None:
-            misfits[why] += 1
-            continue
-        placement = _climb(name, node, request, estimates, best_gpu(node, spec))
-        cost = (placement.predicted_s, len(node.replicas) + node.reserved_count, name, "")
-        if cost < best_cost:
-            best, best_cost = placement, cost
+    near = _near(view, request, candidates.with_room)
+    misfits = +near.misfits
+    for names in (near.nodes, near.rest):
+        for name in names if best is None or names is near.nodes else ():
+            node = view.nodes[name]
+            why = _misfit(name, node, request)
+            if why is not None:
+                misfits[why] += 1
+                continue
+            placement = _climb(name, node, request, estimates, best_gpu(node, spec))
+            cost = (placement.predicted_s, len(node.replicas) + node.reserved_count, name, "")
+            if cost < best_cost:
+                best, best_cost = placement, cost
     return best or NoCapacity(misfits)
 
 
@@ -107,14 +111,20 @@ def make_room(
     """
     best: Eviction | None = None
     best_cost = (float("inf"), 0, 0, "", "")
-    misfits: Counter[str] = Counter()
     options = [*_crowded_thaws(request, view, estimates)]
-    for name, node in view.nodes.items() if request.new else ():
-        why = _misfit(name, node, request)
-        crowded = [*_crowded(name, node, request, estimates)] if why == _FULL else []
-        if not any(victims for _, victims in crowded):
-            misfits[why or _FULL] += 1
-        options += crowded
+    near = _near(view, request, candidates.crowded)
+    misfits = +near.misfits
+    for names in (near.nodes, near.rest):
+        for name in names:
+            why = _misfit(name, view.nodes[name], request)
+            crowded = (
+                [*_crowded(name, view.nodes[name], request, estimates)] if why == _FULL else []
+            )
+            if not any(victims for _, victims in crowded):
+                misfits[why or _FULL] += 1
+            options += crowded
+        if any(victims for _, victims in options):
+            break
     for placement, victims in options:
         serving = sum(record.replica.state is ReplicaState.SERVING for record in victims)
         node = view.nodes[placement.node]
@@ -126,6 +136,17 @@ def make_room(
             names = tuple(record.replica.replica_id for record in victims)
             best, best_cost = Eviction(placement, names, rung), cost
     return best or NoCapacity(misfits)
+
+
+def _near(
+    view: ClusterView, request: PlaceRequest, find: Callable[..., candidates.Found]
+) -> candidates.Found:
+    """Nodes to be looked at for a new replica."""
+    if not request.new:
+        return candidates.Found((), (), Counter())
+    if len(view.nodes) <= candidates.FEW_NODES:
+        return candidates.Found(tuple(view.nodes), (), Counter())
+    return find(view, request.spec, request.pointers, request.excluded_nodes)
 
 
 def could_take(facts: NodeFacts, spec: ModelSpec) -> bool:

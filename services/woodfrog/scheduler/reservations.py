@@ -67,6 +67,7 @@ def check(view: ClusterView, climbs: Collection[Climb]) -> None:
 
 def _change(view: ClusterView, climb: Climb, placement: Placement, sign: int) -> None:
     node = view.nodes[placement.node]
+    view.changed(placement.node)
     node.reserved_bytes += sign * climb.new_bytes
     node.reserved_count += sign * climb.new_count
     reserved = node.reserved_gpu_bytes.pop(placement.gpu, 0) + sign * placement.gpu_bytes

@@ -20,6 +20,7 @@ class Rest:
         if busy or record.busy:
             record.used = board.now
         record.busy = busy
+        board.view.changed(record.replica.node)
         was_quiet = record.quiet
         record.quiet = record.live and not busy and board.now >= record.descend_after
         if record.quiet and not was_quiet and record.replica.gpu:

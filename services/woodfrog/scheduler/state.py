@@ -11,6 +11,7 @@ from typing import Any
 from woodfrog.model.node import ReplicaState
 from woodfrog.model.placement import ReadyReplica
 from woodfrog.model.rung import Rung
+from woodfrog.scheduler import candidates
 from woodfrog.scheduler import events as on
 from woodfrog.scheduler.board import Board, Limits, Ticket
 from woodfrog.scheduler.climbs import Climbs
@@ -94,6 +95,7 @@ class SchedulerState:
         """The invariants; AssertionError when one is broken."""
         self._board.check()
         self._climbs.check()
+        candidates.check(self.view)
         for model, waiting in self._board.waiting.items():
             for ticket in waiting.values():
                 assert not any(

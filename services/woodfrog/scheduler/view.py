@@ -5,6 +5,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from woodfrog.model.node import NodeFacts, Replica, ReplicaState, Resident
 from woodfrog.model.placement import ReadyReplica
@@ -97,11 +98,43 @@ class ClusterView:
         self.models: dict[str, ModelRecord] = {}
         self.nodes: dict[str, NodeRecord] = {}
         self.replicas: dict[str, ReplicaRecord] = {}
+        self.holders: dict[str, set[str]] = {}  # manifest to nodes that have something of it
+        self.changed_nodes: set[str] = set()  # whose summary is old
+        self.summaries: dict[str, Any] = {}  # by node, of `candidates.py`
+        self.last_look: tuple[Any, dict[str, str]] | None = None  # its too
         self._of_model: dict[str, dict[str, ReplicaRecord]] = {}  # also of models not listed
         self._pointers: dict[str, dict[str, SnapshotPointer]] = {}  # model, fingerprint digest
 
     def replicas_of(self, model: str) -> Iterable[ReplicaRecord]:
         return self._of_model.get(model, {}).values()
+
+    def changed(self, node: str) -> None:
+        """Call after any change of the node's record, or of a replica's on it."""
+        self.changed_nodes.add(node)
+
+    def put_node(self, name: str, node: NodeRecord) -> None:
+        self.nodes[name] = node
+        for manifest in node.residents:
+            self.holders.setdefault(manifest, set()).add(name)
+        self.changed(name)
+
+    def drop_node(self, name: str) -> None:
+        self.put_residents(name, (), self.nodes[name].residents)
+        del self.nodes[name]
+        self.changed(name)
+
+    def put_residents(
+        self, name: str, residents: Iterable[Resident], gone: Iterable[str] = ()
+    ) -> None:
+        known = self.nodes[name].residents
+        for manifest in [*gone]:
+            if known.pop(manifest, None) is not None:
+                self.holders[manifest].discard(name)
+                if not self.holders[manifest]:
+                    del self.holders[manifest]
+        for resident in residents:
+            known[resident.manifest] = resident
+            self.holders.setdefault(resident.manifest, set()).add(name)
 
     def usable(self, record: ReplicaRecord) -> bool:
         """It answers for its model as that is listed now."""
@@ -122,6 +155,7 @@ class ClusterView:
             self._of_model.setdefault(replica.model, {})[replica.replica_id] = record
         assert (record.replica.node, record.replica.model) == (replica.node, replica.model)
         record.replica = replica
+        self.changed(replica.node)
         return record
 
     def drop_replica(self, replica_id: str) -> ReplicaRecord | None:
@@ -132,6 +166,7 @@ class ClusterView:
             if not of_model:
                 del self._of_model[record.replica.model]
             del self.nodes[record.replica.node].replicas[replica_id]
+            self.changed(record.replica.node)
         return record
 
     def pointers(self, spec: ModelSpec) -> dict[str, SnapshotPointer]:
@@ -169,6 +204,11 @@ class ClusterView:
         assert sum(map(len, self._of_model.values())) == count
         assert all(self._of_model.values()), "a model without replicas is kept"
         assert all(self._pointers.values()), "a model without pointers is kept"
+        holders: dict[str, set[str]] = {}
+        for name, node in self.nodes.items():
+            for manifest in node.residents:
+                holders.setdefault(manifest, set()).add(name)
+        assert self.holders == holders
         for node in self.nodes.values():
             assert node.print_key == fingerprint_key(node.facts.fingerprint)
             assert node.reserved_bytes >= 0

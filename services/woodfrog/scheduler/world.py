@@ -28,16 +28,13 @@ class World:
             if update.facts is None or not update.full:
                 return  # of a stream that began before the node was lost
             node = NodeRecord(update.facts, fingerprint_key(update.facts.fingerprint), silent=True)
-            self._view.nodes[name] = node
+            self._view.put_node(name, node)
         if update.facts is not None:
             board.put_facts(name, update.facts)
         self._put_replicas(name, node, update)
-        if update.full:
-            node.residents.clear()
-        for manifest in update.residents_gone:
-            node.residents.pop(manifest, None)
-        for resident in update.residents:
-            node.residents[resident.manifest] = resident
+        gone = [*node.residents] if update.full else update.residents_gone
+        self._view.put_residents(name, update.residents, gone)
+        self._view.changed(name)
         if node.silent:
             node.silent = False
             board.awaited.discard(name)
@@ -49,6 +46,7 @@ class World:
         node = self._view.nodes.get(event.node)
         if node is not None and not node.silent:
             node.silent = True
+            self._view.changed(event.node)
             self._await(event.node, self._board.limits.node_patience_s)
 
     def node_lost(self, event: on.NodeLost) -> None:
@@ -56,11 +54,12 @@ class World:
         if node is None:
             return
         node.silent = True
+        self._view.changed(event.node)
         self._await(event.node, self._board.limits.node_return_s)
         self._climbs.node_lost(event.node)
         for replica_id in list(node.replicas):
             self._climbs.drop_replica(replica_id)
-        del self._view.nodes[event.node]
+        self._view.drop_node(event.node)
 
     def _put_replicas(self, name: str, node: NodeRecord, update: NodeUpdate) -> None:
         named = {replica.replica_id for replica in update.replicas}

@@ -38,7 +38,8 @@ ESTIMATES = Estimates(RATES)
 
 def view(*told: NodeFacts) -> ClusterView:
     built = ClusterView()
-    built.nodes = {each.node: NodeRecord(each, fingerprint_key(each.fingerprint)) for each in told}
+    for each in told:
+        built.put_node(each.node, NodeRecord(each, fingerprint_key(each.fingerprint)))
     return built
 
 
@@ -121,9 +122,9 @@ def test_a_model_for_the_cpu_takes_no_gpu() -> None:
 def test_the_node_where_the_weights_are_on_a_gpu_already_wins() -> None:
     snapshots = {fingerprint_key(PRINT): pointer(FROG)}
     cluster = view(facts("a", gpus=(gpu(),)), facts("b", gpus=(gpu(weights=(FROG.weights,)),)))
-    for node in cluster.nodes.values():
+    for name in cluster.nodes:
         for manifest, size in ((FROG.weights, FROG.weights_bytes), (pointer(FROG).manifest, 9)):
-            node.residents[manifest] = resident(manifest, size)
+            cluster.put_residents(name, [resident(manifest, size)])
     found = place(PlaceRequest(FROG, snapshots), cluster, ESTIMATES)
     assert isinstance(found, Placement)
     assert (found.node, found.rung) == ("b", Rung.FROZEN)
@@ -198,7 +199,7 @@ def test_hot_that_gave_its_cache_back_needs_that_much() -> None:
 def test_who_rests_on_a_gpu_yields_and_the_last_user_its_weights() -> None:
     cluster = view(facts("a", gpus=(gpu(80 * GIB, weights=(NEWT.weights, TOAD.weights)),)))
     for model in (NEWT, TOAD):
-        cluster.nodes["a"].residents[model.weights] = resident(model.weights, model.weights_bytes)
+        cluster.put_residents("a", [resident(model.weights, model.weights_bytes)])
     idle(
         cluster,
         "a",
@@ -232,7 +233,7 @@ def test_who_is_on_its_way_does_not_yield(what: str) -> None:
 def test_victims_are_parked_and_give_their_gpu_memory_back_the_last_its_weights() -> None:
     lies = (TOAD.weights, NEWT.weights)
     cluster = view(facts("a", gpus=(gpu(72 * GIB, weights=lies),)))
-    cluster.nodes["a"].residents[TOAD.weights] = resident(TOAD.weights, TOAD.weights_bytes)
+    cluster.put_residents("a", [resident(TOAD.weights, TOAD.weights_bytes)])
     idle(
         cluster,
         "a",
@@ -277,7 +278,7 @@ def test_a_small_one_is_spared_when_a_larger_one_has_to_go_anyhow() -> None:
 def test_weights_that_the_climb_itself_needs_do_not_come_free() -> None:
     twin = replace(FROG, name="twin")
     cluster = view(facts("a", gpus=(gpu(80 * GIB, weights=(FROG.weights,)),)))
-    cluster.nodes["a"].residents[FROG.weights] = resident(FROG.weights, FROG.weights_bytes)
+    cluster.put_residents("a", [resident(FROG.weights, FROG.weights_bytes)])
     idle(cluster, "a", ("w1", twin, ReplicaState.SERVING, 9 * GIB))
     assert victims(cluster) == ()
     assert victims(cluster, replace(FROG, gpu_bytes=9 * GIB)) == ("w1",)

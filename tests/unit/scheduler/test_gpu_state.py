@@ -146,7 +146,7 @@ def test_what_parked_off_the_gpu_waits_until_nobody_uses_what_fills_it() -> None
 
 def test_who_is_hot_there_yields_to_it_without_being_asked() -> None:
     cell = crowded(ReplicaState.HOT)
-    cell.state.view.nodes["a"].residents[TOAD.weights] = resident(TOAD.weights, 20 * GIB)
+    cell.state.view.put_residents("a", [resident(TOAD.weights, 20 * GIB)])
     start = only(on.StartClimb, cell.acquire())
     assert (start.replica_id, start.rung) == ("f1", Rung.PARKED)
     assert every(on.StartClimb, cell.acquire("toad")) == []  # its memory is spoken for

@@ -41,7 +41,8 @@ SNAPSHOTS = {fingerprint_key(PRINT): SNAPSHOT}
 def view(*told: NodeFacts) -> ClusterView:
     built = ClusterView()
     built.models = {"frog": ModelRecord(FROG)}
-    built.nodes = {each.node: NodeRecord(each, fingerprint_key(each.fingerprint)) for each in told}
+    for each in told:
+        built.put_node(each.node, NodeRecord(each, fingerprint_key(each.fingerprint)))
     return built
 
 
@@ -51,7 +52,7 @@ def lies(cluster: ClusterView, node: str, page_cache: float = 1.0, disk: float =
         (FROG.weights, FROG.weights_bytes),
         (SNAPSHOT.manifest, SNAPSHOT.size_bytes),
     ):
-        cluster.nodes[node].residents[manifest] = resident(manifest, size, disk, page_cache)
+        cluster.put_residents(node, [resident(manifest, size, disk, page_cache)])
 
 
 def placed(request: PlaceRequest, cluster: ClusterView) -> Placement:
@@ -186,7 +187,7 @@ def test_a_placement_never_exceeds_what_a_node_has(
             name, PRINT if kin else OTHER_PRINT, memory * GIB, promised * GIB, count, draining
         )
         node = NodeRecord(told, fingerprint_key(told.fingerprint), reserved_bytes=reserved * GIB)
-        cluster.nodes[name] = node
+        cluster.put_node(name, node)
         lies(cluster, name, page_cache=0.0, disk=disk)
         for number, (quiet, parked) in enumerate(ran):
             state = ReplicaState.PARKED if parked else ReplicaState.SERVING
