@@ -1,0 +1,480 @@
+"""A simulated cell: the scheduler's and the node agents' real decisions, on a clock that is moved, with made-up processes.
+
+Real are `scheduler.state` with all it decides by, and each node's `node_agent.state`, whose word on memory is final. Made up
+are what takes time (climbs, descents, messages, answers), what nodes have in their caches, and what goes wrong: messages are
+late, streams break, replicas, nodes and the scheduler die and come back. All of it follows from one seed.
+"""
+
+import heapq
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from loadtest.simulated_node import PRINT, NodeSize, Process, SimulatedNode
+from woodfrog.model import digest
+from woodfrog.model.node import (
+    Climbed,
+    NodeUpdate,
+    Replica,
+    ReplicaState,
+)
+from woodfrog.model.placement import Acquired, ReadyReplica, ReplicaUsage
+from woodfrog.model.rung import Rung
+from woodfrog.model.snapshot import Fingerprint, SnapshotPointer
+from woodfrog.model.spec import ModelSpec
+from woodfrog.scheduler import events as on
+from woodfrog.scheduler.state import SchedulerState
+
+_ROUTER = "router"
+_TRIES = 8  # of one request, as often as the scheduler tries a climb
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds, and bytes a second. Of an 8B model on an H100 where nothing else is said (MEASURED figures of docs)."""
+
+    message_s: float = 0.001
+    hot_s: float = 0.01
+    parked_s: float = 0.01  # and the weights' way onto the GPU
+    restore_s: float = 0.13
+    cold_s: float = 30.0
+    lower_s: float = 0.05
+    pcie_bytes_s: float = 50e9
+    disk_bytes_s: float = 3e9
+    store_bytes_s: float = 2e9
+    checkpoint_s: float = 5.0  # from a cold start to its snapshot
+    noise: float = 0.1  # each is so much longer or shorter at most
+    snapshot_bytes: int = 2 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """Mean seconds between two of a kind; 0: none."""
+
+    replica_dies_s: float = 0.0
+    node_dies_s: float = 0.0
+    stream_breaks_s: float = 0.0
+    scheduler_dies_s: float = 0.0
+    climb_fails: float = 0.0  # share
+    away_s: float = 5.0  # how long a node or the scheduler is
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    at: float
+    model: str
+    answer_s: float  # the answer takes, once it began
+
+
+@dataclass(slots=True)
+class Request:
+    number: int
+    arrival: Arrival
+    tries: int = 0
+    excluded: set[str] = field(default_factory=set)
+    replica: str = ""
+    began: float | None = None  #: its answer
+    ended: float | None = None
+    outcome: str = (
+        ""  #: "answered", "broken" (its replica died under it) or the reason of a refusal
+    )
+    rung: Rung = Rung.SERVING
+
+
+_SIZE = NodeSize()
+
+
+class SimulatedCell:
+    """`run` it with requests; every one of them ends, with an outcome."""
+
+    def __init__(
+        self,
+        seed: int,
+        models: Sequence[ModelSpec],
+        node_count: int,
+        size: NodeSize = _SIZE,
+        timing: Timing = Timing(),
+        faults: Faults = Faults(),
+        checked: bool = True,
+    ) -> None:
+        """`checked`: invariants are looked at after each event; AssertionError when one is broken."""
+        self.chance = random.Random(seed)
+        self.timing, self.faults, self.checked = timing, faults, checked
+        self.now = 0.0
+        self.models = {model.name: model for model in models}
+        self.pointers: dict[str, SnapshotPointer] = {}
+        self.requests: dict[int, Request] = {}
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._count = 0
+        self._names = 0
+        self._tickets: dict[int, Request] = {}
+        self._ready: dict[str, ReadyReplica] = {}  # that the router knows
+        self._active: dict[str, int] = {}
+        self._lives = 0
+        self._scheduler: SchedulerState | None = None
+        self._connected: set[str] = set()
+        self._early: dict[str, float] = {}  # the last message of each stream arrives then
+        self._tick_at: float | None = None
+        self.nodes = {
+            name: SimulatedNode(self, name, size)
+            for name in (f"n{number:04}" for number in range(node_count))
+        }
+        self._start_scheduler()
+        self._plan_faults()
+
+    # --- time ---
+
+    def after(self, seconds: float, do: Callable[[], None]) -> None:
+        self._count += 1
+        heapq.heappush(self._heap, (self.now + seconds, self._count, do))
+
+    def noisy(self, seconds: float) -> float:
+        return seconds * self.chance.uniform(1 - self.timing.noise, 1 + self.timing.noise)
+
+    def run(self, arrivals: Iterable[Arrival], patience_s: float = 600.0) -> list[Request]:
+        """Until every request has ended. AssertionError when one has not `patience_s` after the last came."""
+        last = 0.0
+        for arrival in arrivals:
+            number = len(self.requests)
+            request = self.requests[number] = Request(number, arrival)
+            last = max(last, arrival.at)
+            self.after(arrival.at - self.now, lambda request=request: self._ask(request))  # type: ignore[misc]
+        open_requests = len(self.requests)
+        while self._heap and open_requests:
+            self.now, _, do = heapq.heappop(self._heap)
+            assert self.now < last + patience_s, f"{open_requests} requests never ended"
+            do()
+            open_requests -= self._ended
+            self._ended = 0
+        assert not open_requests, f"{open_requests} requests were lost"
+        return list(self.requests.values())
+
+    _ended = 0
+
+    def new_name(self, node: str) -> str:
+        self._names += 1
+        return f"{node}-r{self._names}"
+
+    # --- the scheduler ---
+
+    def _start_scheduler(self) -> None:
+        self._lives += 1
+        self._scheduler = SchedulerState(f"e{self._lives}")
+        self._tick_at = None
+        self._handle(
+            on.CatalogListed(
+                tuple(self.models.values()), tuple(self.pointers.values()), tuple(self.nodes)
+            )
+        )
+        for node in self.nodes.values():
+            if node.up:
+                self._connect(node)
+        for request in list(self._tickets.values()):  # their calls failed; routers ask again
+            self.after(self.timing.message_s, lambda request=request: self._ask(request))  # type: ignore[misc]
+        self._tickets.clear()
+        active = tuple(ReplicaUsage(name, count) for name, count in self._active.items() if count)
+        if active:
+            self._handle(on.UsageReported(_ROUTER, active))
+
+    def _handle(self, event: on.Event) -> None:
+        if self._scheduler is None:
+            return
+        commands = self._scheduler.handle(event, self.now)
+        if self.checked:
+            self._scheduler.check()
+        for command in commands:
+            self._carry_out(command)
+        self._arm()
+
+    def _arm(self) -> None:
+        scheduler = self._scheduler
+        when = scheduler.next_time() if scheduler else None
+        if when is None or (self._tick_at is not None and self._tick_at <= when):
+            return
+        self._tick_at = max(when, self.now)
+
+        def tick() -> None:
+            if (
+                self._scheduler is scheduler
+                and self._tick_at is not None
+                and self._tick_at <= self.now
+            ):
+                self._tick_at = None
+                self._handle(on.Ticked())
+
+        self.after(max(0.0, when - self.now) + 1e-9, tick)
+
+    def answer(self, event: on.Event) -> None:
+        """To the scheduler that asked; another one does not know of it."""
+        asked = self._scheduler
+        self.after(
+            self.noisy(self.timing.message_s),
+            lambda: self._handle(event) if self._scheduler is asked else None,
+        )
+
+    def stream(self, node: SimulatedNode, update: NodeUpdate) -> None:
+        """In order, while the stream is up."""
+        if node.name not in self._connected or self._scheduler is None:
+            return
+        asked = self._scheduler
+        at = max(self.now + self.noisy(self.timing.message_s), self._early.get(node.name, 0.0))
+        self._early[node.name] = at
+        life = node.lives
+
+        def arrive() -> None:
+            if self._scheduler is asked and node.name in self._connected and node.lives == life:
+                self._handle(on.NodeReported(node.name, update))
+
+        self.after(at - self.now, arrive)
+
+    def _connect(self, node: SimulatedNode) -> None:
+        if not node.up or self._scheduler is None:
+            return
+        self._connected.add(node.name)
+        self._handle(on.NodeListed(node.name))
+        self.stream(node, node.full())
+
+    def _disconnect(self, node: SimulatedNode, for_s: float, *, lost_after_s: float = 3.0) -> None:
+        self._connected.discard(node.name)
+        self._handle(on.NodeSilent(node.name))
+        life = node.lives
+
+        def lose() -> None:
+            if node.name not in self._connected:
+                self._handle(on.NodeLost(node.name))
+
+        self.after(lost_after_s, lose)
+
+        def back() -> None:
+            if not node.up and node.lives == life:
+                node.start()
+            if node.name not in self._connected:
+                self._connect(node)
+
+        self.after(for_s, back)
+
+    def _carry_out(self, command: on.Command) -> None:
+        match command:
+            case on.StartClimb():
+                self._to_node(
+                    command.node, lambda node: node.climb(command),
+                    on.ClimbFailed(command.attempt, "RPC_UNAVAILABLE", "its node is away"),
+                )  # fmt: skip
+            case on.Descend():
+                self._to_node(
+                    command.node, lambda node: node.descend(command),
+                    on.DescendFailed(command.replica_id, "RPC_UNAVAILABLE", "its node is away"),
+                )  # fmt: skip
+            case on.Grant(ticket, acquired):
+                request = self._tickets.pop(ticket, None)
+                if request is None:
+                    self.answer(on.Released(acquired.placement_id))
+                else:
+                    self._granted(request, acquired)
+            case on.Refuse(ticket, _, reason):
+                request = self._tickets.pop(ticket, None)
+                if request is not None:
+                    self._end(request, reason)
+            case on.Announce(ready, gone):
+                for each in ready:
+                    self._ready[each.replica_id] = each
+                for name in gone:
+                    self._ready.pop(name, None)
+
+    def _to_node(self, name: str, ask: Callable[[SimulatedNode], None], away: on.Event) -> None:
+        node = self.nodes[name]
+
+        def arrive() -> None:
+            if node.up:
+                ask(node)
+            else:
+                self.answer(away)
+
+        self.after(self.noisy(self.timing.message_s), arrive)
+
+    # --- the router ---
+
+    def _ask(self, request: Request) -> None:
+        free = [
+            each
+            for each in self._ready.values()
+            if each.model == request.arrival.model
+            and each.replica_id not in request.excluded
+            and self._active.get(each.replica_id, 0) < each.slots
+        ]
+        if free:
+            best = min(free, key=lambda each: self._active.get(each.replica_id, 0))
+            self._forward(request, best, Rung.SERVING, None)
+            return
+        if self._scheduler is None:
+            self.after(0.2, lambda: self._ask(request))
+            return
+        self._count += 1
+        ticket = self._count
+        self._tickets[ticket] = request
+        excluded = frozenset(request.excluded)
+        acquire = on.AcquireRequested(
+            ticket, request.arrival.model, self.now + 300.0, _ROUTER, excluded
+        )
+        self.answer(acquire)
+
+    def _forward(
+        self, request: Request, to: ReadyReplica, rung: Rung, placement_id: str | None
+    ) -> None:
+        node = self.nodes[to.node]
+        process = node.processes.get(to.replica_id) if node.up else None
+        serves = process is not None and process.replica.state is ReplicaState.SERVING
+        if process is None or not serves or len(process.running) >= to.slots:
+            self._ready.pop(to.replica_id, None)
+            request.excluded.add(to.replica_id)
+            request.tries += 1
+            if placement_id is not None:
+                self.answer(on.Released(placement_id, replica_failed=True))
+            if request.tries >= _TRIES:
+                self._end(request, "REPLICA_UNREACHABLE")
+            else:
+                self._ask(request)
+            return
+        process.running.add(request.number)
+        request.replica, request.began, request.rung = to.replica_id, self.now, rung
+        self._active[to.replica_id] = self._active.get(to.replica_id, 0) + 1
+        self._report(to.replica_id, started=1)
+        self.after(self.noisy(request.arrival.answer_s), lambda: self._answered(request, process))
+
+    def _answered(self, request: Request, process: Process) -> None:
+        if request.outcome:
+            return  # it broke
+        process.running.discard(request.number)
+        self._left(request)
+        self._end(request, "answered")
+
+    def broken(self, number: int) -> None:
+        request = self.requests[number]
+        self._left(request)
+        self._end(request, "broken")
+
+    def _left(self, request: Request) -> None:
+        self._active[request.replica] -= 1
+        self._report(request.replica)
+
+    def _granted(self, request: Request, acquired: Acquired) -> None:
+        self.after(
+            self.noisy(self.timing.message_s),
+            lambda: self._forward(request, acquired.replica, acquired.rung, acquired.placement_id),
+        )
+
+    def _report(self, replica_id: str, started: int = 0) -> None:
+        usage = ReplicaUsage(replica_id, self._active.get(replica_id, 0), started)
+        self.answer(on.UsageReported(_ROUTER, (usage,)))
+
+    def _end(self, request: Request, outcome: str) -> None:
+        assert not request.outcome, "a request ended twice"
+        request.outcome, request.ended = outcome, self.now
+        self._ended += 1
+
+    # --- what takes time ---
+
+    def climb_s(self, node: SimulatedNode, order: on.StartClimb, lies: bool) -> tuple[float, Rung]:
+        """Of a restore or a cold start: how long, and from which rung."""
+        spec, timing = order.spec, self.timing
+        weights_s = 0.0 if lies or not spec.gpu_bytes else spec.weights_bytes / timing.pcie_bytes_s
+        stored = False
+        for manifest, size in self._trees(spec, order.snapshot):
+            if manifest in node.trees:
+                node.trees.move_to_end(manifest)
+                continue
+            stored = True
+            weights_s += size / timing.store_bytes_s
+            self.after(size / timing.store_bytes_s, lambda m=manifest, s=size: node.keep(m, s))  # type: ignore[misc]
+        if order.snapshot is None:
+            return self.noisy(timing.cold_s + weights_s), Rung.ABSENT
+        rung = Rung.STORED if stored else Rung.FROZEN
+        return self.noisy(max(timing.restore_s, weights_s)), rung
+
+    def _trees(self, spec: ModelSpec, pointer: SnapshotPointer | None) -> list[tuple[str, int]]:
+        trees = [(spec.weights, spec.weights_bytes)]
+        return trees if pointer is None else [*trees, (pointer.manifest, pointer.size_bytes)]
+
+    def thaw_s(self, order: on.StartClimb, brings: bool) -> tuple[float, Rung]:
+        timing = self.timing
+        if order.rung is Rung.HOT:
+            return self.noisy(timing.hot_s), Rung.HOT
+        copied = order.spec.weights_bytes / timing.pcie_bytes_s if brings else 0.0
+        return self.noisy(timing.parked_s + copied), Rung.PARKED
+
+    def climbed(
+        self, node: SimulatedNode, order: on.StartClimb, replica: Replica, rung: Rung
+    ) -> None:
+        self.answer(on.ClimbFinished(order.attempt, Climbed(replica, rung)))
+        spec = order.spec
+        if rung is Rung.ABSENT and spec.snapshot == "eager" and spec.name not in self.pointers:
+            self.after(self.timing.checkpoint_s, lambda: self._checkpointed(node, spec))
+
+    def _checkpointed(self, node: SimulatedNode, spec: ModelSpec) -> None:
+        if not node.up or spec.name in self.pointers:
+            return
+        fingerprint = Fingerprint(PRINT, {"engine": spec.engine}, spec.weights)
+        manifest = digest.of_bytes(f"snapshot of {spec.name}".encode())
+        pointer = SnapshotPointer(
+            spec.name, manifest, fingerprint, self.timing.snapshot_bytes, self.now
+        )
+        self.pointers[spec.name] = pointer
+        node.keep(manifest, pointer.size_bytes)
+        self.answer(on.SnapshotListed(pointer))
+
+    # --- what goes wrong ---
+
+    def _plan_faults(self) -> None:
+        faults = self.faults
+        for mean_s, cause in (
+            (faults.replica_dies_s, self._kill_replica),
+            (faults.node_dies_s, self._kill_node),
+            (faults.stream_breaks_s, self._break_stream),
+            (faults.scheduler_dies_s, self._kill_scheduler),
+        ):
+            if mean_s:
+                self._again(mean_s, cause)
+
+    def _again(self, mean_s: float, cause: Callable[[], None]) -> None:
+        def happen() -> None:
+            cause()
+            self._again(mean_s, cause)
+
+        self.after(self.chance.expovariate(1 / mean_s), happen)
+
+    def _kill_replica(self) -> None:
+        found = [
+            (node, name)
+            for node in self.nodes.values()
+            if node.up
+            for name, process in node.processes.items()
+            if process.replica.state is not ReplicaState.CLIMBING
+        ]
+        if found:
+            node, name = self.chance.choice(found)
+            node.end(name)
+
+    def _kill_node(self) -> None:
+        up = [node for node in self.nodes.values() if node.up]
+        if len(up) < 2:
+            return
+        node = self.chance.choice(up)
+        for name in list(node.processes):
+            for number in sorted(node.processes[name].running):
+                self.broken(number)
+            node.processes[name].running.clear()
+        node.up = False
+        self._disconnect(node, self.noisy(self.faults.away_s))
+
+    def _break_stream(self) -> None:
+        up = [node for node in self.nodes.values() if node.up and node.name in self._connected]
+        if up:
+            self._disconnect(self.chance.choice(up), self.chance.uniform(0.1, 6.0))
+
+    def _kill_scheduler(self) -> None:
+        if self._scheduler is None:
+            return
+        self._scheduler = None
+        self._ready.clear()
+        self._connected.clear()
+        self.after(self.noisy(1.0), self._start_scheduler)

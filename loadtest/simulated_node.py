@@ -1,0 +1,209 @@
+"""One node of a simulated cell: the node agent's real state, made-up processes, and a cache of whole trees."""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from woodfrog.model.node import GpuFacts, NodeFacts, NodeUpdate, Replica, ReplicaState, Resident
+from woodfrog.model.rung import Rung
+from woodfrog.node_agent import state as agent
+from woodfrog.node_agent.gpu_state import GpuState, Need
+from woodfrog.scheduler import events as on
+
+if TYPE_CHECKING:
+    from loadtest.simulated_cell import SimulatedCell
+
+PRINT = {"kernel": "simulated"}
+_ROOM_TRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSize:
+    memory_bytes: int = 512 << 30
+    replica_count_max: int = 64
+    gpu_count: int = 1
+    gpu_bytes: int = 80 << 30
+    arena_bytes: int = 256 << 30
+    cache_bytes: int = 2 << 40
+
+
+@dataclass(slots=True)
+class Process:
+    replica: Replica
+    running: set[int] = field(default_factory=set)
+
+
+class SimulatedNode:
+    def __init__(self, cell: "SimulatedCell", name: str, size: NodeSize) -> None:
+        self.name = name
+        self._cell = cell
+        self._size = size
+        self.up = True
+        self.lives = 0
+        self.trees: OrderedDict[str, int] = OrderedDict()  # bytes, least recently used first
+        self.start()
+
+    def start(self) -> None:
+        """Anew, with an empty memory and what is on its disk."""
+        self.lives += 1
+        self.up = True
+        self.processes: dict[str, Process] = {}
+        size = self._size
+        gpus = [
+            GpuState(f"{self.name}-gpu{n}", size.gpu_bytes, size.arena_bytes, 1 << 30)
+            for n in range(size.gpu_count)
+        ]
+        self.state = agent.NodeState(size.memory_bytes, size.replica_count_max, gpus)
+
+    def facts(self) -> NodeFacts:
+        gpus: tuple[GpuFacts, ...] = tuple(gpu.facts() for gpu in self.state.gpus.values())
+        return NodeFacts(
+            self.name, PRINT, self._size.memory_bytes, self.state.memory_promised_bytes,
+            self._size.replica_count_max, gpus=gpus,
+        )  # fmt: skip
+
+    def full(self) -> NodeUpdate:
+        replicas = tuple(process.replica for process in self.processes.values())
+        return NodeUpdate(
+            True, self.facts(), replicas, residents=tuple(map(self._resident, self.trees))
+        )
+
+    def _resident(self, manifest: str) -> Resident:
+        size = self.trees[manifest]
+        return Resident(manifest, size, size, size, True)
+
+    def keep(self, manifest: str, size_bytes: int) -> None:
+        """A tree in the cache; others go for it."""
+        self.trees[manifest] = size_bytes
+        self.trees.move_to_end(manifest)
+        gone = []
+        while sum(self.trees.values()) > self._size.cache_bytes and len(self.trees) > 1:
+            gone.append(self.trees.popitem(last=False)[0])
+        self.tell(NodeUpdate(residents=(self._resident(manifest),), residents_gone=tuple(gone)))
+
+    def tell(self, update: NodeUpdate) -> None:
+        self._cell.stream(self, update)
+
+    def decide(self, event: agent.Event) -> agent.Command:
+        command = self.state.handle(event)
+        if self._cell.checked:
+            self.state.check()
+        return command
+
+    def publish(self, replica_id: str) -> None:
+        """What became of a replica."""
+        process = self.processes.get(replica_id)
+        promise = self.state.promises.get(replica_id)
+        if process is None or promise is None:
+            self.tell(NodeUpdate(facts=self.facts(), gone=(replica_id,)))
+            return
+        held = self.state.gpus[promise.gpu].tenants[replica_id].held_bytes if promise.gpu else 0
+        replica = process.replica
+        process.replica = Replica(
+            replica_id, replica.model, replica.weights, promise.state, replica.socket_path,
+            replica.slots, self.name, replica.memory_bytes, promise.gpu, held,
+        )  # fmt: skip
+        self.tell(NodeUpdate(facts=self.facts(), replicas=(process.replica,)))
+
+    # --- what a scheduler asks ---
+
+    def climb(self, order: on.StartClimb) -> None:
+        life = self.lives
+        request = self._request(order)
+        for _ in range(_ROOM_TRIES):
+            command = self.decide(request)
+            if not isinstance(command, agent.Lower):
+                break
+            for replica_id, rung in command.replicas:
+                self._lower_now(replica_id, rung)
+        match command:
+            case agent.Start(replica_id, bring):
+                spec = order.spec
+                replica = Replica(
+                    replica_id, spec.name, spec.weights, ReplicaState.CLIMBING, f"/{replica_id}",
+                    spec.slots, self.name, spec.memory_bytes,
+                )  # fmt: skip
+                self.processes[replica_id] = Process(replica)
+                self.publish(replica_id)
+                seconds, rung = self._cell.climb_s(
+                    self, order, bring is not None and not bring.host
+                )
+            case agent.Thaw(replica_id, bring):
+                self.publish(replica_id)
+                seconds, rung = self._cell.thaw_s(order, bring is not None)
+            case agent.Nothing():
+                replica_id, seconds, rung = order.replica_id or "", 0.0, Rung.SERVING
+            case agent.Refuse(reason, message):
+                if reason == "NODE_FULL":
+                    self._cell.answer(on.ClimbRefused(order.attempt, self.facts(), message))
+                else:
+                    self._cell.answer(on.ClimbFailed(order.attempt, reason, message))
+                return
+            case _:
+                self._cell.answer(on.ClimbRefused(order.attempt, self.facts(), "no room came"))
+                return
+        self._cell.after(seconds, lambda: self._climbed(order, replica_id, rung, life))
+
+    def _request(self, order: on.StartClimb) -> agent.StartRequested | agent.ThawRequested:
+        if order.replica_id:
+            return agent.ThawRequested(order.replica_id)
+        spec = order.spec
+        need = Need(spec.gpu_bytes, spec.weights, spec.weights_bytes) if spec.gpu_bytes else None
+        name = self._cell.new_name(self.name)
+        return agent.StartRequested(name, spec.name, spec.memory_bytes, need)
+
+    def _climbed(self, order: on.StartClimb, replica_id: str, rung: Rung, life: int) -> None:
+        process = self.processes.get(replica_id)
+        if self.lives != life or not self.up or process is None:
+            return  # whoever killed it told
+        if self._cell.chance.random() < self._cell.faults.climb_fails:
+            self.end(replica_id)
+            self._cell.answer(on.ClimbFailed(order.attempt, "CLIMB_FAILED", "it broke"))
+            return
+        self.decide(agent.ClimbFinished(replica_id))
+        self.publish(replica_id)
+        self._cell.climbed(self, order, process.replica, rung)
+
+    def descend(self, order: on.Descend) -> None:
+        process = self.processes.get(order.replica_id)
+        if process is not None and process.running:
+            self._cell.answer(on.DescendFailed(order.replica_id, "REPLICA_BUSY", "it answers"))
+            return
+        command = self.decide(agent.DescendRequested(order.replica_id, order.rung))
+        if isinstance(command, agent.Refuse):
+            self._cell.answer(on.DescendFailed(order.replica_id, command.reason, command.message))
+            return
+        life = self.lives
+        if isinstance(command, agent.Nothing):
+            self._cell.answer(on.DescendFinished(order.replica_id, order.rung))
+            return
+        self.publish(order.replica_id)
+        took = self._cell.noisy(self._cell.timing.lower_s)
+        self._cell.after(took, lambda: self._descended(order, command, life))
+
+    def _descended(self, order: on.Descend, command: agent.Command, life: int) -> None:
+        if self.lives != life or not self.up or order.replica_id not in self.processes:
+            return
+        self._finish_lowering(order.replica_id, command)
+        self._cell.answer(on.DescendFinished(order.replica_id, order.rung))
+
+    def _lower_now(self, replica_id: str, rung: Rung) -> None:
+        command = self.decide(agent.DescendRequested(replica_id, rung))
+        self._finish_lowering(replica_id, command)
+
+    def _finish_lowering(self, replica_id: str, command: agent.Command) -> None:
+        match command:
+            case agent.Park(_, hot):
+                state = ReplicaState.HOT if hot else ReplicaState.PARKED
+                self.decide(agent.DescendFinished(replica_id, state))
+                self.publish(replica_id)
+            case agent.Freeze():
+                self.end(replica_id)
+
+    def end(self, replica_id: str) -> None:
+        """A process is gone, with what it answered."""
+        process = self.processes.pop(replica_id)
+        self.decide(agent.ReplicaEnded(replica_id))
+        for number in sorted(process.running):
+            self._cell.broken(number)
+        self.publish(replica_id)

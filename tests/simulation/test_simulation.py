@@ -1,0 +1,70 @@
+"""The real decisions in a simulated cell, where everything goes wrong: what must hold holds, and every request ends.
+
+A failure names its seed: `WOODFROG_SIMULATION_SEED=7 pytest tests/simulation` runs that one alone.
+"""
+
+import os
+import random
+from collections import Counter
+
+import pytest
+from loadtest.simulated_cell import Arrival, Faults, SimulatedCell, Timing
+from loadtest.simulated_node import NodeSize
+
+from woodfrog.model import digest
+from woodfrog.model.spec import ModelSpec
+
+GIB = 1 << 30
+SIZE = NodeSize(64 * GIB, 6, 1, 40 * GIB, 60 * GIB, 300 * GIB)
+SEEDS = [int(seed) for seed in os.environ.get("WOODFROG_SIMULATION_SEED", "").split()] or range(12)
+
+
+def models(count: int) -> list[ModelSpec]:
+    return [
+        ModelSpec(
+            f"m{n}", digest.of_bytes(f"m{n}".encode()), (4 + n % 12) * GIB, memory_bytes=4 * GIB,
+            gpu_bytes=(3 * GIB if n % 4 else 0), slots=2, replicas_max=1 + n % 3,
+            park_after_s=2.0 + n % 5, freeze_after_s=20.0 + n,
+        )
+        for n in range(count)
+    ]  # fmt: skip
+
+
+def arrivals(chance: random.Random, count: int, model_count: int, over_s: float) -> list[Arrival]:
+    """Bursts, of models of which few are asked for most."""
+    found: list[Arrival] = []
+    while len(found) < count:
+        at = chance.uniform(0, over_s)
+        model = f"m{min(int(chance.paretovariate(0.8)) - 1, model_count - 1)}"
+        for _ in range(chance.choice((1, 1, 1, 2, 9))):
+            found.append(Arrival(at + chance.uniform(0, 0.2), model, chance.uniform(0.05, 3.0)))
+    return found
+
+
+def simulated(seed: int, faults: Faults, count: int = 250) -> Counter[str]:
+    cell = SimulatedCell(seed, models(10), 3, SIZE, Timing(cold_s=8.0), faults)
+    requests = cell.run(arrivals(random.Random(seed), count, 10, 120.0))
+    assert all(r.ended is not None for r in requests)
+    return Counter(r.outcome for r in requests)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_without_faults_every_request_is_answered(seed: int) -> None:
+    outcomes = simulated(seed, Faults())
+    assert outcomes.keys() <= {"answered", "NO_CAPACITY"}, (seed, outcomes)
+    assert outcomes["answered"] > 0.9 * outcomes.total(), (seed, outcomes)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_whatever_dies_every_request_ends_and_nothing_is_promised_twice(seed: int) -> None:
+    faults = Faults(
+        replica_dies_s=6.0, node_dies_s=25.0, stream_breaks_s=9.0, scheduler_dies_s=30.0,
+        climb_fails=0.1, away_s=6.0,
+    )  # fmt: skip
+    outcomes = simulated(seed, faults)
+    assert outcomes["answered"] > 0.5 * outcomes.total(), (seed, outcomes)
+
+
+def test_the_same_seed_is_the_same_story() -> None:
+    faults = Faults(replica_dies_s=6.0, node_dies_s=25.0, stream_breaks_s=9.0)
+    assert simulated(3, faults) == simulated(3, faults)
