@@ -81,7 +81,14 @@ class Request:
     rung: Rung = Rung.SERVING
 
 
-_SIZE = NodeSize()
+@dataclass(frozen=True, slots=True)
+class Setup:
+    size: NodeSize = field(default_factory=NodeSize)
+    timing: Timing = field(default_factory=Timing)
+    faults: Faults = field(default_factory=Faults)
+    checked: bool = True  # invariants after each event; AssertionError when one is broken
+    snapshots: bool = False  # every model that may has one already, in the store
+    make_state: Callable[[str], SchedulerState] = SchedulerState  # each life's, from its name
 
 
 class SimulatedCell:
@@ -92,14 +99,12 @@ class SimulatedCell:
         seed: int,
         models: Sequence[ModelSpec],
         node_count: int,
-        size: NodeSize = _SIZE,
-        timing: Timing = Timing(),
-        faults: Faults = Faults(),
-        checked: bool = True,
+        setup: "Setup | None" = None,
     ) -> None:
-        """`checked`: invariants are looked at after each event; AssertionError when one is broken."""
+        setup = setup or Setup()
         self.chance = random.Random(seed)
-        self.timing, self.faults, self.checked = timing, faults, checked
+        self.timing, self.faults, self.checked = setup.timing, setup.faults, setup.checked
+        self._make_state = setup.make_state
         self.now = 0.0
         self.models = {model.name: model for model in models}
         self.pointers: dict[str, SnapshotPointer] = {}
@@ -108,7 +113,8 @@ class SimulatedCell:
         self._count = 0
         self._names = 0
         self._tickets: dict[int, Request] = {}
-        self._ready: dict[str, ReadyReplica] = {}  # that the router knows
+        self._ready: dict[str, dict[str, ReadyReplica]] = {}  # that the router knows, by model
+        self._model_of: dict[str, str] = {}  # of these
         self._active: dict[str, int] = {}
         self._lives = 0
         self._scheduler: SchedulerState | None = None
@@ -116,9 +122,12 @@ class SimulatedCell:
         self._early: dict[str, float] = {}  # the last message of each stream arrives then
         self._tick_at: float | None = None
         self.nodes = {
-            name: SimulatedNode(self, name, size)
+            name: SimulatedNode(self, name, setup.size)
             for name in (f"n{number:04}" for number in range(node_count))
         }
+        if setup.snapshots:
+            eager = (model for model in models if model.snapshot == "eager")
+            self.pointers = {model.name: self._pointer(model) for model in eager}
         self._start_scheduler()
         self._plan_faults()
 
@@ -159,7 +168,7 @@ class SimulatedCell:
 
     def _start_scheduler(self) -> None:
         self._lives += 1
-        self._scheduler = SchedulerState(f"e{self._lives}")
+        self._scheduler = self._make_state(f"e{self._lives}")
         self._tick_at = None
         self._handle(
             on.CatalogListed(
@@ -277,9 +286,10 @@ class SimulatedCell:
                     self._end(request, reason)
             case on.Announce(ready, gone):
                 for each in ready:
-                    self._ready[each.replica_id] = each
+                    self._ready.setdefault(each.model, {})[each.replica_id] = each
+                    self._model_of[each.replica_id] = each.model
                 for name in gone:
-                    self._ready.pop(name, None)
+                    self._ready.get(self._model_of.pop(name, ""), {}).pop(name, None)
 
     def _to_node(self, name: str, ask: Callable[[SimulatedNode], None], away: on.Event) -> None:
         node = self.nodes[name]
@@ -297,9 +307,8 @@ class SimulatedCell:
     def _ask(self, request: Request) -> None:
         free = [
             each
-            for each in self._ready.values()
-            if each.model == request.arrival.model
-            and each.replica_id not in request.excluded
+            for each in self._ready.get(request.arrival.model, {}).values()
+            if each.replica_id not in request.excluded
             and self._active.get(each.replica_id, 0) < each.slots
         ]
         if free:
@@ -325,7 +334,7 @@ class SimulatedCell:
         process = node.processes.get(to.replica_id) if node.up else None
         serves = process is not None and process.replica.state is ReplicaState.SERVING
         if process is None or not serves or len(process.running) >= to.slots:
-            self._ready.pop(to.replica_id, None)
+            self._ready.get(to.model, {}).pop(to.replica_id, None)
             request.excluded.add(to.replica_id)
             request.tries += 1
             if placement_id is not None:
@@ -413,14 +422,17 @@ class SimulatedCell:
     def _checkpointed(self, node: SimulatedNode, spec: ModelSpec) -> None:
         if not node.up or spec.name in self.pointers:
             return
+        pointer = self._pointer(spec)
+        self.pointers[spec.name] = pointer
+        node.keep(pointer.manifest, pointer.size_bytes)
+        self.answer(on.SnapshotListed(pointer))
+
+    def _pointer(self, spec: ModelSpec) -> SnapshotPointer:
         fingerprint = Fingerprint(PRINT, {"engine": spec.engine}, spec.weights)
         manifest = digest.of_bytes(f"snapshot of {spec.name}".encode())
-        pointer = SnapshotPointer(
+        return SnapshotPointer(
             spec.name, manifest, fingerprint, self.timing.snapshot_bytes, self.now
         )
-        self.pointers[spec.name] = pointer
-        node.keep(manifest, pointer.size_bytes)
-        self.answer(on.SnapshotListed(pointer))
 
     # --- what goes wrong ---
 
@@ -476,5 +488,6 @@ class SimulatedCell:
             return
         self._scheduler = None
         self._ready.clear()
+        self._model_of.clear()
         self._connected.clear()
         self.after(self.noisy(1.0), self._start_scheduler)

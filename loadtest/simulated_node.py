@@ -40,6 +40,8 @@ class SimulatedNode:
         self._size = size
         self.up = True
         self.lives = 0
+        self._paid, self._share = 0.0, 0.0
+        self._since: float | None = None
         self.trees: OrderedDict[str, int] = OrderedDict()  # bytes, least recently used first
         self.start()
 
@@ -81,7 +83,17 @@ class SimulatedNode:
             gone.append(self.trees.popitem(last=False)[0])
         self.tell(NodeUpdate(residents=(self._resident(manifest),), residents_gone=tuple(gone)))
 
+    def paid(self) -> float:
+        """GPU-seconds so far: of each GPU the share that replicas and the weights that they use take, over time."""
+        if self._since is not None:
+            self._paid += self._share * (self._cell.now - self._since)
+        self._since = self._cell.now
+        taken = sum(gpu.facts().promised_bytes for gpu in self.state.gpus.values())
+        self._share = taken / self._size.gpu_bytes
+        return self._paid
+
     def tell(self, update: NodeUpdate) -> None:
+        self.paid()
         self._cell.stream(self, update)
 
     def decide(self, event: agent.Event) -> agent.Command:

@@ -8,7 +8,7 @@ import random
 from collections import Counter
 
 import pytest
-from loadtest.simulated_cell import Arrival, Faults, SimulatedCell, Timing
+from loadtest.simulated_cell import Arrival, Faults, Setup, SimulatedCell, Timing
 from loadtest.simulated_node import NodeSize
 
 from woodfrog.model import digest
@@ -42,7 +42,7 @@ def arrivals(chance: random.Random, count: int, model_count: int, over_s: float)
 
 
 def simulated(seed: int, faults: Faults, count: int = 250) -> Counter[str]:
-    cell = SimulatedCell(seed, models(10), 3, SIZE, Timing(cold_s=8.0), faults)
+    cell = SimulatedCell(seed, models(10), 3, Setup(SIZE, Timing(cold_s=8.0), faults))
     requests = cell.run(arrivals(random.Random(seed), count, 10, 120.0))
     assert all(r.ended is not None for r in requests)
     return Counter(r.outcome for r in requests)

@@ -56,6 +56,9 @@ class Branch:
     missing: Missing = Missing()
 
 
+NO_WEIGHTS = Branch(0.0)
+
+
 @dataclass(frozen=True, slots=True)
 class Forecast:
     way: Way
@@ -77,7 +80,7 @@ class Estimates:
         self._errors: deque[float] = deque(maxlen=ERRORS)
 
     def forecast(
-        self, way: Way, process: Branch, weights: Branch = Branch(0.0), beside: int = 0
+        self, way: Way, process: Branch, weights: Branch = NO_WEIGHTS, beside: int = 0
     ) -> Forecast:
         alone = self._alone_s(way)
         process_s = self._moving_s(way.kind, process.missing)

@@ -23,17 +23,19 @@ from woodfrog.scheduler.view import ClusterView, ReplicaRecord
 from woodfrog.scheduler.world import World
 
 _STANDARD_LIMITS = Limits()
-_PRIORS = Rates()
 
 
 class SchedulerState:
     """Mutable; one owner, the loop."""
 
     def __init__(
-        self, epoch: str, limits: Limits = _STANDARD_LIMITS, rates: Rates = _PRIORS
+        self,
+        epoch: str,
+        limits: Limits = _STANDARD_LIMITS,
+        estimates: Estimates | None = None,
     ) -> None:
         """`epoch` differs in each life of the scheduler, so that no name is ever given twice."""
-        self._board = Board(epoch, limits, Estimates(rates))
+        self._board = Board(epoch, limits, estimates or Estimates(Rates()))
         self._rest = Rest(self._board)
         self._climbs = Climbs(self._board)
         world = World(self._board, self._climbs)
