@@ -19,7 +19,8 @@ from datetime import datetime
 from pathlib import Path
 
 from loadtest.report import Bench
-from loadtest.simulated_cell import Arrival, Setup, SimulatedCell, Timing
+from loadtest.simulated_cell import SimulatedCell
+from loadtest.simulated_setup import Arrival, Setup, Timing
 from woodfrog.cli.show import table
 from woodfrog.model import digest
 from woodfrog.model.spec import ModelSpec
@@ -33,6 +34,8 @@ ZIPF = 1.1
 IDLE_S = (0.0, 10.0, 60.0, 300.0, 1800.0)
 LOADED_S = 5.0  # a start that reads weights quickly, but builds its process anew (ServerlessLLM's figures: 1.3 to 3.2 s)
 FOREVER_S = 1e9
+PLAN_S = 5.0
+PRICES = (0.0, 0.0003, 0.001, 0.003, 0.01)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +47,16 @@ class Policy:
     spec: Callable[[ModelSpec, float], ModelSpec]  # with an idle time
     timing: Timing = field(default_factory=Timing)
     idle_s: Sequence[float] = IDLE_S
+    prices: Sequence[float] = ()  # of a GPU, instead of idle times: it has a plan
     make_state: Callable[[str], SchedulerState] = SchedulerState
 
 
 def _rests(spec: ModelSpec, idle_s: float) -> ModelSpec:
     return replace(spec, park_after_s=min(10.0, idle_s), freeze_after_s=idle_s)
+
+
+def _planned(spec: ModelSpec, _: float) -> ModelSpec:
+    return replace(spec, park_after_s=10.0, freeze_after_s=None)
 
 
 def _ends(spec: ModelSpec, idle_s: float) -> ModelSpec:
@@ -73,7 +81,8 @@ def _random_state(epoch: str) -> SchedulerState:
 
 
 POLICIES = (
-    Policy("woodfrog", "hot, parked, frozen; least predicted time", _rests),
+    Policy("woodfrog", "hot, parked, frozen; least predicted time; rests by plan, at a price", _planned, prices=PRICES),
+    Policy("woodfrog by the clock", "the same without a plan", _rests),
     Policy("random", "snapshots, on any node with room", _rests, make_state=_random_state),
     Policy(
         "locality", "no snapshots, weights loaded fast from the nearest tier (ServerlessLLM's rule)", _ends,
@@ -103,10 +112,13 @@ def main() -> None:
     for policy in POLICIES:
         if policy.name not in args.policies.split(","):
             continue
-        for idle_s in policy.idle_s:
-            rows.append(run(bench, policy, idle_s, arrivals, args.models, args.nodes, args.seed))
+        for knob in policy.prices or policy.idle_s:
+            rows.append(run(bench, policy, knob, arrivals, args.models, args.nodes, args.seed))
     print(
-        table(("policy", "idle s", "p50 s", "p99 s", "GPU-hours", "not answered", "took s"), rows)
+        table(
+            ("policy", "idle s or price", "p50 s", "p99 s", "GPU-hours", "not answered", "took s"),
+            rows,
+        )
     )
     bench.finish()
 
@@ -114,26 +126,29 @@ def main() -> None:
 def run(
     bench: Bench,
     policy: Policy,
-    idle_s: float,
+    knob: float,
     arrivals: Sequence[Arrival],
     model_count: int,
     node_count: int,
     seed: int,
 ) -> tuple[str, ...]:
     began = time.perf_counter()
-    specs = [policy.spec(spec, idle_s) for spec in shapes(model_count)]
-    setup = Setup(timing=policy.timing, checked=False, snapshots=True, make_state=policy.make_state)
+    specs = [policy.spec(spec, knob) for spec in shapes(model_count)]
+    setup = Setup(
+        timing=policy.timing, checked=False, snapshots=True, make_state=policy.make_state,
+        plan_every_s=PLAN_S if policy.prices else 0.0, gpu_price=knob if policy.prices else 0.0,
+    )  # fmt: skip
     cell = SimulatedCell(seed, specs, node_count, setup)
     requests = cell.run(arrivals, patience_s=4000.0)
     waits = sorted(r.began - r.arrival.at for r in requests if r.began is not None)
     gpu_s = sum(node.paid() for node in cell.nodes.values())
-    case = f"{policy.name}, idle {idle_s:g} s"
+    case = f"{policy.name}, {'price' if policy.prices else 'idle s'} {knob:g}"
     bench.add(case, "first_token_s", waits)
     bench.add(case, "gpu_s", [gpu_s])
     failed = sum(r.began is None for r in requests)
     bench.add(case, "not_answered", [float(failed)])
     return (
-        policy.name, f"{idle_s:g}", f"{waits[len(waits) // 2]:.3f}", f"{waits[int(len(waits) * 0.99)]:.3f}",
+        policy.name, f"{knob:g}", f"{waits[len(waits) // 2]:.3f}", f"{waits[int(len(waits) * 0.99)]:.3f}",
         f"{gpu_s / 3600:.2f}", str(failed), f"{time.perf_counter() - began:.0f}",
     )  # fmt: skip
 

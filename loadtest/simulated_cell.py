@@ -8,9 +8,9 @@ late, streams break, replicas, nodes and the scheduler die and come back. All of
 import heapq
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 
-from loadtest.simulated_node import PRINT, NodeSize, Process, SimulatedNode
+from loadtest.simulated_node import PRINT, Process, SimulatedNode
+from loadtest.simulated_setup import Arrival, Request, Setup, plan
 from woodfrog.model import digest
 from woodfrog.model.node import (
     Climbed,
@@ -23,72 +23,11 @@ from woodfrog.model.rung import Rung
 from woodfrog.model.snapshot import Fingerprint, SnapshotPointer
 from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler import events as on
+from woodfrog.scheduler.plan import Planner
 from woodfrog.scheduler.state import SchedulerState
 
 _ROUTER = "router"
 _TRIES = 8  # of one request, as often as the scheduler tries a climb
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Seconds, and bytes a second. Of an 8B model on an H100 where nothing else is said (MEASURED figures of docs)."""
-
-    message_s: float = 0.001
-    hot_s: float = 0.01
-    parked_s: float = 0.01  # and the weights' way onto the GPU
-    restore_s: float = 0.13
-    cold_s: float = 30.0
-    lower_s: float = 0.05
-    pcie_bytes_s: float = 50e9
-    disk_bytes_s: float = 3e9
-    store_bytes_s: float = 2e9
-    checkpoint_s: float = 5.0  # from a cold start to its snapshot
-    noise: float = 0.1  # each is so much longer or shorter at most
-    snapshot_bytes: int = 2 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class Faults:
-    """Mean seconds between two of a kind; 0: none."""
-
-    replica_dies_s: float = 0.0
-    node_dies_s: float = 0.0
-    stream_breaks_s: float = 0.0
-    scheduler_dies_s: float = 0.0
-    climb_fails: float = 0.0  # share
-    away_s: float = 5.0  # how long a node or the scheduler is
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    at: float
-    model: str
-    answer_s: float  # the answer takes, once it began
-
-
-@dataclass(slots=True)
-class Request:
-    number: int
-    arrival: Arrival
-    tries: int = 0
-    excluded: set[str] = field(default_factory=set)
-    replica: str = ""
-    began: float | None = None  #: its answer
-    ended: float | None = None
-    outcome: str = (
-        ""  #: "answered", "broken" (its replica died under it) or the reason of a refusal
-    )
-    rung: Rung = Rung.SERVING
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    size: NodeSize = field(default_factory=NodeSize)
-    timing: Timing = field(default_factory=Timing)
-    faults: Faults = field(default_factory=Faults)
-    checked: bool = True  # invariants after each event; AssertionError when one is broken
-    snapshots: bool = False  # every model that may has one already, in the store
-    make_state: Callable[[str], SchedulerState] = SchedulerState  # each life's, from its name
 
 
 class SimulatedCell:
@@ -99,12 +38,13 @@ class SimulatedCell:
         seed: int,
         models: Sequence[ModelSpec],
         node_count: int,
-        setup: "Setup | None" = None,
+        setup: Setup | None = None,
     ) -> None:
         setup = setup or Setup()
         self.chance = random.Random(seed)
         self.timing, self.faults, self.checked = setup.timing, setup.faults, setup.checked
         self._make_state = setup.make_state
+        self._planner, self._gpu_price = Planner(), setup.gpu_price
         self.now = 0.0
         self.models = {model.name: model for model in models}
         self.pointers: dict[str, SnapshotPointer] = {}
@@ -130,6 +70,8 @@ class SimulatedCell:
             self.pointers = {model.name: self._pointer(model) for model in eager}
         self._start_scheduler()
         self._plan_faults()
+        if setup.plan_every_s:
+            self._plan(setup.plan_every_s)
 
     # --- time ---
 
@@ -212,6 +154,13 @@ class SimulatedCell:
                 self._handle(on.Ticked())
 
         self.after(max(0.0, when - self.now) + 1e-9, tick)
+
+    def _plan(self, every_s: float) -> None:
+        if self._scheduler is not None:
+            self._handle(
+                on.Planned(plan(self._scheduler, self._planner, self.now, self._gpu_price))
+            )
+        self.after(every_s, lambda: self._plan(every_s))
 
     def answer(self, event: on.Event) -> None:
         """To the scheduler that asked; another one does not know of it."""

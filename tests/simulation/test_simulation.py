@@ -8,8 +8,9 @@ import random
 from collections import Counter
 
 import pytest
-from loadtest.simulated_cell import Arrival, Faults, Setup, SimulatedCell, Timing
+from loadtest.simulated_cell import SimulatedCell
 from loadtest.simulated_node import NodeSize
+from loadtest.simulated_setup import Arrival, Faults, Setup, Timing
 
 from woodfrog.model import digest
 from woodfrog.model.spec import ModelSpec
@@ -24,7 +25,7 @@ def models(count: int) -> list[ModelSpec]:
         ModelSpec(
             f"m{n}", digest.of_bytes(f"m{n}".encode()), (4 + n % 12) * GIB, memory_bytes=4 * GIB,
             gpu_bytes=(3 * GIB if n % 4 else 0), slots=2, replicas_max=1 + n % 3,
-            park_after_s=2.0 + n % 5, freeze_after_s=20.0 + n,
+            park_after_s=2.0 + n % 5, freeze_after_s=20.0 + n if n % 3 else None,
         )
         for n in range(count)
     ]  # fmt: skip
@@ -42,7 +43,12 @@ def arrivals(chance: random.Random, count: int, model_count: int, over_s: float)
 
 
 def simulated(seed: int, faults: Faults, count: int = 250) -> Counter[str]:
-    cell = SimulatedCell(seed, models(10), 3, Setup(SIZE, Timing(cold_s=8.0), faults))
+    cell = SimulatedCell(
+        seed,
+        models(10),
+        3,
+        Setup(SIZE, Timing(cold_s=8.0), faults, plan_every_s=5.0, gpu_price=0.001 * (seed % 2)),
+    )
     requests = cell.run(arrivals(random.Random(seed), count, 10, 120.0))
     assert all(r.ended is not None for r in requests)
     return Counter(r.outcome for r in requests)

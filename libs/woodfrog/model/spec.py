@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from types import NoneType
 from typing import Any
 
 from woodfrog.model import digest as digests
@@ -16,7 +17,7 @@ _MEMORY_BYTES_MIN, _MEMORY_BYTES_MAX = 16 << 20, 1 << 50
 _GPU_BYTES_MIN = 64 << 20
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "name": str, "weights": str, "weights_bytes": int, "engine": str, "engine_args": Mapping, "slots": int,
-    "replicas_max": int, "park_after_s": (int, float), "freeze_after_s": (int, float), "memory_bytes": int,
+    "replicas_max": int, "park_after_s": (int, float), "freeze_after_s": (int, float, NoneType), "memory_bytes": int,
     "snapshot": str, "create_time": (int, float), "gpu_bytes": int,
 }  # fmt: skip
 
@@ -31,7 +32,8 @@ class ModelSpec:
     slots: int = 16  # requests that one replica runs at once
     replicas_max: int = 1
     park_after_s: float = 60.0  # idle time in `serving` before it parks
-    freeze_after_s: float = 300.0  # idle time since the last request before its process ends
+    #: Idle time since the last request before its process ends; None: as long as the scheduler's plan keeps it.
+    freeze_after_s: float | None = None
     memory_bytes: int = 4 << 30  # limit of one replica's private memory
     snapshot: str = "eager"  # "eager": checkpoint at the first cold start; "never"
     create_time: float = 0.0  # seconds since the epoch
@@ -74,7 +76,8 @@ class ModelSpec:
         if not 1 <= self.replicas_max <= 1024:
             raise ValueError(f"replicas_max is {self.replicas_max}, it must be 1 to 1024")
         self._check_memory()
-        if not 0 <= self.park_after_s <= self.freeze_after_s:
+        longest_s = self.park_after_s if self.freeze_after_s is None else self.freeze_after_s
+        if not 0 <= self.park_after_s <= longest_s:
             raise ValueError("park_after_s must be at least 0 and at most freeze_after_s")
         return self
 

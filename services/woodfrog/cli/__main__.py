@@ -19,6 +19,9 @@ _GIB_MAX = 1 << 20
 _PORT_MAX = 65_535
 
 
+_PARK_S = 60.0  # idle, until a replica parks
+
+
 def parser() -> argparse.ArgumentParser:
     """README.md has the same verbs for people."""
     top = argparse.ArgumentParser(prog="woodfrog", description="Frozen replicas that wake at once.")
@@ -69,9 +72,8 @@ def _take_model(add: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--freeze-after",
         type=float,
-        default=300.0,
         metavar="S",
-        help="idle seconds until it sleeps at zero",
+        help="idle seconds until it sleeps at zero; if not given, as long as its node has no better use for its room",
     )
     add.add_argument("--slots", type=int, default=16, help="requests that a replica runs at once")
     add.add_argument("--replicas-max", type=int, default=1)
@@ -161,6 +163,12 @@ def run(args: argparse.Namespace) -> int:
             return 0
 
 
+def _park_after_s(said: float | None, freeze_after_s: float | None) -> float:
+    if said is not None:
+        return said
+    return _PARK_S if freeze_after_s is None else min(_PARK_S, freeze_after_s)
+
+
 async def _add(args: argparse.Namespace) -> None:
     spec = ModelSpec(
         name=args.name,
@@ -169,7 +177,7 @@ async def _add(args: argparse.Namespace) -> None:
         engine_args={"context_tokens": args.context, **({"compile": 1} if args.compile else {})},
         slots=args.slots,
         replicas_max=args.replicas_max,
-        park_after_s=min(60.0, args.freeze_after) if args.park_after is None else args.park_after,
+        park_after_s=_park_after_s(args.park_after, args.freeze_after),
         freeze_after_s=args.freeze_after,
         memory_bytes=args.memory,
         snapshot=args.snapshot,

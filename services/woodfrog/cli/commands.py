@@ -93,7 +93,7 @@ async def models_list(cluster: Cluster) -> None:
             s.engine,
             size(s.gpu_bytes) if s.gpu_bytes else "-",
             f"{s.park_after_s:g} s",
-            f"{s.freeze_after_s:g} s",
+            "by plan" if s.freeze_after_s is None else f"{s.freeze_after_s:g} s",
         )
         for s in specs
     ]

@@ -34,6 +34,13 @@ async def main(stop: asyncio.Event) -> None:
             servicer = PlacementsServicer(loop)
             placements_pb2_grpc.add_PlacementsServicer_to_server(servicer, server.grpc)  # type: ignore[no-untyped-call]
             loop.start(Catalog(session))
+            if settings.plan_every_s:
+                loop.plan(
+                    settings.plan_every_s,
+                    settings.plan_within_s,
+                    settings.gpu_price,
+                    settings.memory_price,
+                )
             await server.start(SERVICE)
             await stop.wait()
             loop.refuse_all()

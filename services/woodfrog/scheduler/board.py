@@ -1,11 +1,12 @@
 """What the parts of the state share: the view, who waits, and the commands of the event at hand. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from woodfrog.model.node import NodeFacts
 from woodfrog.model.placement import Acquired, ReadyReplica
 from woodfrog.model.rung import Rung
+from woodfrog.scheduler.demand import Demand
 from woodfrog.scheduler.estimates import Estimates
 from woodfrog.scheduler.events import Announce, Command, Descend, Grant, Refusal, Refuse
 from woodfrog.scheduler.timers import Timers
@@ -23,6 +24,7 @@ class Limits:
     )
     promise_s: float = 10.0  # a grant that no router reports counts so long
     refusal_s: float = 2.0  # a node that refused with room is asked again after this
+    freeze_s: float = 300.0  # idle time before an end, where neither spec nor plan tells
     descend_retry_s: float = 1.0  # a replica that was not lowered counts as used for so long
     retry_after_s: float = 1.0  # what a caller without capacity is told
     attempts_max: int = 8  # of one climb, refusals counted
@@ -56,6 +58,9 @@ class Board:
         self.epoch = epoch
         self.limits = limits
         self.estimates = estimates
+        self.demand = Demand()
+        #: Where idle replicas are to rest, by the plan; others go by the clock.
+        self.planned: Mapping[str, Rung] = {}
         self.now = float("-inf")
         self.view = ClusterView()
         self.usage = Usage()

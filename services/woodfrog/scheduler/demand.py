@@ -16,6 +16,7 @@ BINS = math.ceil(math.log(LONGEST_S / SHORTEST_S) / math.log(STEP)) + 1
 HALF_LIFE = 64.0  # wakes
 ORDINARY_WAKES = 2.0
 _ALL_HALF_LIFE = 4096.0
+_AT_LEAST_S = 60.0
 _LOG_STEP = math.log(STEP)
 
 
@@ -40,6 +41,19 @@ class Histogram:
         whole = int(at)
         more = sum(count for bin, count in self.counts.items() if bin > whole)
         return more + self.counts.get(whole, 0.0) * (1 - (at - whole))
+
+    def after(self, idle_s: float) -> tuple[float, float]:
+        """Wakes that came later, and the sum of how much later."""
+        count = seconds = 0.0
+        for bin, wakes in self.counts.items():
+            start_s = SHORTEST_S * STEP**bin
+            end_s = start_s * STEP
+            if end_s <= idle_s:
+                continue
+            part = min(1.0, (end_s - idle_s) / (end_s - start_s))
+            count += wakes * part
+            seconds += wakes * part * ((max(start_s, idle_s) + end_s) / 2 - idle_s)
+        return count, seconds
 
 
 class Demand:
@@ -71,9 +85,18 @@ class Demand:
             later += share * self._all.beyond(idle_s + within_s)
         return 1 - later / now if now > 1e-9 else 0.0
 
-    def wakes_s(self, model: str, idle_s: float, within_s: float) -> float:
-        """Wakes a second that are expected within that time."""
-        return self.chance(model, idle_s, within_s) / within_s
+    def wait_s(self, model: str, idle_s: float) -> float:
+        """Until its next request, on average, after so long without one; where none ever came so late, as long again."""
+        own = self._of.get(model)
+        count = seconds = 0.0
+        if own is not None:
+            count, seconds = own.after(idle_s)
+        if self._all.total:
+            share = ORDINARY_WAKES / self._all.total
+            of_all = self._all.after(idle_s)
+            count += share * of_all[0]
+            seconds += share * of_all[1]
+        return seconds / count if count > 1e-9 else max(_AT_LEAST_S, idle_s)
 
 
 def bin_of(idle_s: float) -> int:

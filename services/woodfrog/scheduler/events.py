@@ -1,5 +1,6 @@
 """What the scheduler hears and what it orders. Events are past, commands imperative. Pure."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -129,6 +130,13 @@ class DescendFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Planned:
+    """Where idle replicas are to rest: HOT, PARKED or FROZEN. Those that are not named go by the clock."""
+
+    rungs: Mapping[str, Rung]
+
+
+@dataclass(frozen=True, slots=True)
 class Ticked:
     """A time that `next_time` named has come."""
 
@@ -153,6 +161,7 @@ Event = (
     | ClimbFailed
     | DescendFinished
     | DescendFailed
+    | Planned
     | Ticked
 )
 

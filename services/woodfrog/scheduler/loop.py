@@ -18,9 +18,11 @@ from woodfrog.errors import Unavailable, WoodfrogError, status
 from woodfrog.model.placement import Acquired, ClusterView, ReplicaUsage, TrackUpdate
 from woodfrog.rpc import propagation
 from woodfrog.scheduler import events as on
+from woodfrog.scheduler import planning
 from woodfrog.scheduler.describe import describe
 from woodfrog.scheduler.events import Command, Event, Refusal
 from woodfrog.scheduler.nodes import NodeLinks
+from woodfrog.scheduler.plan_worker import PlanWorker
 from woodfrog.scheduler.state import SchedulerState
 from woodfrog.scheduler.tracks import Track
 from woodfrog.telemetry import names
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 _STORY_MAX = 1000
 _STORY_TOLD = 40
 _TICK_S_MIN = 0.001
+_PLANNED_AT_ONCE = 100  # models, before requests have their turn
 _MARGIN_S = 0.02  # so that our answer comes before the caller's own deadline
 _REFUSALS: dict[Refusal, type[WoodfrogError]] = {
     Refusal.NOT_FOUND: errors.NotFound,
@@ -68,6 +71,7 @@ class SchedulerLoop:
         self._climbs: dict[str, asyncio.Task[None]] = {}  # by attempt
         self._spans: dict[str, trace.Span] = {}  # of the last attempt of each climb
         self._tracks: dict[str, Track] = {}  # by router
+        self._worker = PlanWorker()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
         self._story: deque[tuple[float, Event, list[Command]]] = deque(maxlen=_STORY_MAX)
@@ -137,6 +141,35 @@ class SchedulerLoop:
     def start(self, source: catalog.Catalog) -> None:
         self._spawn(self._follow(source), "catalog")
 
+    def plan(self, every_s: float, within_s: float, gpu_price: float, memory_price: float) -> None:
+        """From now on. The prices are those of the settings."""
+        self._spawn(self._keep_planning(every_s, within_s, gpu_price, memory_price), "plan")
+
+    async def _keep_planning(
+        self, every_s: float, within_s: float, gpu_price: float, memory_price: float
+    ) -> None:
+        """The problem is put together in small steps, and solved beside the loop."""
+        while True:
+            await asyncio.sleep(every_s)
+            state, now = self._state, self._clock.now()
+            found = []
+            for count, item in enumerate(
+                planning.items(state.view, state.demand, state.estimates, now)
+            ):
+                if item is not None:
+                    found.append(item)
+                if count % _PLANNED_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+            by_model = {item.model: item for item in found}
+            limits = planning.limits(state.view, by_model)
+            prices = planning.prices(state.view, gpu_price, memory_price)
+            if not found and not state.planned:
+                continue
+            solution = await self._worker.solve(found, limits, prices, within_s)
+            if solution is None:
+                continue
+            self.submit(on.Planned(planning.rungs(state.view, by_model, solution)))
+
     def refuse_all(self) -> None:
         """Lets nobody wait for a scheduler that stops."""
         for caller in self._callers.values():
@@ -152,6 +185,7 @@ class SchedulerLoop:
             self._timer.cancel()
         for task in self._tasks:
             task.cancel()
+        self._worker.close()
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = self._group.create_task(work, name=name)

@@ -297,9 +297,8 @@ def _thaw(
     missing = Missing()
     if resident is not None and not hot:
         missing = Missing(disk_bytes=resident.disk_bytes - resident.page_cache_bytes)
-    prior_s = priors.hot_s if hot else priors.thaw_s
-    if found is not None and not hot:
-        prior_s += priors.hot_s + (spec.weights_bytes / priors.pcie_bytes_s if copies else 0)
+    copied = spec.weights_bytes if copies else 0
+    prior_s = priors.hot_s if hot else priors.thaw_prior_s(found is not None, copied)
     rung = Rung.HOT if hot else Rung.PARKED
     forecast = estimates.forecast(
         Way(node.print_key, spec.name, rung, copies),
@@ -324,10 +323,10 @@ def _climb(
     """Weights and process come at the same time and meet at the thaw."""
     spec, priors = request.spec, estimates.priors
     weights = _bring(spec.weights_bytes, node.residents.get(spec.weights), priors)
-    copies = False
+    copies = found is not None and spec.weights not in found[0].weights
+    copied = spec.weights_bytes if copies else 0
+    restore_s, over_s = priors.restore_prior_s(found is not None, copied)
     if found is not None:
-        copies = spec.weights not in found[0].weights
-        over_s = spec.weights_bytes / priors.pcie_bytes_s
         weights = Branch(max(weights.prior_s, over_s), weights.missing) if copies else Branch(0.0)
     pointer = request.pointers.get(node.print_key)
     if pointer is None:
@@ -335,7 +334,7 @@ def _climb(
     else:
         resident = node.residents.get(pointer.manifest)
         pages = _bring(pointer.size_bytes, resident, priors)
-        process = Branch(priors.restore_s + pages.prior_s, pages.missing)
+        process = Branch(restore_s + pages.prior_s, pages.missing)
         complete = resident is not None and resident.complete
         rung = Rung.FROZEN if complete else Rung.STORED
     checkpoint = pointer is None and spec.snapshot == "eager"

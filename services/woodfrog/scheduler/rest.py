@@ -72,8 +72,13 @@ class Rest:
         if not board.view.usable(record):
             return (board.now, Rung.FROZEN) if board.listed else None
         spec = board.view.models[record.replica.model].spec
-        freeze = record.used + spec.freeze_after_s
-        parkable = record.replica.state is ReplicaState.SERVING
-        if parkable and spec.park_after_s < spec.freeze_after_s:
-            return record.used + spec.park_after_s, Rung.HOT if spec.gpu_bytes else Rung.PARKED
-        return freeze, Rung.FROZEN
+        idle_s = spec.freeze_after_s
+        planned = board.planned.get(record.replica.replica_id) if idle_s is None else None
+        state = record.replica.state
+        if state is ReplicaState.SERVING and (idle_s is None or spec.park_after_s < idle_s):
+            highest = Rung.HOT if spec.gpu_bytes else Rung.PARKED
+            return record.used + spec.park_after_s, planned or highest
+        if planned is not None:
+            lower = planned is Rung.FROZEN or (planned is Rung.PARKED and state is ReplicaState.HOT)
+            return (board.now, planned) if lower else None
+        return record.used + (board.limits.freeze_s if idle_s is None else idle_s), Rung.FROZEN

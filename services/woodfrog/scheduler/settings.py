@@ -18,5 +18,13 @@ class Settings(ServiceSettings, env_prefix="WOODFROG_SCHEDULER_"):
     """Requests of one model that wait for a slot; more are turned away."""
     node_patience_s: float = Field(default=3.0, ge=0)
     """A registered node has so long to connect, and a broken stream so long to come back, before it is lost."""
+    plan_every_s: float = Field(default=5.0, ge=0)
+    """Between two plans of which idle replicas are kept, and where; 0: idle replicas go by the clock."""
+    plan_within_s: float = Field(default=2.0, gt=0)
+    """A plan that takes longer is made by a simpler rule."""
+    gpu_price: float = Field(default=0.001, ge=0)
+    """Seconds of waiting that must be saved for holding a whole GPU for one second."""
+    memory_price: float = Field(default=0.0001, ge=0)
+    """The same, for all of a node's memory."""
     node_return_s: float = Field(default=10.0, ge=0)
     """Requests wait so long for a lost node to come back when nothing else has room."""

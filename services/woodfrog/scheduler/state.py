@@ -15,6 +15,7 @@ from woodfrog.scheduler import candidates
 from woodfrog.scheduler import events as on
 from woodfrog.scheduler.board import Board, Limits, Ticket
 from woodfrog.scheduler.climbs import Climbs
+from woodfrog.scheduler.demand import Demand
 from woodfrog.scheduler.estimates import Estimates
 from woodfrog.scheduler.events import Command, Event, Refusal
 from woodfrog.scheduler.rates import Rates
@@ -59,6 +60,7 @@ class SchedulerState:
             on.NodeReported: world.node_reported,
             on.NodeSilent: world.node_silent,
             on.NodeLost: world.node_lost,
+            on.Planned: self._planned,
             on.Ticked: self._ticked,
         }
 
@@ -69,6 +71,15 @@ class SchedulerState:
     @property
     def estimates(self) -> Estimates:
         return self._board.estimates
+
+    @property
+    def planned(self) -> bool:
+        """Whether the last plan says anything."""
+        return bool(self._board.planned)
+
+    @property
+    def demand(self) -> Demand:
+        return self._board.demand
 
     def next_time(self) -> float | None:
         """When a Ticked is wanted."""
@@ -111,6 +122,7 @@ class SchedulerState:
         assert event.ticket not in board.tickets
         if event.model in self.view.models:
             self.view.models[event.model].requested = board.now
+            self._active(event.model)
         for replica_id in sorted(event.excluded):
             self._rest.suspect(replica_id)
         ticket = Ticket(
@@ -163,11 +175,30 @@ class SchedulerState:
         if record is None:
             return
         self._board.touch(replica_id)
+        self._active(record.replica.model)
         if not started:
             return
         record.used = self._board.now  # even when it has ended by now
         if record.replica.model in self.view.models:
             self.view.models[record.replica.model].requested = self._board.now
+
+    def _active(self, model: str) -> None:
+        """It is asked for, or used: how long it idled tells when it will be again."""
+        record = self.view.models.get(model)
+        if record is None:
+            return
+        busy = any(each.busy for each in self.view.replicas_of(model))
+        if record.active is not None and not busy:
+            self._board.demand.woke(model, self._board.now - record.active)
+        record.active = self._board.now
+
+    # --- the plan ---
+
+    def _planned(self, event: on.Planned) -> None:
+        before, self._board.planned = self._board.planned, dict(event.rungs)
+        for replica_id in before.keys() | event.rungs.keys():
+            if before.get(replica_id) is not event.rungs.get(replica_id):
+                self._board.touch(replica_id)
 
     # --- nodes ---
 

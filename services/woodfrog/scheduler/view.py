@@ -91,6 +91,9 @@ class NodeRecord:
 class ModelRecord:
     spec: ModelSpec
     requested: float | None = None  #: when its last request came
+    active: float | None = (
+        None  #: when it was last asked for or used; None: never, as far as is known
+    )
 
 
 class ClusterView:

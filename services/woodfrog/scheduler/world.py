@@ -122,6 +122,7 @@ class World:
     def _remove(self, model: str) -> None:
         if self._view.models.pop(model, None) is not None:
             self._board.estimates.forget(model)
+            self._board.demand.forget(model)
             self._stop_climbs(model)
             self._look_again(model)
 

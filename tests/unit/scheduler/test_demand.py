@@ -22,8 +22,9 @@ def test_a_model_that_wakes_each_hour_is_expected_just_before_and_not_earlier() 
     assert demand.chance("frog", 600, 60) < 0.05
     assert demand.chance("frog", 1800, 60) < 0.05
     assert demand.chance("frog", 3500, 300) > 0.8
-    soon = [demand.wakes_s("frog", idle_s, 60) for idle_s in (60, 1200, 2400, 3540)]
-    assert soon[3] > 10 * max(soon[:3])
+    waits = [demand.wait_s("frog", idle_s) for idle_s in (60, 1800, 3000)]
+    assert waits == pytest.approx([3540, 1800, 600], abs=250)
+    assert demand.wait_s("frog", 7200) == 7200  # nothing is known of so late
 
 
 def test_one_that_wakes_at_random_is_as_likely_at_any_time() -> None:
@@ -33,8 +34,10 @@ def test_one_that_wakes_at_random_is_as_likely_at_any_time() -> None:
     for model in models * 200:
         demand.woke(model, chance.expovariate(1 / 600))
     for idle_s in (60, 300, 900):
-        found = [demand.wakes_s(model, idle_s, 60) for model in models]
+        found = [demand.chance(model, idle_s, 60) / 60 for model in models]
         assert statistics.mean(found) == pytest.approx(1 / 600, rel=0.2)
+        waits = [demand.wait_s(model, idle_s) for model in models]
+        assert statistics.mean(waits) == pytest.approx(600, rel=0.2)
 
 
 def test_a_model_without_a_history_is_an_ordinary_one_and_its_own_history_soon_counts() -> None:
@@ -68,6 +71,7 @@ def test_chances_are_chances_and_grow_with_the_time_allowed(
     demand = woken("frog", *idle)
     near, far = demand.chance("frog", idle_s, within_s), demand.chance("frog", idle_s, 2 * within_s)
     assert -1e-9 <= near <= far + 1e-9 <= 1 + 2e-9
+    assert demand.wait_s("frog", idle_s) >= 0
 
 
 @given(st.floats(0, 1e12))

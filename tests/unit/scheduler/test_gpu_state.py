@@ -19,6 +19,7 @@ from woodfrog.model.node import Climbed, ReplicaState
 from woodfrog.model.placement import ReplicaUsage
 from woodfrog.model.rung import Rung
 from woodfrog.scheduler import events as on
+from woodfrog.scheduler.board import Limits
 
 FROG = spec(gpu_bytes=30 * GIB, weights_bytes=20 * GIB, park_after_s=60.0)
 TOAD = spec("toad", gpu_bytes=30 * GIB, weights_bytes=20 * GIB)
@@ -114,7 +115,7 @@ def test_hot_is_frozen_in_its_time() -> None:
     cell = cell_of(FROG)
     hot = on_gpu(replica("f1", FROG, "a", ReplicaState.HOT), 30 * GIB)
     cell.report("a", hot, facts=facts("a", 4 * GIB, gpus=(FROG_LIES,)))
-    assert only(on.Descend, cell.wait(FROG.freeze_after_s)).rung is Rung.FROZEN
+    assert only(on.Descend, cell.wait(Limits().freeze_s)).rung is Rung.FROZEN
 
 
 def test_who_fills_the_gpu_is_parked_for_what_parked_off_it() -> None:

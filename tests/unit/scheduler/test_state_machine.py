@@ -22,7 +22,9 @@ from woodfrog.model.placement import ReplicaUsage
 from woodfrog.model.rung import Rung
 from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler import events as on
+from woodfrog.scheduler import planning
 from woodfrog.scheduler.board import Limits
+from woodfrog.scheduler.plan import Planner
 from woodfrog.scheduler.room import room_bytes
 from woodfrog.scheduler.state import SchedulerState
 from woodfrog.scheduler.view import RESTING
@@ -33,6 +35,7 @@ MODELS = {
     "olm": spec("olm", memory_bytes=GIB, gpu_bytes=3 * GIB, replicas_max=2, park_after_s=3.0),
     "eft": spec("eft", memory_bytes=GIB, gpu_bytes=3 * GIB, park_after_s=2.0, freeze_after_s=9.0),
     "newt": spec("newt", slots=3, memory_bytes=9 * GIB, park_after_s=0.0, freeze_after_s=6.0),
+    "salp": spec("salp", memory_bytes=GIB, park_after_s=2.0),
 }
 NODES = ("a", "b", "c")
 GPU, GPU_BYTES = "GPU-0", 5 * GIB  # of each node but the last; one replica fits
@@ -220,6 +223,22 @@ class SchedulerMachine(RuleBasedStateMachine):
         ticket = data.draw(st.sampled_from(sorted(self.open)))
         self.left[self.open.pop(ticket).model] = self.tickets
         self.do(on.AcquireCancelled(ticket))
+
+    @rule(
+        made_up=st.dictionaries(
+            st.sampled_from(["x1", "x2"]), st.sampled_from([Rung.HOT, Rung.PARKED, Rung.FROZEN])
+        )
+    )
+    def plan(self, made_up: dict[str, Rung]) -> None:
+        """A real plan, and one of replicas that are gone."""
+        view = self.state.view
+        items = [
+            i for i in planning.items(view, self.state.demand, self.state.estimates, self.now) if i
+        ]
+        by_model = {item.model: item for item in items}
+        limits = planning.limits(view, by_model)
+        solution = Planner().solve(items, limits, planning.prices(view, 0.001, 0.001), 0.0)
+        self.do(on.Planned({**planning.rungs(view, by_model, solution), **made_up}))
 
     @precondition(lambda self: self.placements)
     @rule(data=st.data(), failed=st.booleans())

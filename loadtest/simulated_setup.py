@@ -1,0 +1,83 @@
+"""What a simulated cell is made of, what is asked of it, and how its plan is made."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from loadtest.simulated_node import NodeSize
+from woodfrog.model.rung import Rung
+from woodfrog.scheduler import planning
+from woodfrog.scheduler.plan import Planner
+from woodfrog.scheduler.state import SchedulerState
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds, and bytes a second. Of an 8B model on an H100 where nothing else is said (MEASURED figures of docs)."""
+
+    message_s: float = 0.001
+    hot_s: float = 0.01
+    parked_s: float = 0.01  # and the weights' way onto the GPU
+    restore_s: float = 0.13
+    cold_s: float = 30.0
+    lower_s: float = 0.05
+    pcie_bytes_s: float = 50e9
+    disk_bytes_s: float = 3e9
+    store_bytes_s: float = 2e9
+    checkpoint_s: float = 5.0  # from a cold start to its snapshot
+    noise: float = 0.1  # each is so much longer or shorter at most
+    snapshot_bytes: int = 2 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """Mean seconds between two of a kind; 0: none."""
+
+    replica_dies_s: float = 0.0
+    node_dies_s: float = 0.0
+    stream_breaks_s: float = 0.0
+    scheduler_dies_s: float = 0.0
+    climb_fails: float = 0.0  # share
+    away_s: float = 5.0  # how long a node or the scheduler is
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    at: float
+    model: str
+    answer_s: float  # the answer takes, once it began
+
+
+@dataclass(slots=True)
+class Request:
+    number: int
+    arrival: Arrival
+    tries: int = 0
+    excluded: set[str] = field(default_factory=set)
+    replica: str = ""
+    began: float | None = None  #: its answer
+    ended: float | None = None
+    outcome: str = (
+        ""  #: "answered", "broken" (its replica died under it) or the reason of a refusal
+    )
+    rung: Rung = Rung.SERVING
+
+
+def plan(state: SchedulerState, planner: Planner, now: float, gpu_price: float) -> dict[str, Rung]:
+    """As the scheduler's loop makes one."""
+    items = [i for i in planning.items(state.view, state.demand, state.estimates, now) if i]
+    by_model = {item.model: item for item in items}
+    limits = planning.limits(state.view, by_model)
+    solution = planner.solve(items, limits, planning.prices(state.view, gpu_price, 0.0))
+    return planning.rungs(state.view, by_model, solution)
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    size: NodeSize = field(default_factory=NodeSize)
+    timing: Timing = field(default_factory=Timing)
+    faults: Faults = field(default_factory=Faults)
+    checked: bool = True  # invariants after each event; AssertionError when one is broken
+    plan_every_s: float = 0.0  # 0: no plan
+    gpu_price: float = 0.0
+    snapshots: bool = False  # every model that may has one already, in the store
+    make_state: Callable[[str], SchedulerState] = SchedulerState  # each life's, from its name

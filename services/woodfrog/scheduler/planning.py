@@ -1,0 +1,136 @@
+"""From the view to the plan's problem, and from its solution to what replicas may rest on. Pure.
+
+An idle replica rests where it is worth most, as long as what it holds is wanted by nobody more and is worth its price. What
+is frozen comes back by requests.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from woodfrog.model.rung import Rung
+from woodfrog.scheduler.demand import Demand
+from woodfrog.scheduler.estimates import Branch, Estimates, Way
+from woodfrog.scheduler.plan import Item, Limits, Option, Prices, Resource, Solution
+from woodfrog.scheduler.view import RESTING, ClusterView, NodeRecord, ReplicaRecord
+
+HEADROOM = 0.1  # of a node stays free, so that a climb finds room at once
+CONTEXT_BYTES = 1 << 30  # of a GPU, by a replica that never rested there yet
+_UP = {Rung.HOT: 0, Rung.PARKED: 1}
+
+
+def items(
+    view: ClusterView, demand: Demand, estimates: Estimates, now: float
+) -> Iterator[Item | None]:
+    """One of each model that idles and may be kept; None for others, so that a caller can stop after any number."""
+    for name, model in list(view.models.items()):
+        replicas = [record for record in view.replicas_of(name) if _plannable(view, record)]
+        if model.spec.freeze_after_s is not None or model.active is None or not replicas:
+            yield None
+            continue
+        best = min(replicas, key=_order)
+        node = view.nodes[best.replica.node]
+        wakes_s = 1 / max(1.0, demand.wait_s(name, now - model.active))
+        gpu = best.replica.gpu != ""
+        process_s, weights_s = estimates.priors.restore_prior_s(gpu, model.spec.weights_bytes)
+        frozen = Way(node.print_key, name, Rung.FROZEN, copies=gpu)
+        away = estimates.forecast(frozen, Branch(process_s), Branch(weights_s))
+        options = tuple(_options(best, node, model.spec.weights_bytes, estimates))
+        rung = Rung.HOT if best.replica.gpu else Rung.PARKED
+        rests = Rung(best.replica.state.value) if best.replica.state in RESTING else rung
+        at = next((n for n, option in enumerate(options) if option.rung is rests), None)
+        yield Item(name, wakes_s, away.seconds, options, now=at)
+
+
+def limits(view: ClusterView, planned: Mapping[str, Item]) -> Limits:
+    """What nodes have for what the plan is about: all, less a reserve, less what others hold."""
+    found: dict[str, dict[Resource, float]] = {}
+    for name, node in view.nodes.items():
+        facts = node.facts
+        room = {
+            Resource.MEMORY: facts.memory_bytes * (1 - HEADROOM) - node.reserved_bytes,
+            Resource.REPLICAS: float(facts.replica_count_max - node.reserved_count),
+            Resource.GPU: sum(gpu.memory_bytes for gpu in facts.gpus) * (1 - HEADROOM)
+            - sum(node.reserved_gpu_bytes.values()),
+        }
+        held: dict[str, int] = {}  # weights on a GPU that others use
+        for record in node.replicas.values():
+            replica = record.replica
+            if replica.model in planned and _plannable(view, record):
+                continue
+            room[Resource.MEMORY] -= replica.memory_bytes
+            room[Resource.REPLICAS] -= 1
+            room[Resource.GPU] -= replica.gpu_bytes
+            if replica.gpu and replica.weights in view_weights(node, replica.gpu):
+                held[replica.weights] = _weights_bytes(view, record)
+        room[Resource.GPU] -= sum(held.values())
+        found[name] = {resource: max(0.0, left) for resource, left in room.items()}
+    return found
+
+
+def prices(view: ClusterView, gpu_price: float, memory_price: float) -> Prices:
+    """Of a whole GPU, and of a whole node's memory: of the largest of the cell."""
+    gpus = [gpu.memory_bytes for node in view.nodes.values() for gpu in node.facts.gpus]
+    memories = [node.facts.memory_bytes for node in view.nodes.values()]
+    return Prices(
+        {
+            Resource.GPU: gpu_price / max(gpus, default=1),
+            Resource.MEMORY: memory_price / max(memories, default=1),
+        }
+    )
+
+
+def view_weights(node: NodeRecord, gpu: str) -> tuple[str, ...]:
+    return next((each.weights for each in node.facts.gpus if each.uuid == gpu), ())
+
+
+def rungs(view: ClusterView, planned: Mapping[str, Item], solution: Solution) -> dict[str, Rung]:
+    """Where each model's best idle replica is to rest; FROZEN: nowhere."""
+    found: dict[str, Rung] = {}
+    for model in planned:
+        replicas = [record for record in view.replicas_of(model) if _plannable(view, record)]
+        if not replicas:  # since the plan was begun
+            continue
+        best = min(replicas, key=_order).replica
+        choice = solution.choices.get(model)
+        here = choice is not None and choice.option.group == best.node
+        found[best.replica_id] = choice.option.rung if choice is not None and here else Rung.FROZEN
+    return found
+
+
+def _options(
+    record: ReplicaRecord, node: NodeRecord, weights_bytes: int, estimates: Estimates
+) -> Iterator[Option]:
+    replica, priors = record.replica, estimates.priors
+    own = {Resource.MEMORY: float(replica.memory_bytes), Resource.REPLICAS: 1.0}
+    if not replica.gpu:
+        way = Way(node.print_key, replica.model, Rung.PARKED)
+        yield Option(
+            replica.node, Rung.PARKED, estimates.forecast(way, Branch(priors.thaw_s)).seconds, own
+        )
+        return
+    context = (
+        replica.gpu_bytes if replica.state in RESTING else min(replica.gpu_bytes, CONTEXT_BYTES)
+    )
+    hot = estimates.forecast(Way(node.print_key, replica.model, Rung.HOT), Branch(priors.hot_s))
+    yield Option(
+        replica.node, Rung.HOT, hot.seconds, {**own, Resource.GPU: float(context + weights_bytes)}
+    )
+    way = Way(node.print_key, replica.model, Rung.PARKED, copies=True)
+    parked = estimates.forecast(way, Branch(priors.thaw_prior_s(True, weights_bytes)))
+    yield Option(replica.node, Rung.PARKED, parked.seconds, {**own, Resource.GPU: float(context)})
+
+
+def _plannable(view: ClusterView, record: ReplicaRecord) -> bool:
+    """Idle, and on no way."""
+    return record.quiet and record.suspect_since is None and view.usable(record)
+
+
+def _order(record: ReplicaRecord) -> tuple[int, float, str]:
+    """Of a model's idle replicas the one to keep: the highest, then the last used."""
+    state = record.replica.state
+    rung = _UP.get(Rung(state.value), 0) if state in RESTING else 0
+    return rung, -record.used, record.replica.replica_id
+
+
+def _weights_bytes(view: ClusterView, record: ReplicaRecord) -> int:
+    model = view.models.get(record.replica.model)
+    return model.spec.weights_bytes if model is not None else 0

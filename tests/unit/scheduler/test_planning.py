@@ -1,0 +1,128 @@
+"""What idle replicas are kept on, and for how long."""
+
+from dataclasses import replace
+
+import pytest
+from tests.unit.scheduler.cell import GIB, Cell, every, facts, gpu, on_gpu, only, replica, spec
+
+from woodfrog.model.node import Replica, ReplicaState
+from woodfrog.model.placement import ReplicaUsage
+from woodfrog.model.rung import Rung
+from woodfrog.scheduler import events as on
+from woodfrog.scheduler import planning
+from woodfrog.scheduler.board import Limits
+from woodfrog.scheduler.plan import Planner, Resource, Solution
+
+FROG = spec("frog", park_after_s=5.0)
+TOAD = replace(FROG, name="toad", weights=spec("toad").weights)
+OLM = replace(spec("olm"), gpu_bytes=2 * GIB, weights_bytes=6 * GIB, park_after_s=5.0)
+EFT = replace(spec("eft"), gpu_bytes=2 * GIB, weights_bytes=6 * GIB, park_after_s=5.0)
+FREEZE_S = Limits().freeze_s
+
+
+def planned(cell: Cell, price: float = 0.0) -> Solution:
+    view = cell.state.view
+    found = planning.items(view, cell.state.demand, cell.state.estimates, cell.now)
+    items = [item for item in found if item is not None]
+    by_model = {item.model: item for item in items}
+    limits = planning.limits(view, by_model)
+    solution = Planner().solve(items, limits, planning.prices(view, price, price / 100))
+    cell.do(on.Planned(planning.rungs(view, by_model, solution)))
+    return solution
+
+
+def wakes(cell: Cell, model: str, gap_s: float, count: int = 12) -> None:
+    """Its past: it was asked for so often."""
+    for _ in range(count):
+        cell.state.demand.woke(model, gap_s)
+
+
+def served(cell: Cell, *replicas: Replica) -> None:
+    cell.report("a", *replicas)
+    for each in replicas:
+        cell.acquire(each.model)
+        cell.do(on.UsageReported("r", (ReplicaUsage(each.replica_id, 0, started=1),)))
+
+
+def test_one_that_is_wanted_often_is_kept_beyond_the_clock_and_frozen_once_it_is_not() -> None:
+    cell = Cell(FROG)
+    served(cell, replica("f1", FROG, "a"))
+    wakes(cell, "frog", 400.0)
+    parked = only(on.Descend, cell.wait(6.0))
+    assert parked.rung is Rung.PARKED
+    cell.do(on.DescendFinished("f1", Rung.PARKED))
+    planned(cell, 1e-4)
+    assert not every(on.Descend, cell.wait(FREEZE_S + 60.0))
+    cell.wait(100_000.0)  # long after it should have come
+    assert planned(cell, 1e-4).choices == {}
+    assert cell.state.view.replicas["f1"].descending is Rung.FROZEN
+
+
+def test_a_time_that_the_user_gave_is_kept() -> None:
+    model = replace(FROG, freeze_after_s=20.0)
+    cell = Cell(model)
+    served(cell, replica("f1", model, "a"))
+    wakes(cell, "frog", 400.0)
+    cell.wait(6.0)
+    cell.do(on.DescendFinished("f1", Rung.PARKED))
+    assert planned(cell).choices == {}
+    assert only(on.Descend, cell.wait(20.0)).rung is Rung.FROZEN
+
+
+def test_the_more_wanted_one_stays_hot_and_the_other_goes_down_a_rung() -> None:
+    cell = Cell(OLM, EFT)
+    hot = [
+        on_gpu(replica(name, model, "a", ReplicaState.HOT), GIB)
+        for name, model in (("o1", OLM), ("e1", EFT))
+    ]
+    weights = (OLM.weights, EFT.weights)
+    full = gpu(14 * GIB, memory=15 * GIB, weights=weights)  # one of them hot, and one context
+    cell.report("a", *hot, facts=replace(facts("a", 8 * GIB), gpus=(full,)))
+    for model in ("olm", "eft"):
+        cell.state.view.models[model].active = cell.now
+    wakes(cell, "olm", 100.0)
+    wakes(cell, "eft", 1000.0)
+    cell.wait(60.0)
+    choices = planned(cell).choices
+    assert {model: choice.option.rung for model, choice in choices.items()} == {
+        "olm": Rung.HOT,
+        "eft": Rung.PARKED,
+    }
+    assert cell.state.view.replicas["e1"].descending is Rung.PARKED
+    assert cell.state.view.replicas["o1"].descending is None
+
+
+@pytest.mark.parametrize(("price", "rung"), [(0.0, Rung.HOT), (0.01, Rung.PARKED)])
+def test_a_gpu_that_costs_is_left_by_who_is_rarely_wanted(price: float, rung: Rung) -> None:
+    cell = Cell(OLM)
+    hot = on_gpu(replica("o1", OLM, "a", ReplicaState.HOT), GIB // 64)
+    told = replace(facts("a", 4 * GIB), gpus=(gpu(7 * GIB, weights=(OLM.weights,)),))
+    cell.report("a", hot, facts=told)
+    cell.state.view.models["olm"].active = cell.now
+    wakes(cell, "olm", 500.0)
+    cell.wait(100.0)
+    assert planned(cell, price).choices["olm"].option.rung is rung
+
+
+def test_idle_time_before_each_wake_is_noted_and_not_what_runs_on() -> None:
+    cell = Cell(FROG)
+    served(cell, replica("f1", FROG, "a"))
+    cell.wait(4.0)
+    cell.acquire("frog")
+    assert cell.state.demand.chance("frog", 3.0, 2.0) > 0.9
+    cell.do(on.UsageReported("r", (ReplicaUsage("f1", 1, started=1),)))
+    cell.wait(1000.0)
+    cell.acquire("frog")  # the other still runs
+    assert cell.state.demand.chance("frog", 900.0, 1000.0) == 0.0
+
+
+def test_what_is_busy_is_counted_and_not_planned() -> None:
+    cell = Cell(FROG, TOAD)
+    cell.report("a", replica("f1", FROG, "a"), replica("t1", TOAD, "a"))
+    cell.acquire("toad")
+    view = cell.state.view
+    limits = planning.limits(view, {})
+    assert limits["a"][Resource.REPLICAS] == 8 - 2
+    found = [*planning.items(view, cell.state.demand, cell.state.estimates, cell.now)]
+    assert len(found) == 2
+    assert not any(item is not None and item.model == "toad" for item in found)
