@@ -10,6 +10,8 @@ from compressed_tensors.compressors import compress_module
 from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
 from compressed_tensors.quantization.utils import calculate_qparams
 
+from woodfrog.cli import tiling
+
 WORDS = 97
 _SHAPE = {
     "vocab_size": WORDS, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3,
@@ -51,7 +53,7 @@ SCHEMES: dict[str, tuple[str, dict[str, Any], dict[str, Any] | None]] = {
 
 
 def make(folder: Path, name: str) -> Path:
-    """A new folder."""
+    """A new folder, with the folders above it."""
     form, weights, inputs = SCHEMES[name]
     group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
     said = {
@@ -69,12 +71,19 @@ def make(folder: Path, name: str) -> Path:
         if hasattr(module, "quantization_scheme"):
             _calibrate(module)
             compress_module(module, form)
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     config.update(quantization_config=said, dtype="bfloat16", architectures=["LlamaForCausalLM"])
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def tile(folder: Path, out: Path) -> Path:
+    """As `models add` does it for a GPU."""
+    names = [path.name for path in folder.iterdir()]
+    tiling.tile(folder, names, tiling.layers_to_tile(folder), out)
+    return out
 
 
 def _calibrate(module: Any) -> None:

@@ -56,7 +56,7 @@ def of_folder(folder: Path) -> Layout:
     for path in sorted(path for path in folder.rglob("*.safetensors") if path.is_file()):
         relative = path.relative_to(folder)
         prefix = "" if relative.parent == Path(".") else f"{relative.parent}/"
-        data_offset, entries = _header(path)
+        data_offset, entries = header_of(path)
         end = -(-end // ALIGN_BYTES) * ALIGN_BYTES
         run: Extent | None = None
         for name, dtype, shape, begin, size in entries:
@@ -86,8 +86,8 @@ def of_folder(folder: Path) -> Layout:
 Entry = tuple[str, str, tuple[int, ...], int, int]  # name, dtype, shape, begin, size
 
 
-def _header(path: Path) -> tuple[int, list[Entry]]:
-    """Where the data begins, and the entries by where they begin in it."""
+def header_of(path: Path) -> tuple[int, list[Entry]]:
+    """Where a file's data begin, and its entries by where they begin in them. Raises InvalidArgument."""
     with path.open("rb") as file:
         size_bytes = file.seek(0, 2)
         file.seek(0)

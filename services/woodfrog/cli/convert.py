@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,35 @@ def convert(folder: Path, names: Sequence[str], dtype: str, out: Path) -> None:
     One file of weights is in memory at a time. Raises InvalidArgument for quantized weights and for numbers that
     `dtype` has no room for, FailedPrecondition without PyTorch or room on the disk.
     """
+    fill(
+        folder,
+        names,
+        out,
+        lambda source, target: _weights(source, target, dtype),
+        lambda path: _config(path, dtype),
+    )
+
+
+def fill(
+    folder: Path,
+    names: Sequence[str],
+    out: Path,
+    weights: Callable[[Path, Path], None],
+    config: Callable[[Path], str],
+) -> None:
+    """Fills the new folder `out` with the files `names` of `folder`.
+
+    `weights` writes one of them to another path, `config` gives the text of a config.json; the others stay as they are.
+    Raises FailedPrecondition NO_ROOM.
+    """
     try:
         for name in names:
             target = out / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.suffix == ".safetensors":
-                _weights(folder / name, target, dtype)
+                weights(folder / name, target)
             elif target.name == "config.json":
-                target.write_text(_config((folder / name).read_text(), folder / name, dtype))
+                target.write_text(config(folder / name))
             else:
                 shutil.copyfile(folder / name, target)
     except OSError as error:
@@ -37,15 +58,22 @@ def convert(folder: Path, names: Sequence[str], dtype: str, out: Path) -> None:
         ) from None
 
 
-def _weights(source: Path, target: Path, dtype: str) -> None:
+def pytorch() -> Any:
+    """The module torch. Raises FailedPrecondition ENGINE_NOT_INSTALLED."""
     try:
         import torch
-        from safetensors.torch import save_file
     except ImportError as error:
         raise FailedPrecondition(
             "ENGINE_NOT_INSTALLED",
             f"weights cannot be converted: {error}; run `pip install 'woodfrog[engine]'`",
         ) from None
+    return torch
+
+
+def _weights(source: Path, target: Path, dtype: str) -> None:
+    torch = pytorch()
+    from safetensors.torch import save_file
+
     wanted: Any = getattr(torch, dtype)
     floats = {getattr(torch, name) for name in _FLOATS}
     tensors = {}
@@ -66,12 +94,9 @@ def _weights(source: Path, target: Path, dtype: str) -> None:
     target.chmod(0o644)
 
 
-def _config(text: str, path: Path, dtype: str) -> str:
+def _config(path: Path, dtype: str) -> str:
     """With `dtype` wherever it, or one of its parts, says one."""
-    try:
-        config: Any = json.loads(text)
-    except (ValueError, RecursionError):
-        raise InvalidArgument("BAD_CONFIG", f"{path} is not JSON; fetch it again") from None
+    config = read_config(path)
     if isinstance(config, dict):
         if config.get("quantization_config"):
             raise InvalidArgument(
@@ -81,4 +106,16 @@ def _config(text: str, path: Path, dtype: str) -> str:
             for key in ("dtype", "torch_dtype"):
                 if key in part:
                     part[key] = dtype
+    return config_text(config)
+
+
+def read_config(path: Path) -> Any:
+    """Raises InvalidArgument BAD_CONFIG."""
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, RecursionError):
+        raise InvalidArgument("BAD_CONFIG", f"{path} is not JSON; fetch it again") from None
+
+
+def config_text(config: Any) -> str:
     return json.dumps(config, indent=2, ensure_ascii=False) + "\n"

@@ -13,6 +13,7 @@ from woodfrog.catalog import Catalog
 from woodfrog.cli.cluster import Cluster
 from woodfrog.cli.convert import convert
 from woodfrog.cli.import_model import import_gguf
+from woodfrog.cli.tiling import layers_to_tile, tile
 from woodfrog.clients.ingest import build_manifest, ingest
 from woodfrog.clients.store import ChunkClient, StoreClient
 from woodfrog.clients.weight_fs import WeightFsClient
@@ -127,7 +128,7 @@ async def add(
 ) -> ModelSpec:
     """Adds a folder or a GGUF file under `spec.name`; the spec with its weights. Raises woodfrog.errors classes.
 
-    With `dtype`, one of `convert.DTYPES`, the weights are converted first.
+    With `dtype`, one of `convert.DTYPES`, the weights are converted first. Int4 weights for a GPU are tiled.
     """
     try:
         spec.checked()
@@ -166,13 +167,26 @@ async def drop_snapshot(cell: Cell, pointer: SnapshotPointer) -> None:
 async def _converted(
     cell: Cell, spec: ModelSpec, folder: Path, progress: Progress, dtype: str | None
 ) -> ModelSpec:
-    if dtype is None:
-        return await _ingest(cell, spec, folder, progress)
-    names = check_folder(folder)
     with tempfile.TemporaryDirectory(prefix="woodfrog-convert-") as temporary:
+        out = Path(temporary) / "model"
+        on_gpu = spec.gpu_bytes > 0
+        return await _ingest(cell, spec, changed(folder, out, progress, dtype, on_gpu), progress)
+
+
+def changed(folder: Path, out: Path, progress: Progress, dtype: str | None, on_gpu: bool) -> Path:
+    """The folder to ingest: `folder` itself, or the new one `out` with its weights converted or tiled."""
+    names = check_folder(folder)
+    if dtype is not None:
         progress(f"converting the weights to {dtype}")
-        convert(folder, names, dtype, Path(temporary) / "model")
-        return await _ingest(cell, spec, Path(temporary) / "model", progress)
+        convert(folder, names, dtype, out)
+        return out
+    if on_gpu and (layers := layers_to_tile(folder)):
+        progress(
+            f"tiling the int4 weights of {len(layers)} layers, so that a GPU takes them as they lie"
+        )
+        tile(folder, names, layers, out)
+        return out
+    return folder
 
 
 async def _ingest(cell: Cell, spec: ModelSpec, folder: Path, progress: Progress) -> ModelSpec:

@@ -66,7 +66,7 @@ def _built(folder: Path, source: Path | None, generates: bool, **options: Any) -
         )
     config = kind.config_class.from_pretrained(folder, local_files_only=True)
     if packed := quantized.quantization_of(config, folder):
-        config.quantization_config = packed
+        config.quantization_config = packed.settings
         options["dtype"] = "auto"  # the configuration's: the first tensor may be a scale
     attention = "sdpa" if generates or kind._supports_sdpa else "eager"
     model, found = kind.from_pretrained(
@@ -85,7 +85,7 @@ def _built(folder: Path, source: Path | None, generates: bool, **options: Any) -
             f" e.g. {str(lost[0])[:150]}; give all of the model's own files",
         )
     if packed:
-        quantized.install(model)
+        quantized.install(model, tiled=packed.tiled)
     return model.eval()
 
 

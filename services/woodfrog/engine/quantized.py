@@ -4,12 +4,12 @@ Files, configuration and unpacking are the library's, compressed-tensors. By its
 model at its first forward pass, into memory of the process; here a layer is unpacked while it computes, and two formats
 have kernels of PyTorch that take what is packed:
 
-- int4 in groups, on a GPU and for few rows: the tiles of the tensor cores are laid out anew in each pass, which reads and
-  writes 4 bits a weight, and unpacking them would be some 15 bytes;
+- int4 in groups, on a GPU and for few rows, where the weights were tiled when the model was added (`int4_tiles`);
 - fp8 on a GPU that multiplies it: activations are quantized too, row by row, as the files' own configuration says.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +18,31 @@ from torch.nn.functional import linear
 from tqdm import tqdm
 
 from woodfrog.errors import InvalidArgument
+from woodfrog.replica import int4_tiles
 
 METHOD = "compressed-tensors"
-FORMATS = ("pack-quantized", "float-quantized", "int-quantized", "naive-quantized")
+FORMATS = (int4_tiles.PACKED, "float-quantized", "int-quantized", "naive-quantized")
 INT4_ROWS_MAX = 64  # of more rows each tile would be read anew for every 16; unpacking costs less
-_INT4_GROUPS = (32, 64, 128, 256)
-_K_TILE = 128  # values of a row that the kernel takes as one: 8 tiles of 16
-_N_TILE = 8
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
-def quantization_of(config: Any, folder: Path) -> dict[str, Any] | None:
-    """What a model's configuration says about quantized weights, made ready for Transformers; None when it says nothing.
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    settings: dict[str, Any]  # for Transformers, which knows no tiles
+    tiled: bool  # int4 layers that fit are
+
+
+def quantization_of(config: Any, folder: Path) -> Quantization | None:
+    """What a model's configuration says about quantized weights; None when it says nothing.
 
     Raises InvalidArgument for weights that this engine cannot compute with.
     """
     said = getattr(config, "quantization_config", None)
     if said is None:
         return None
+    tiled = isinstance(said, dict) and said.get("format") == int4_tiles.TILED
+    if tiled:
+        said = {**said, "format": int4_tiles.PACKED}
     if why := _refused(said if isinstance(said, dict) else {}, config):
         raise InvalidArgument(
             "UNKNOWN_QUANTIZATION",
@@ -44,7 +51,7 @@ def quantization_of(config: Any, folder: Path) -> dict[str, Any] | None:
         )
     tqdm.monitor_interval = 0  # the library's progress bars would start a thread that never ends
     # Older files call themselves frozen; that they are packed is what the format says.
-    return {**said, "quantization_status": "compressed"}
+    return Quantization({**said, "quantization_status": "compressed"}, tiled)
 
 
 def _refused(said: dict[str, Any], config: Any) -> str | None:
@@ -97,17 +104,17 @@ def _fault_of(group: Any, format: str) -> str | None:
         return "its groups of layers have several formats"
     if weights.get("dynamic"):
         return "its weights are quantized while it computes"
-    if format == "pack-quantized" and weights.get("type", "int") != "int":
+    if format == int4_tiles.PACKED and weights.get("type", "int") != "int":
         return "its packed weights are no integers"
     bits = weights.get("num_bits")
-    if bits != (4 if format == "pack-quantized" else 8):
+    if bits != (4 if format == int4_tiles.PACKED else 8):
         return f"its weights are {format} with {str(bits)[:10]} bits"
-    if format == "pack-quantized" and weights.get("symmetric", True) is not True:
+    if format == int4_tiles.PACKED and weights.get("symmetric", True) is not True:
         return "its packed weights have zero points"
     return None
 
 
-def install(model: Any) -> None:
+def install(model: Any, *, tiled: bool) -> None:
     """Puts layers of ours, with the same parameters, in the place of those that Transformers built."""
     model.hf_quantizer.compressor.remove_decompression_hook(model)
     found = [(n, m) for n, m in model.named_modules() if hasattr(m, "quantization_scheme")]
@@ -118,7 +125,7 @@ def install(model: Any) -> None:
                 f"{name} is quantized and a {type(module).__name__}; this engine computes with quantized linear layers"
                 " only: take a folder with the model's plain weights",
             )
-        model.set_submodule(name, QuantizedLinear(module))
+        model.set_submodule(name, QuantizedLinear(module, tiled=tiled))
 
 
 def layers_of(model: Any) -> dict[str, "QuantizedLinear"]:
@@ -128,8 +135,8 @@ def layers_of(model: Any) -> dict[str, "QuantizedLinear"]:
 class QuantizedLinear(torch.nn.Module):  # type: ignore[misc]
     """Has the parameters of the layer it stands for, by their names in the files."""
 
-    def __init__(self, layer: torch.nn.Linear) -> None:
-        """`layer` as the library leaves it when it has made room for packed weights."""
+    def __init__(self, layer: torch.nn.Linear, *, tiled: bool = False) -> None:
+        """`layer` as the library leaves it when it has made room for packed weights; of a folder that is `tiled` or not."""
         from compressed_tensors.compressors import BaseCompressor
 
         super().__init__()
@@ -139,6 +146,7 @@ class QuantizedLinear(torch.nn.Module):  # type: ignore[misc]
         self._scheme: Any = layer.quantization_scheme
         compressor = BaseCompressor.get_value_from_registry(self._scheme.format.value)
         self._unpack: Callable[..., dict[str, Any]] = compressor.decompress
+        self._tiled = tiled and int4_tiles.fits(self.weight_packed.shape, self.weight_scale.shape)
         self._kernel, self._kernel_rows_max = self._kernel_of(self._scheme)
 
     def forward(self, x: Any) -> Any:
@@ -154,15 +162,16 @@ class QuantizedLinear(torch.nn.Module):  # type: ignore[misc]
         state = {name: value for name, value in self._parameters.items() if value is not None}
         # In place of the file's tensor: to read it, the CPU would have to wait for the GPU.
         state["weight_shape"] = (self.out_features, self.in_features)
+        if self._tiled:
+            state["weight_packed"] = int4_tiles.packed(self.weight_packed)
+            state["weight_scale"] = self._scales_by_group().t()
         return self._unpack(state, self._scheme)["weight"]
 
     def _kernel_of(self, scheme: Any) -> tuple[Callable[[Any], Any] | None, int]:
         """What computes from packed weights on a GPU, and for how many rows at most."""
         weights = scheme.weights
-        if scheme.format.value == "pack-quantized":
-            fits = self.in_features % _K_TILE == 0 and self.out_features % _N_TILE == 0
-            grouped = weights.strategy == "group" and weights.group_size in _INT4_GROUPS
-            if fits and grouped and self.weight_scale.dtype == torch.bfloat16:
+        if self._tiled:
+            if weights.strategy == "group" and self.weight_scale.dtype == torch.bfloat16:
                 return self._by_int4, INT4_ROWS_MAX
         elif weights.type == "float" and scheme.input_activations is not None:
             fits = self.in_features % 16 == 0 and self.out_features % 16 == 0
@@ -173,12 +182,19 @@ class QuantizedLinear(torch.nn.Module):  # type: ignore[misc]
 
     def _by_int4(self, x: Any) -> Any:
         """x (rows, in_features) in bfloat16."""
-        tiles = torch._convert_weight_to_int4pack(self.weight_packed.view(torch.uint8), 8)
-        # Of two weights in a byte the kernel takes the high half first, the files have it second.
-        swapped = x.unflatten(1, (-1, 2)).flip(2).flatten(1)
-        scales = self.weight_scale.t()
-        scales = torch.stack((scales, torch.zeros_like(scales)), dim=2)  # and zero points
-        return torch._weight_int4pack_mm(swapped, tiles, self._scheme.weights.group_size, scales)
+        scales = self._scales_by_group()
+        # The kernel wants a zero point behind each scale: 16 more bits that are zero.
+        pairs = scales.view(torch.uint16).to(torch.int32).view(torch.bfloat16)
+        return torch._weight_int4pack_mm(
+            x.contiguous(),
+            self.weight_packed.view(self.out_features // 8, -1, 32, 4),
+            self.in_features // len(scales),
+            pairs.view(*scales.shape, 2),
+        )
+
+    def _scales_by_group(self) -> Any:
+        """Of a tiled layer: (groups, out_features)."""
+        return self.weight_scale.view(-1, self.out_features)
 
     def _by_fp8(self, x: Any) -> Any:
         """x (rows, in_features)."""

@@ -19,7 +19,6 @@ from woodfrog.engine import quantized
 from woodfrog.engine.batching import Batcher
 from woodfrog.engine.brief import BriefCanary
 from woodfrog.engine.loading import load_model, load_onto
-from woodfrog.engine.quantized import QuantizedLinear
 from woodfrog.engine.request import GREEDY
 from woodfrog.engine.sampling import Sampler
 from woodfrog.engine.settings import EngineArguments
@@ -33,9 +32,18 @@ PROMPT = [2 + 7 * n % 90 for n in range(40)]
 DEADLINE_S = 60.0
 
 
-@pytest.fixture(scope="module", params=SCHEMES)
+TILED = ("int4 tiled", "int4-groups-of-32 tiled", "int4-channels tiled")
+
+
+@pytest.fixture(scope="module", params=(*SCHEMES, *TILED))
 def folder(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_quantized.make(tmp_path_factory.mktemp("quantized"), request.param)
+    return made(tmp_path_factory.mktemp("quantized"), request.param)
+
+
+def made(parent: Path, name: str) -> Path:
+    name, _, tiled = name.partition(" ")
+    folder = tiny_quantized.make(parent / name, name)
+    return tiny_quantized.tile(folder, parent / "tiled") if tiled else folder
 
 
 @pytest.fixture
@@ -44,7 +52,9 @@ def int4(tmp_path: Path) -> Path:
 
 
 def unpacked(folder: Path) -> Any:
-    """As bfloat16, by the library and Transformers alone."""
+    """As bfloat16, by the library and Transformers alone; of a tiled folder, the one that it was made of."""
+    if folder.name == "tiled":
+        (folder,) = (each for each in folder.parent.iterdir() if each != folder)
     config = transformers.LlamaConfig.from_pretrained(folder)
     said = {**config.quantization_config, "quantization_status": "compressed"}
     config.quantization_config = {**said, "dequantize": True}
@@ -145,16 +155,26 @@ def test_the_brief_canary_computes_from_the_same_memory(folder: Path) -> None:
     assert found.tokens() == BriefCanary(unpacked(folder), PROMPT).tokens()
 
 
-@pytest.mark.parametrize("name", ["int4", "int4-groups-of-32"])
+@pytest.mark.parametrize("name", ["int4 tiled", "int4-groups-of-32 tiled"])
 @pytest.mark.parametrize("rows", [1, 7, 64])
 def test_int4_by_the_gpus_kernel(tmp_path: Path, name: str, rows: int) -> None:
-    for layer in quantized.layers_of(load_model(tiny_quantized.make(tmp_path, name))).values():
+    for layer in quantized.layers_of(load_model(made(tmp_path, name))).values():
         assert layer._kernel == layer._by_int4
-        x = torch.randn(rows, layer.in_features).bfloat16()
+        x = torch.randn(rows, 2 * layer.in_features).bfloat16()[:, : layer.in_features]
         with simulated_int4.kernels(), torch.inference_mode():
             found = layer._by_int4(x)
         expected = x.float() @ layer.unpacked().float().t()
         torch.testing.assert_close(found.float(), expected, rtol=0.01, atol=0.01)
+
+
+def test_scales_of_any_sign_have_no_zero_points(tmp_path: Path) -> None:
+    layer = next(iter(quantized.layers_of(load_model(made(tmp_path, "int4 tiled"))).values()))
+    layer.weight_scale.data = -layer.weight_scale.data
+    x = torch.randn(3, layer.in_features).bfloat16()
+    with simulated_int4.kernels(), torch.inference_mode():
+        found = layer._by_int4(x)
+    expected = x.float() @ layer.unpacked().float().t()
+    torch.testing.assert_close(found.float(), expected, rtol=0.01, atol=0.01)
 
 
 @pytest.mark.parametrize("name", ["fp8", "fp8-tensors"])
@@ -172,14 +192,16 @@ def test_fp8_by_the_gpus_kernel(tmp_path: Path, name: str, monkeypatch: Any) -> 
 
 
 def test_what_no_kernel_takes_is_unpacked(tmp_path: Path) -> None:
-    for name in ("int4-channels", "fp8", "fp8-weights", "int8"):
-        model = load_model(tiny_quantized.make(tmp_path / name, name))
+    for name in ("int4", "int4-channels", "int4-channels tiled", "fp8", "fp8-weights", "int8"):
+        model = load_model(made(tmp_path / name, name))
         assert all(layer._kernel is None for layer in quantized.layers_of(model).values()), name
-    model = load_model(tiny_quantized.make(tmp_path / "narrow", "int4"))
-    layer = next(iter(quantized.layers_of(model).values()))
-    narrow = torch.nn.Linear(192, 64)  # no whole number of the kernel's tiles
-    narrow.quantization_scheme, narrow.weight_scale = layer._scheme, layer.weight_scale
-    assert QuantizedLinear(narrow)._kernel is None
+
+
+def test_a_layer_that_does_not_fit_is_packed_in_a_tiled_folder_too(tmp_path: Path) -> None:
+    """Which layers are tiled follows from their shapes alone."""
+    layers = quantized.layers_of(load_model(made(tmp_path, "int4-channels tiled")))
+    tiled = {name.rpartition(".")[2]: layer._tiled for name, layer in layers.items()}
+    assert [name for name, each in tiled.items() if not each] == ["down_proj"]
 
 
 GROUP = {"targets": ["Linear"], "weights": {"num_bits": 4, "symmetric": False}}
@@ -196,6 +218,8 @@ def with_weights(**said: Any) -> dict[str, Any]:
         ({"quant_method": "gptq"}, "quantized by 'gptq'"),
         ({"quant_method": None}, "quantized by 'None'"),
         ({"format": "nvfp4-pack-quantized"}, "the format 'nvfp4-pack-quantized'"),
+        ({"format": "pack-quantized-m16n8k32"}, "the format 'pack-quantized-m16n8k32'"),
+        ({"format": ["pack-quantized-m16n8k16"]}, "the format"),
         ({"kv_cache_scheme": {"num_bits": 8}}, "its KV cache is quantized"),
         ({"sparsity_config": {"format": "sparse-bitmask"}}, "sparse or transformed"),
         ({"sparsity_config": "x"}, "sparse or transformed"),
@@ -242,7 +266,7 @@ def test_a_quantized_layer_that_is_not_linear_is_named(tmp_path: Path) -> None:
     model = load_model(tiny_quantized.make(tmp_path, "int8"))
     model.model.norm.quantization_scheme = object()
     with pytest.raises(InvalidArgument, match=r"model\.norm is quantized and a LlamaRMSNorm"):
-        quantized.install(model)
+        quantized.install(model, tiled=False)
 
 
 def test_fp8_with_zero_points_is_unpacked(tmp_path: Path, monkeypatch: Any) -> None:
