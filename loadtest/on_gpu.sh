@@ -29,7 +29,7 @@ for part in "$@"; do
   case $shape in
     correctness) within 400 correctness loadtest.gpu_correctness --tokenizer "$BUNDLE/tok" --kills 0.03,0.12,0.25 ;;
     two-gpus) within 150 two-gpus loadtest.gpu_correctness --tokenizer "$BUNDLE/tok" --gpus 2 ;;
-    layers) timeout -k 10 60 "$PYTHON" -m loadtest.quantized_layers >"$OUT/layers.log" 2>&1 ;;
+    layers) timeout -k 10 90 "$PYTHON" -m loadtest.quantized_layers >"$OUT/layers.log" 2>&1 ;;
     *)
       memory=12 compile=()
       [[ $shape == *+compile ]] && compile=(--compile)

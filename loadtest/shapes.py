@@ -76,9 +76,13 @@ def _quantized(format: str, weights: Mapping[str, Any], inputs: Any = None) -> d
     }  # fmt: skip
 
 
-INT4 = _quantized(
-    "pack-quantized", {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128}
-)
+def int4(group: int) -> dict[str, Any]:
+    """As in the files; `models add` tiles them for a GPU."""
+    weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": group}
+    return _quantized("pack-quantized", weights)
+
+
+INT4 = int4(128)
 FP8 = _quantized(
     "float-quantized",
     {"num_bits": 8, "type": "float", "strategy": "channel"},
