@@ -12,7 +12,7 @@ from typing import Any
 PACKED = "pack-quantized"  # of compressed-tensors
 TILED = "pack-quantized-m16n8k16"
 _GROUPS = (32, 64, 128, 256)  # columns that share a scale
-_ROWS, _COLUMNS = 8, 128  # of a tile
+ROWS, COLUMNS = 8, 128  # of a tile
 
 
 def fits(packed: Sequence[int], scales: Sequence[int]) -> bool:
@@ -20,7 +20,7 @@ def fits(packed: Sequence[int], scales: Sequence[int]) -> bool:
     if len(packed) != 2 or len(scales) != 2 or scales[0] != packed[0] or not scales[1]:
         return False
     group, rest = divmod(packed[1] * 8, scales[1])
-    whole = packed[0] % _ROWS == 0 and packed[1] * 8 % _COLUMNS == 0
+    whole = packed[0] % ROWS == 0 and packed[1] * 8 % COLUMNS == 0
     return whole and rest == 0 and group in _GROUPS
 
 

@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from woodfrog.cli.convert import config_text, fill, pytorch, read_config
-from woodfrog.errors import InvalidArgument
 from woodfrog.replica import int4_tiles, layout
 
-_PIECE_BYTES = 16 << 20
-_CHANGES = {"packed": (int4_tiles.tiled, "int32"), "scale": (int4_tiles.by_group, "int16")}
+_PIECE_BYTES = 4 << 20
 
 
 def layers_to_tile(folder: Path) -> frozenset[str]:
@@ -37,7 +35,7 @@ def layers_to_tile(folder: Path) -> frozenset[str]:
 def tile(folder: Path, names: Sequence[str], layers: Collection[str], out: Path) -> None:
     """Fills the new folder `out` with the files `names` of `folder`, whose `layers` it tiles; files of weights keep their size.
 
-    One tensor is in memory at a time. Raises FailedPrecondition without PyTorch or room on the disk.
+    A piece of a tensor is in memory at a time. Raises FailedPrecondition without PyTorch or room on the disk.
     """
     fill(folder, names, out, lambda source, target: _weights(source, target, layers), _config)
 
@@ -55,26 +53,37 @@ def _packed_int4(config: Any) -> bool:
 
 
 def _weights(source: Path, target: Path, layers: Collection[str]) -> None:
-    torch = pytorch()
     data_offset, entries = layout.header_of(source)
     with source.open("rb") as given, target.open("wb") as out:
         for name, _, shape, begin, size_bytes in entries:
             stem, _, kind = name.rpartition("_")
-            if stem in layers and kind in _CHANGES:
+            if stem in layers and kind in ("packed", "scale"):
                 _copy(given, out, data_offset + begin - given.tell())
-                change, dtype = _CHANGES[kind]
-                data = bytearray(size_bytes)
-                if given.readinto(data) != size_bytes:
-                    raise InvalidArgument("WEIGHTS_DAMAGED", f"{source} changes; add it again")
-                tensor = torch.frombuffer(data, dtype=getattr(torch, dtype)).view(shape)
-                out.write(change(tensor).numpy())
+                change = _tiled if kind == "packed" else _by_group
+                change(given, out, shape[0], size_bytes // shape[0])
         shutil.copyfileobj(given, out, _PIECE_BYTES)
 
 
 def _copy(given: BinaryIO, out: BinaryIO, size_bytes: int) -> None:
-    while size_bytes and (piece := given.read(min(size_bytes, _PIECE_BYTES))):
-        out.write(piece)
-        size_bytes -= len(piece)
+    for at in range(0, size_bytes, _PIECE_BYTES):
+        out.write(given.read(min(_PIECE_BYTES, size_bytes - at)))
+
+
+def _tiled(given: BinaryIO, out: BinaryIO, rows: int, row_bytes: int) -> None:
+    """By some rows of tiles at a time, which are a tensor of their own."""
+    torch = pytorch()
+    step = max(1, _PIECE_BYTES // row_bytes // int4_tiles.ROWS) * int4_tiles.ROWS
+    for at in range(0, rows, step):
+        data = bytearray(given.read(min(step, rows - at) * row_bytes))
+        packed = torch.frombuffer(data, dtype=torch.int32).view(-1, row_bytes // 4)
+        out.write(int4_tiles.tiled(packed).numpy())
+
+
+def _by_group(given: BinaryIO, out: BinaryIO, rows: int, row_bytes: int) -> None:
+    torch = pytorch()
+    data = bytearray(given.read(rows * row_bytes))
+    scales = torch.frombuffer(data, dtype=torch.int16).view(rows, -1)  # numpy has no bfloat16
+    out.write(int4_tiles.by_group(scales).numpy())
 
 
 def _config(path: Path) -> str:
