@@ -17,7 +17,7 @@ ROWS, COLUMNS = 8, 128  # of a tile
 
 def fits(packed: Sequence[int], scales: Sequence[int]) -> bool:
     """Whether a folder that says TILED has a layer tiled, by the shapes of its `weight_packed` and `weight_scale`."""
-    if len(packed) != 2 or len(scales) != 2 or scales[0] != packed[0] or not scales[1]:
+    if len(packed) != 2 or len(scales) != 2 or scales[0] != packed[0] or not all(scales):
         return False
     group, rest = divmod(packed[1] * 8, scales[1])
     whole = packed[0] % ROWS == 0 and packed[1] * 8 % COLUMNS == 0

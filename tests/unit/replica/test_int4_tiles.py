@@ -74,6 +74,8 @@ def test_scales_lie_group_by_group(rows: int, groups: int) -> None:
         ((8, 48), (8, 5), False),
         ((8, 16), (4, 1), False),
         ((8, 16), (8, 0), False),
+        ((0, 16), (0, 1), False),
+        ((8, 0), (8, 1), False),
         ((8, 16), (8,), False),
         ((8,), (8, 1), False),
     ],
