@@ -28,7 +28,7 @@ class ServiceProcess:
         self.address = address
         self.log_path = folder / f"{module}.log"
         self._module = module
-        self._env = {**os.environ, **env}
+        self.env = {**os.environ, **env}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -95,7 +95,7 @@ class ServiceProcess:
         command = ["setpriv", "--pdeathsig", "KILL", sys.executable, "-m", self._module]
         with self.log_path.open("ab") as log:
             return subprocess.Popen(
-                command, env=self._env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                command, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
 
 

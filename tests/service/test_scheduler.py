@@ -21,6 +21,7 @@ from woodfrog.clients.scheduler import SchedulerClient
 from woodfrog.coordination import Session
 from woodfrog.errors import (
     DeadlineExceeded,
+    InvalidArgument,
     NotFound,
     ResourceExhausted,
     Unavailable,
@@ -28,7 +29,7 @@ from woodfrog.errors import (
 )
 from woodfrog.model import digest
 from woodfrog.model.node import ReplicaState, Resident
-from woodfrog.model.placement import ClusterView, ReadyReplica, ReplicaUsage
+from woodfrog.model.placement import ClusterView, ReadyReplica, ReplicaUsage, WhatIf
 from woodfrog.model.rung import Rung
 from woodfrog.model.snapshot import Fingerprint, SnapshotPointer
 from woodfrog.model.spec import ModelSpec
@@ -103,8 +104,9 @@ class Bench:
         agent = SimulatedNodeAgent(name, self.catalog, memory_bytes, gpu_bytes)
         return await self._stack.enter_async_context(agent)
 
-    async def start(self) -> None:
+    async def start(self, **env: str) -> None:
         """Call when nodes and models are there, so that the scheduler finds them."""
+        self.process.env |= env
         await self._stack.enter_async_context(self.process)
         await self._stack.enter_async_context(self.client)
 
@@ -298,6 +300,36 @@ async def test_an_idle_replica_parks_freezes_and_climbs_again(bench: Bench) -> N
     woken = await bench.client.acquire("frog", timeout_s=WAIT_S)
     assert woken.rung is Rung.FROZEN
     assert agent.climbs[-1].snapshot == snapshot.encode()
+
+
+async def test_an_idle_replica_without_a_time_of_its_own_rests_by_the_plan(bench: Bench) -> None:
+    await bench.catalog.add_model(spec(park_after_s=0.2))
+    agent = await bench.node("a")
+    await bench.start(WOODFROG_SCHEDULER_PLAN_EVERY_S="0.5", WOODFROG_SCHEDULER_MEMORY_PRICE="0")
+    acquired = await bench.client.acquire("frog", timeout_s=WAIT_S)
+    await bench.client.release(acquired.placement_id)
+    await bench.until(lambda view: rung_of(view, "frog") is Rung.PARKED)
+    shown = await bench.client.plan(WhatIf(), timeout_s=WAIT_S)
+    [frog] = shown.models
+    assert (frog.model, frog.node, frog.now, frog.rung) == ("frog", "a", "parked", Rung.PARKED)
+    assert shown.solver == "linear program"
+    dear = await bench.client.plan(WhatIf(memory_price=1000.0), timeout_s=WAIT_S)
+    assert dear.models[0].rung is Rung.FROZEN
+    full = await bench.client.plan(WhatIf(room=0.01), timeout_s=WAIT_S)
+    assert full.models[0].rung is Rung.FROZEN
+    with pytest.raises(InvalidArgument):
+        await bench.client.plan(WhatIf(room=-1.0), timeout_s=WAIT_S)
+    assert agent.replicas, "showing a plan moves nothing"
+
+
+async def test_what_is_not_worth_its_price_is_frozen(bench: Bench) -> None:
+    await bench.catalog.add_model(spec(park_after_s=0.2))
+    agent = await bench.node("a")
+    dear = {"WOODFROG_SCHEDULER_PLAN_EVERY_S": "0.5", "WOODFROG_SCHEDULER_MEMORY_PRICE": "1000"}
+    await bench.start(**dear)
+    acquired = await bench.client.acquire("frog", timeout_s=WAIT_S)
+    await bench.client.release(acquired.placement_id)
+    await agent.until(lambda agent: not agent.replicas)
 
 
 async def test_a_lost_router_leaves_nothing_running(bench: Bench) -> None:

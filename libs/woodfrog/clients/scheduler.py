@@ -1,22 +1,27 @@
 """Scheduler: typed client of scheduler.v1, and the conversions that its servicer uses too."""
 
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import aclosing
+from dataclasses import asdict
 
 from woodfrog import rpc
 from woodfrog.api.scheduler.v1 import placements_pb2 as pb
 from woodfrog.api.scheduler.v1 import placements_pb2_grpc
-from woodfrog.errors import Unavailable
+from woodfrog.errors import InvalidArgument, Unavailable
 from woodfrog.model.node import GpuFacts, ReplicaState
 from woodfrog.model.placement import (
     Acquired,
     ClusterView,
     ModelView,
     NodeView,
+    PlannedModel,
+    PlanView,
     ReadyReplica,
     ReplicaUsage,
     ReplicaView,
     TrackUpdate,
+    WhatIf,
 )
 from woodfrog.model.rung import Rung
 
@@ -73,11 +78,59 @@ class SchedulerClient:
                 yield track_update(response)
         raise Unavailable("TRACK_ENDED", "the scheduler ended its stream; track it again")
 
+    async def plan(self, given: WhatIf, *, timeout_s: float = CALL_TIMEOUT_S) -> PlanView:
+        """What the scheduler would have idle replicas do. Raises InvalidArgument, Unavailable PLAN_FAILED."""
+        said = {name: value for name, value in asdict(given).items() if value is not None}
+        return plan_view(
+            await rpc.call(self._stub.Plan, pb.PlanRequest(**said), timeout_s=timeout_s)
+        )
+
     async def describe(self) -> ClusterView:
         response = await rpc.call(
             self._stub.Describe, pb.DescribeRequest(), timeout_s=CALL_TIMEOUT_S
         )
         return cluster_view(response)
+
+
+def plan_view_to_pb(view: PlanView) -> pb.PlanResponse:
+    models = [
+        pb.PlannedModel(
+            model=m.model,
+            node=m.node,
+            now=m.now,
+            rung=m.rung.value,
+            expected_s=m.expected_s,
+            wake_s=m.wake_s,
+            frozen_wake_s=m.frozen_wake_s,
+            value=m.value,
+        )
+        for m in view.models
+    ]
+    return pb.PlanResponse(
+        models=models, solver=view.solver, seconds=view.seconds, value=view.value
+    )
+
+
+def plan_view(message: pb.PlanResponse) -> PlanView:
+    models = tuple(
+        PlannedModel(
+            m.model, m.node, m.now, Rung(m.rung), m.expected_s, m.wake_s, m.frozen_wake_s, m.value
+        )
+        for m in message.models
+    )
+    return PlanView(models, message.solver, message.seconds, message.value)
+
+
+def what_if(message: pb.PlanRequest) -> WhatIf:
+    """Raises InvalidArgument."""
+    given = {
+        name: getattr(message, name)
+        for name in ("gpu_price", "memory_price", "room")
+        if message.HasField(name)
+    }
+    if any(not 0 <= value < math.inf for value in given.values()):
+        raise InvalidArgument("BAD_FIELD", "prices and room are finite numbers of at least 0")
+    return WhatIf(**given)
 
 
 def ready_to_pb(replica: ReadyReplica) -> pb.ReadyReplica:

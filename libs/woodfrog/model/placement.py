@@ -71,6 +71,35 @@ class NodeView:
 
 
 @dataclass(frozen=True, slots=True)
+class WhatIf:
+    """What to plan with; None: as the scheduler's settings are."""
+
+    gpu_price: float | None = None
+    memory_price: float | None = None
+    room: float | None = None  # times what the nodes have
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedModel:
+    model: str
+    node: str
+    now: str  # "serving", "hot" or "parked"
+    rung: Rung  # where it should rest
+    expected_s: float  # until its next request
+    wake_s: float  # from there
+    frozen_wake_s: float
+    value: float  # seconds of waiting saved a second, less the price
+
+
+@dataclass(frozen=True, slots=True)
+class PlanView:
+    models: tuple[PlannedModel, ...]
+    solver: str
+    seconds: float
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterView:
     """The scheduler's view, for people."""
 

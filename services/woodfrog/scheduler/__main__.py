@@ -9,7 +9,7 @@ from woodfrog.catalog import Catalog
 from woodfrog.clock import SystemClock
 from woodfrog.coordination import Session
 from woodfrog.scheduler.board import Limits
-from woodfrog.scheduler.loop import SchedulerLoop, Waits
+from woodfrog.scheduler.loop import Plans, SchedulerLoop, Waits
 from woodfrog.scheduler.service import PlacementsServicer
 from woodfrog.scheduler.settings import Settings
 from woodfrog.scheduler.state import SchedulerState
@@ -28,19 +28,15 @@ async def main(stop: asyncio.Event) -> None:
     )
     state = SchedulerState(secrets.token_hex(4), limits)
     waits = Waits(settings.climb_timeout_s, settings.wait_s_max, settings.node_patience_s)
+    plans = Plans(settings.plan_within_s, settings.gpu_price, settings.memory_price)
     async with Session(settings.etcd.split(","), clock) as session, asyncio.TaskGroup() as group:
-        loop = SchedulerLoop(state, clock, waits, group)
+        loop = SchedulerLoop(state, clock, waits, group, plans)
         async with rpc.Server(settings.listen) as server:
             servicer = PlacementsServicer(loop)
             placements_pb2_grpc.add_PlacementsServicer_to_server(servicer, server.grpc)  # type: ignore[no-untyped-call]
             loop.start(Catalog(session))
             if settings.plan_every_s:
-                loop.plan(
-                    settings.plan_every_s,
-                    settings.plan_within_s,
-                    settings.gpu_price,
-                    settings.memory_price,
-                )
+                loop.plan(settings.plan_every_s)
             await server.start(SERVICE)
             await stop.wait()
             loop.refuse_all()

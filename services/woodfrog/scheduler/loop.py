@@ -15,13 +15,21 @@ from woodfrog import catalog, errors, telemetry
 from woodfrog.clients import node_agent
 from woodfrog.clock import Clock
 from woodfrog.errors import Unavailable, WoodfrogError, status
-from woodfrog.model.placement import Acquired, ClusterView, ReplicaUsage, TrackUpdate
+from woodfrog.model.placement import (
+    Acquired,
+    ClusterView,
+    PlanView,
+    ReplicaUsage,
+    TrackUpdate,
+    WhatIf,
+)
 from woodfrog.rpc import propagation
 from woodfrog.scheduler import events as on
 from woodfrog.scheduler import planning
 from woodfrog.scheduler.describe import describe
 from woodfrog.scheduler.events import Command, Event, Refusal
 from woodfrog.scheduler.nodes import NodeLinks
+from woodfrog.scheduler.plan import Item, Solution
 from woodfrog.scheduler.plan_worker import PlanWorker
 from woodfrog.scheduler.state import SchedulerState
 from woodfrog.scheduler.tracks import Track
@@ -49,6 +57,15 @@ class Waits:
 
 
 @dataclass(frozen=True, slots=True)
+class Plans:
+    """How plans are made; as the settings have it."""
+
+    within_s: float = 2.0
+    gpu_price: float = 0.001
+    memory_price: float = 0.0001
+
+
+@dataclass(frozen=True, slots=True)
 class _Caller:
     answer: asyncio.Future[Acquired]
     context: contexts.Context  # of the call's span
@@ -58,11 +75,17 @@ class SchedulerLoop:
     """Lives in `group`: a broken invariant ends the group, and with it the process."""
 
     def __init__(
-        self, state: SchedulerState, clock: Clock, waits: Waits, group: asyncio.TaskGroup
+        self,
+        state: SchedulerState,
+        clock: Clock,
+        waits: Waits,
+        group: asyncio.TaskGroup,
+        plans: Plans | None = None,
     ) -> None:
         self._state = state
         self._clock = clock
         self._waits = waits
+        self._plans = plans or Plans()
         self._group = group
         self._tasks: set[asyncio.Task[Any]] = set()
         self._links = NodeLinks(self.submit, self._spawn, waits.node_patience_s)
@@ -72,6 +95,7 @@ class SchedulerLoop:
         self._spans: dict[str, trace.Span] = {}  # of the last attempt of each climb
         self._tracks: dict[str, Track] = {}  # by router
         self._worker = PlanWorker()
+        self._one_plan = asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
         self._story: deque[tuple[float, Event, list[Command]]] = deque(maxlen=_STORY_MAX)
@@ -141,34 +165,45 @@ class SchedulerLoop:
     def start(self, source: catalog.Catalog) -> None:
         self._spawn(self._follow(source), "catalog")
 
-    def plan(self, every_s: float, within_s: float, gpu_price: float, memory_price: float) -> None:
-        """From now on. The prices are those of the settings."""
-        self._spawn(self._keep_planning(every_s, within_s, gpu_price, memory_price), "plan")
+    def plan(self, every_s: float) -> None:
+        """From now on."""
+        self._spawn(self._keep_planning(every_s), "plan")
 
-    async def _keep_planning(
-        self, every_s: float, within_s: float, gpu_price: float, memory_price: float
-    ) -> None:
-        """The problem is put together in small steps, and solved beside the loop."""
+    async def _keep_planning(self, every_s: float) -> None:
         while True:
             await asyncio.sleep(every_s)
-            state, now = self._state, self._clock.now()
-            found = []
-            for count, item in enumerate(
-                planning.items(state.view, state.demand, state.estimates, now)
-            ):
-                if item is not None:
-                    found.append(item)
-                if count % _PLANNED_AT_ONCE == 0:
-                    await asyncio.sleep(0)
-            by_model = {item.model: item for item in found}
-            limits = planning.limits(state.view, by_model)
-            prices = planning.prices(state.view, gpu_price, memory_price)
-            if not found and not state.planned:
+            made = await self._make_plan(WhatIf())
+            if made is None:
                 continue
-            solution = await self._worker.solve(found, limits, prices, within_s)
-            if solution is None:
-                continue
-            self.submit(on.Planned(planning.rungs(state.view, by_model, solution)))
+            items, solution = made
+            if items or self._state.planned:
+                self.submit(on.Planned(planning.rungs(self._state.view, items, solution)))
+
+    async def what_if(self, given: WhatIf) -> PlanView:
+        """A plan for people; nothing is moved. Raises Unavailable PLAN_FAILED."""
+        made = await self._make_plan(given)
+        if made is None:
+            raise Unavailable("PLAN_FAILED", "the process that makes plans died; try again")
+        return planning.told(self._state.view, *made)
+
+    async def _make_plan(self, given: WhatIf) -> tuple[dict[str, Item], Solution] | None:
+        """The problem is put together in small steps, and solved beside the loop. None when that failed."""
+        state, now, plans = self._state, self._clock.now(), self._plans
+        items: dict[str, Item] = {}
+        for count, item in enumerate(
+            planning.items(state.view, state.demand, state.estimates, now)
+        ):
+            if item is not None:
+                items[item.model] = item
+            if count % _PLANNED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        gpu_price = plans.gpu_price if given.gpu_price is None else given.gpu_price
+        memory_price = plans.memory_price if given.memory_price is None else given.memory_price
+        limits = planning.limits(state.view, items, 1.0 if given.room is None else given.room)
+        prices = planning.prices(state.view, gpu_price, memory_price)
+        async with self._one_plan:
+            solution = await self._worker.solve([*items.values()], limits, prices, plans.within_s)
+        return None if solution is None else (items, solution)
 
     def refuse_all(self) -> None:
         """Lets nobody wait for a scheduler that stops."""

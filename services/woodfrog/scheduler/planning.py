@@ -6,6 +6,7 @@ is frozen comes back by requests.
 
 from collections.abc import Iterator, Mapping
 
+from woodfrog.model.placement import PlannedModel, PlanView
 from woodfrog.model.rung import Rung
 from woodfrog.scheduler.demand import Demand
 from woodfrog.scheduler.estimates import Branch, Estimates, Way
@@ -40,15 +41,16 @@ def items(
         yield Item(name, wakes_s, away.seconds, options, now=at)
 
 
-def limits(view: ClusterView, planned: Mapping[str, Item]) -> Limits:
-    """What nodes have for what the plan is about: all, less a reserve, less what others hold."""
+def limits(view: ClusterView, planned: Mapping[str, Item], room: float = 1.0) -> Limits:
+    """What nodes have for what the plan is about: `room` times all, less a reserve, less what others hold."""
     found: dict[str, dict[Resource, float]] = {}
     for name, node in view.nodes.items():
         facts = node.facts
-        room = {
-            Resource.MEMORY: facts.memory_bytes * (1 - HEADROOM) - node.reserved_bytes,
-            Resource.REPLICAS: float(facts.replica_count_max - node.reserved_count),
-            Resource.GPU: sum(gpu.memory_bytes for gpu in facts.gpus) * (1 - HEADROOM)
+        part = room * (1 - HEADROOM)
+        left = {
+            Resource.MEMORY: facts.memory_bytes * part - node.reserved_bytes,
+            Resource.REPLICAS: facts.replica_count_max * room - node.reserved_count,
+            Resource.GPU: sum(gpu.memory_bytes for gpu in facts.gpus) * part
             - sum(node.reserved_gpu_bytes.values()),
         }
         held: dict[str, int] = {}  # weights on a GPU that others use
@@ -56,13 +58,13 @@ def limits(view: ClusterView, planned: Mapping[str, Item]) -> Limits:
             replica = record.replica
             if replica.model in planned and _plannable(view, record):
                 continue
-            room[Resource.MEMORY] -= replica.memory_bytes
-            room[Resource.REPLICAS] -= 1
-            room[Resource.GPU] -= replica.gpu_bytes
+            left[Resource.MEMORY] -= replica.memory_bytes
+            left[Resource.REPLICAS] -= 1
+            left[Resource.GPU] -= replica.gpu_bytes
             if replica.gpu and replica.weights in view_weights(node, replica.gpu):
                 held[replica.weights] = _weights_bytes(view, record)
-        room[Resource.GPU] -= sum(held.values())
-        found[name] = {resource: max(0.0, left) for resource, left in room.items()}
+        left[Resource.GPU] -= sum(held.values())
+        found[name] = {resource: max(0.0, value) for resource, value in left.items()}
     return found
 
 
@@ -94,6 +96,31 @@ def rungs(view: ClusterView, planned: Mapping[str, Item], solution: Solution) ->
         here = choice is not None and choice.option.group == best.node
         found[best.replica_id] = choice.option.rung if choice is not None and here else Rung.FROZEN
     return found
+
+
+def told(view: ClusterView, planned: Mapping[str, Item], solution: Solution) -> PlanView:
+    """For people: those worth most first."""
+    models = []
+    for name, item in planned.items():
+        choice = solution.choices.get(name)
+        replicas = [record for record in view.replicas_of(name) if _plannable(view, record)]
+        if not replicas:
+            continue
+        best = min(replicas, key=_order).replica
+        models.append(
+            PlannedModel(
+                name,
+                best.node,
+                best.state.value,
+                choice.option.rung if choice else Rung.FROZEN,
+                1 / item.wakes_s,
+                choice.option.wake_s if choice else item.away_s,
+                item.away_s,
+                choice.value if choice else 0.0,
+            )
+        )
+    models.sort(key=lambda each: (-each.value, each.model))
+    return PlanView(tuple(models), solution.solver, solution.seconds, solution.value)
 
 
 def _options(

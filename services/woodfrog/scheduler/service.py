@@ -47,6 +47,9 @@ class PlacementsServicer(placements_pb2_grpc.PlacementsServicer):
     async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:
         return convert.cluster_view_to_pb(self._loop.describe())
 
+    async def Plan(self, request: pb.PlanRequest, context: Context) -> pb.PlanResponse:
+        return convert.plan_view_to_pb(await self._loop.what_if(convert.what_if(request)))
+
 
 async def _reports(
     first: pb.TrackRequest, rest: AsyncIterator[pb.TrackRequest]
