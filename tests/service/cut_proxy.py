@@ -40,6 +40,10 @@ class CutProxy:
         """What is open now stays open and carries nothing any more."""
         self._silent |= self._writers
 
+    def refuse(self) -> None:
+        """Nothing new is let through, until it is redirected."""
+        self._target = None
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             if self._target is None:

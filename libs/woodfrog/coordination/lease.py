@@ -64,6 +64,11 @@ class Lease:
                 raise
         return Lease(connection, lease_id, LeaseTimer(ttl_s, sent))
 
+    @property
+    def held(self) -> bool:
+        """Like `lost`, but by the clock: right also when nothing of this process ran for a while."""
+        return not self.lost.is_set() and self._connection.clock.now() < self._timer.deadline
+
     async def aclose(self) -> None:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)

@@ -46,6 +46,25 @@ def unchanged(key: str, mod_revision: int) -> Guard:
     )
 
 
+def created_at(key: str, create_revision: int) -> Guard:
+    """Whether it was changed since or not."""
+    return rpc_pb2.Compare(
+        key=key.encode(),
+        target=rpc_pb2.Compare.CREATE,
+        result=rpc_pb2.Compare.EQUAL,
+        create_revision=create_revision,
+    )
+
+
+def under(key: str, lease: int) -> Guard:
+    return rpc_pb2.Compare(
+        key=key.encode(),
+        target=rpc_pb2.Compare.LEASE,
+        result=rpc_pb2.Compare.EQUAL,
+        lease=lease,
+    )
+
+
 def write(key: str, value: bytes, lease: int | None = 0) -> Operation:
     """Under `lease`, 0 for none; None keeps the one that the key has."""
     if len(value) > VALUE_BYTES_MAX:
