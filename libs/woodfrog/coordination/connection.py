@@ -27,7 +27,7 @@ OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 1500),  # the time-out of a connect, too
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.max_receive_message_length", 128 << 20),
+    ("grpc.max_receive_message_length", 48 << 20),  # a page of a list: 500 values of 64 KiB
 )
 
 _UNREACHABLE = frozenset(
@@ -43,9 +43,10 @@ _UNREACHABLE = frozenset(
 class Connection:
     """Lives from `open` to `close` on one event loop."""
 
-    def __init__(self, endpoints: Sequence[str], clock: Clock) -> None:
+    def __init__(self, endpoints: Sequence[str], clock: Clock, silence_s: float) -> None:
         self.name = ",".join(endpoints)  # for people
         self.clock = clock
+        self.silence_s = silence_s  # of a watch, until it must show that it lives
         self.closed = False
         self._target = target(endpoints)
         self._channel: grpc.aio.Channel | None = None

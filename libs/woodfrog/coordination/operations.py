@@ -8,7 +8,7 @@ from etcd3.etcdrpc import kv_pb2, rpc_pb2
 from woodfrog.coordination.values import Delete, Item, Put, prefix_end
 from woodfrog.errors import InvalidArgument
 
-VALUE_BYTES_MAX = 64 << 10  # facts, not data: a watch answer of 1,000 of them must fit one message
+VALUE_BYTES_MAX = 64 << 10  # facts, not data
 
 Guard = Any
 Operation = Any

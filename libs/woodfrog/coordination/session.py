@@ -14,17 +14,21 @@ from woodfrog.errors import Aborted, AlreadyExists, WoodfrogError
 
 PAGE_ITEMS = 500
 LIST_TRIES_MAX = 3
+SILENCE_S = 10.0  # one small message a watch
 
 
 class Session:
     """`async with Session(["127.0.0.1:2379"]) as session`.
 
     Entering waits for etcd and raises Unavailable when it does not answer in time. So does every call. A write that
-    raised Unavailable may have been applied.
+    raised Unavailable may have been applied. A watch without news for `silence_s` asks whether it lives, and is made
+    anew when it hears nothing for as long again.
     """
 
-    def __init__(self, endpoints: Sequence[str], clock: Clock | None = None) -> None:
-        self.connection = Connection(endpoints, clock or SystemClock())
+    def __init__(
+        self, endpoints: Sequence[str], clock: Clock | None = None, silence_s: float = SILENCE_S
+    ) -> None:
+        self.connection = Connection(endpoints, clock or SystemClock(), silence_s)
 
     async def __aenter__(self) -> "Session":
         self.connection.open()

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
 from etcd3.etcdrpc import rpc_pb2
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from woodfrog.coordination import operations
 from woodfrog.coordination.connection import (
@@ -15,10 +16,15 @@ from woodfrog.coordination.connection import (
     PAUSE_MIN_S,
     Connection,
 )
-from woodfrog.coordination.values import Change, Listing, advance, prefix_end
-from woodfrog.errors import ResourceExhausted, Unavailable, WoodfrogError
+from woodfrog.coordination.values import Change, Delete, Listing, Put, advance, prefix_end
+from woodfrog.errors import Unavailable, WoodfrogError
 
 log = logging.getLogger(__name__)
+
+# Younger than the stubs, so by number: `fragment` of WatchCreateRequest, true, and of WatchResponse.
+_IN_FRAGMENTS = b"\x40\x01"
+_FRAGMENT_FIELD = 7
+_EVERY_WATCH = -1  # watch_id of an answer to a progress request
 
 
 class Lister(Protocol):
@@ -50,6 +56,8 @@ class _Follower:
         self._prefix = prefix
         self._revision = revision  # of the next change to deliver; None when only a listing helps
         self._call: Any = None
+        self._reading: asyncio.Task[Any] | None = None  # of what the call says next
+        self._fragments: list[Put | Delete] = []  # of one answer, whose last is still to come
         self._broken = False
         self._pause_s = PAUSE_MIN_S
 
@@ -61,8 +69,6 @@ class _Follower:
                 self.close()
                 if self._connection.closed:
                     raise
-                if isinstance(error, ResourceExhausted):
-                    self._revision = None  # more history than one message may hold
                 if not self._broken:
                     extra = {"prefix": self._prefix, "reason": error.message}
                     log.warning("etcd watch broke", extra=extra)
@@ -74,6 +80,10 @@ class _Follower:
         if self._call is not None:
             self._call.cancel()
             self._call = None
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+        self._fragments.clear()
 
     async def _step(self) -> list[Change]:
         if self._revision is None:
@@ -90,11 +100,17 @@ class _Follower:
             return []
         if response.canceled:
             raise _ended(response.cancel_reason)
-        if not response.events:  # a progress notice: all before its revision was delivered
-            self._revision = max(self._revision, response.header.revision + 1)
+        if not response.events:
+            # A notice of progress of this watch: all before its revision was delivered. Some etcds say as much
+            # too early when they were asked, in the name of every watch.
+            if response.watch_id != _EVERY_WATCH:
+                self._revision = max(self._revision, response.header.revision + 1)
             return []
-        fresh = [operations.change(event) for event in response.events]
-        delivered, self._revision = advance(fresh, self._revision)
+        self._fragments += (operations.change(event) for event in response.events)
+        if _fragment(response):  # the rest may have events of the same revision
+            return []
+        delivered, self._revision = advance(self._fragments, self._revision)
+        self._fragments.clear()
         return [*delivered]
 
     async def _open(self, revision: int) -> None:
@@ -104,6 +120,7 @@ class _Follower:
             start_revision=revision,
             progress_notify=True,
         )
+        create.MergeFromString(_IN_FRAGMENTS)
         with self._connection.border():
             self._call = self._connection.watches.Watch(metadata=HAS_LEADER, wait_for_ready=True)
             async with asyncio.timeout(CALL_TIMEOUT_S):
@@ -121,9 +138,23 @@ class _Follower:
         self._broken = False
 
     async def _read(self) -> Any:
-        """Waits without limit: the channel's keepalive finds a peer that is gone."""
+        """What comes next. When nothing does for a while, etcd is asked once whether it still has this watch.
+
+        The channel's keepalive finds a peer that is gone, not one that forgot.
+        """
+        silence_s = self._connection.silence_s
         with self._connection.border():
-            response = await self._call.read()
+            reading = self._reading or asyncio.create_task(self._call.read())
+            reading.add_done_callback(_seen)
+            self._reading = reading
+            await asyncio.wait([reading], timeout=silence_s)
+            if not reading.done():
+                async with asyncio.timeout(silence_s):
+                    request = rpc_pb2.WatchProgressRequest()
+                    await self._call.write(rpc_pb2.WatchRequest(progress_request=request))
+                    await asyncio.wait([reading])
+            self._reading = None
+            response = await reading
         if not response:
             raise _ended("end of stream")
         return response
@@ -134,5 +165,17 @@ class _Follower:
         self.close()
 
 
+def _seen(reading: asyncio.Task[Any]) -> None:
+    """It may fail when nobody waits for it any more."""
+    if not reading.cancelled():
+        reading.exception()
+
+
 def _ended(reason: str) -> Unavailable:
     return Unavailable("WATCH_ENDED", f"etcd ended the watch: {reason}")
+
+
+def _fragment(response: Any) -> bool:
+    """Whether more of the same answer follows."""
+    unknown: Any = UnknownFieldSet(response)
+    return any(field.field_number == _FRAGMENT_FIELD and field.data for field in unknown)
