@@ -24,6 +24,7 @@ OPTIONS = (
     ("grpc.keepalive_time_ms", 6000),  # etcd refuses less than 5 s
     ("grpc.keepalive_permit_without_calls", 0),  # 1 is answered with GOAWAY
     ("grpc.http2.ping_timeout_ms", 2000),  # without it a stopped peer is unseen for 25 s and more
+    ("grpc.keepalive_timeout_ms", 2000),  # also TCP's time-out of what is sent and not acknowledged
     ("grpc.min_reconnect_backoff_ms", 1500),  # the time-out of a connect, too
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1000),

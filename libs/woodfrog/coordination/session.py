@@ -90,7 +90,9 @@ class Session:
     async def create(self, key: str, value: bytes, lease: int = 0) -> int:
         """Returns the mod_revision. Raises AlreadyExists.
 
-        If an answer is lost and the key then holds this very value, it counts as created here.
+        If an answer is lost and the key then holds this very value, it counts as created here. The lost try may still
+        come, after a cut of any length, and make the key again if it was deleted meanwhile; where that must not be,
+        keep the key and use `replace`, whose revision never comes again, or a lease.
         """
         result = await self.txn(
             [operations.unchanged(key, 0)],
