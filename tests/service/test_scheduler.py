@@ -1,6 +1,7 @@
 """The scheduler as a process, with a real etcd, over real gRPC, between simulated node agents and routers of the test's own."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import replace
@@ -15,10 +16,11 @@ from tests.service.etcd import EtcdServer
 from tests.service.processes import ServiceProcess, free_addresses
 
 from woodfrog.api.scheduler.v1 import placements_pb2, placements_pb2_grpc
-from woodfrog.catalog import Catalog
+from woodfrog.catalog import Catalog, entries
 from woodfrog.cli import trace_file
 from woodfrog.clients.scheduler import SchedulerClient
-from woodfrog.coordination import Session
+from woodfrog.clock import SystemClock
+from woodfrog.coordination import Leader, Session, leaders
 from woodfrog.errors import (
     DeadlineExceeded,
     InvalidArgument,
@@ -33,6 +35,9 @@ from woodfrog.model.placement import ClusterView, ReadyReplica, ReplicaUsage, Wh
 from woodfrog.model.rung import Rung
 from woodfrog.model.snapshot import Fingerprint, SnapshotPointer
 from woodfrog.model.spec import ModelSpec
+from woodfrog.scheduler.board import Limits
+from woodfrog.scheduler.loop import SchedulerLoop, Waits
+from woodfrog.scheduler.state import SchedulerState
 from woodfrog.telemetry import names
 
 pytestmark = need("etcd")
@@ -84,15 +89,17 @@ class Router:
 
 
 class Bench:
-    def __init__(self, folder: Path, etcd: EtcdServer, catalog: Catalog, stack: AsyncExitStack):
+    def __init__(self, folder: Path, etcd: EtcdServer, session: Session, stack: AsyncExitStack):
         (address,) = free_addresses(1)
         env = {
             "WOODFROG_SCHEDULER_LISTEN": address,
             "WOODFROG_SCHEDULER_ETCD": etcd.endpoint,
             "WOODFROG_SCHEDULER_NODE_PATIENCE_S": "1.0",
+            "WOODFROG_SCHEDULER_LEADER_TTL_S": "2",
         }
         self.etcd = etcd
-        self.catalog = catalog
+        self.session = session
+        self.catalog = Catalog(session)
         self.env = env
         self.process = ServiceProcess("woodfrog.scheduler", address, env, folder)
         self.client = SchedulerClient(address, "router-1")
@@ -137,7 +144,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         Session([etcd.endpoint]) as session,
         AsyncExitStack() as stack,
     ):
-        yield Bench(tmp_path, etcd, Catalog(session), stack)
+        yield Bench(tmp_path, etcd, session, stack)
 
 
 def active(view: ClusterView) -> int:
@@ -448,6 +455,77 @@ async def test_one_trace_from_acquire_over_place_to_climb(bench: Bench, tmp_path
     told = place["attributes"]
     found = (told[names.NODE], told[names.RUNG], told[names.PREDICTED_MS])
     assert found == ("a", "absent", 5000.0)
+
+
+async def test_two_schedulers_both_place_and_one_leads(bench: Bench, tmp_path: Path) -> None:
+    await bench.catalog.add_model(spec(replicas_max=2))
+    await bench.node("a")
+    await bench.start()
+    (address,) = free_addresses(1)
+    folder = tmp_path / "second"
+    folder.mkdir()
+    env = bench.env | {"WOODFROG_SCHEDULER_LISTEN": address}
+    async with (
+        aclosing(leaders(bench.session, entries.LEADER)) as seen,
+        asyncio.timeout(3 * WAIT_S),
+    ):
+        first = await _leader(seen)
+        async with (
+            ServiceProcess("woodfrog.scheduler", address, env, folder) as second,
+            SchedulerClient(address, "router-2") as other,
+        ):
+            for client in (bench.client, other):
+                acquired = await client.acquire("frog", timeout_s=WAIT_S)
+                assert acquired.replica.model == "frog"
+            assert _said(bench.process, "leadership won") == [first.token]
+            assert _said(second, "leadership won") == []
+            bench.process.kill9()
+            after = await _leader(seen)
+            assert after.token > first.token
+            assert after.value != first.value
+            assert (await other.acquire("frog", timeout_s=WAIT_S)).replica.model == "frog"
+            assert second.stop() == 0
+            assert await anext(seen) is None  # it resigned
+            assert _said(second, "leadership ended") == [after.token]
+
+
+async def test_a_loop_knows_whether_it_leads_and_by_which_token(bench: Bench) -> None:
+    async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as group:
+        loops = [
+            SchedulerLoop(SchedulerState(name, Limits()), SystemClock(), Waits(1, 1, 1), group)
+            for name in ("one", "two")
+        ]
+        for loop, name in zip(loops, ("one", "two"), strict=True):
+            assert not loop.leads
+            loop.start(bench.catalog, bench.catalog.candidate(name, 60))
+        while not any(loop.leads for loop in loops):
+            await asyncio.sleep(0.01)
+        (leader,) = [loop for loop in loops if loop.leads]
+        (other,) = [loop for loop in loops if loop is not leader]
+        term = leader.term
+        assert term
+        assert other.term is None
+        item = await bench.session.get(entries.LEADER)
+        assert item
+        assert item.create_revision == term.token
+        leader.end()
+        while not other.leads:
+            await asyncio.sleep(0.01)
+        assert not leader.leads
+        other.end()
+
+
+async def _leader(seen: AsyncIterator[Leader | None]) -> Leader:
+    async for leader in seen:
+        if leader is not None:
+            return leader
+    raise AssertionError("the watch ended")
+
+
+def _said(scheduler: ServiceProcess, message: str) -> list[int]:
+    """The tokens in its log, where it said that."""
+    lines = [json.loads(line) for line in scheduler.log_path.read_text().splitlines()]
+    return [line["token"] for line in lines if line["message"] == message]
 
 
 async def test_etcd_may_be_away_for_a_while(bench: Bench) -> None:

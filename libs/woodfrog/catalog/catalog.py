@@ -7,7 +7,7 @@ from contextlib import aclosing
 from woodfrog.catalog import entries
 from woodfrog.catalog.entries import Entry, NodeRecord
 from woodfrog.catalog.events import CatalogEvent, View
-from woodfrog.coordination import Item, Registration, Session, operations
+from woodfrog.coordination import Election, Item, Registration, Session, operations
 from woodfrog.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.model.spec import ModelSpec
@@ -121,6 +121,10 @@ class Catalog:
     def register_node(self, record: NodeRecord, ttl_s: int) -> Registration:
         """`async with` it: the node is listed from entering to leaving, and until `ttl_s` after a crash."""
         return Registration(self._session, entries.key_of(record), record.encode(), ttl_s)
+
+    def candidate(self, scheduler: str, ttl_s: int) -> Election:
+        """For the leadership of all schedulers; `run` it."""
+        return Election(self._session, entries.LEADER, scheduler.encode(), ttl_s)
 
     async def follow(self) -> AsyncGenerator[CatalogEvent, None]:
         """A CatalogSnapshot, then each change. Use it in `contextlib.aclosing`; `Session.follow` says how it ends."""

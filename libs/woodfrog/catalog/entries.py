@@ -3,6 +3,7 @@
 /woodfrog/models/<model>                                   ModelSpec
 /woodfrog/snapshots/<model>/<32 hex digits of fingerprint> SnapshotPointer
 /woodfrog/nodes/<node>                                     NodeRecord, under a lease
+/woodfrog/leaders/scheduler                                who leads, under a lease; no entry
 
 Names are percent-encoded, "/" too: else the snapshots of model `a` would begin like those of `a/b`.
 """
@@ -19,6 +20,7 @@ ROOT = "/woodfrog/"
 MODELS = ROOT + "models/"
 SNAPSHOTS = ROOT + "snapshots/"
 NODES = ROOT + "nodes/"
+LEADER = ROOT + "leaders/scheduler"
 FORMAT = 1
 
 

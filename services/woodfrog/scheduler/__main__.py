@@ -26,7 +26,8 @@ async def main(stop: asyncio.Event) -> None:
         node_patience_s=settings.node_patience_s,
         node_return_s=settings.node_return_s,
     )
-    state = SchedulerState(secrets.token_hex(4), limits)
+    name = secrets.token_hex(4)
+    state = SchedulerState(name, limits)
     waits = Waits(settings.climb_timeout_s, settings.wait_s_max, settings.node_patience_s)
     plans = Plans(settings.plan_within_s, settings.gpu_price, settings.memory_price)
     async with Session(settings.etcd.split(","), clock) as session, asyncio.TaskGroup() as group:
@@ -34,7 +35,8 @@ async def main(stop: asyncio.Event) -> None:
         async with rpc.Server(settings.listen) as server:
             servicer = PlacementsServicer(loop)
             placements_pb2_grpc.add_PlacementsServicer_to_server(servicer, server.grpc)  # type: ignore[no-untyped-call]
-            loop.start(Catalog(session))
+            catalog = Catalog(session)
+            loop.start(catalog, catalog.candidate(name, settings.leader_ttl_s))
             if settings.plan_every_s:
                 loop.plan(settings.plan_every_s)
             await server.start(SERVICE)

@@ -14,6 +14,7 @@ from opentelemetry import trace
 from woodfrog import catalog, errors, telemetry
 from woodfrog.clients import node_agent
 from woodfrog.clock import Clock
+from woodfrog.coordination import Election, Term
 from woodfrog.errors import Unavailable, WoodfrogError, status
 from woodfrog.model.placement import (
     Acquired,
@@ -90,6 +91,7 @@ class SchedulerLoop:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._links = NodeLinks(self.submit, self._spawn, waits.node_patience_s)
         self._callers: dict[int, _Caller] = {}
+        self._election: Election | None = None
         self._tickets = 0
         self._climbs: dict[str, asyncio.Task[None]] = {}  # by attempt
         self._spans: dict[str, trace.Span] = {}  # of the last attempt of each climb
@@ -162,8 +164,19 @@ class SchedulerLoop:
     def describe(self) -> ClusterView:
         return describe(self._state, self._clock.now())
 
-    def start(self, source: catalog.Catalog) -> None:
+    def start(self, source: catalog.Catalog, election: Election) -> None:
+        self._election = election
         self._spawn(self._follow(source), "catalog")
+        self._spawn(election.run(), "election")
+
+    @property
+    def term(self) -> Term | None:
+        """While this scheduler leads; with its token, and the only way to write what is a leader's to write."""
+        return self._election.term if self._election is not None else None
+
+    @property
+    def leads(self) -> bool:
+        return self.term is not None
 
     def plan(self, every_s: float) -> None:
         """From now on."""

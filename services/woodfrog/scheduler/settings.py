@@ -28,3 +28,5 @@ class Settings(ServiceSettings, env_prefix="WOODFROG_SCHEDULER_"):
     """The same, for all of a node's memory."""
     node_return_s: float = Field(default=10.0, ge=0)
     """Requests wait so long for a lost node to come back when nothing else has room."""
+    leader_ttl_s: int = Field(default=5, ge=2)
+    """After a leader that died nobody leads for so long; an etcd that is away for nine tenths of it ends its term."""
