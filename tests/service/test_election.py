@@ -107,6 +107,54 @@ async def test_only_a_term_that_stands_writes(session: Session) -> None:
         assert await after.write("plan", b"4", second) > second
 
 
+@asynccontextmanager
+async def term_alone(session: Session) -> AsyncIterator[Term]:
+    """Without the election's own watch, so that nothing but what the test sends is on the way."""
+    async with aclosing(await session.grant(60)) as lease:
+        token = await session.create(KEY, b"a", lease.id)
+        yield Term(session, KEY, token, lease)
+
+
+async def test_a_write_whose_answer_is_lost_is_found_by_its_second_try(
+    etcd: EtcdServer, session: Session
+) -> None:
+    async with (
+        CutProxy(etcd.endpoint) as proxy,
+        Session([proxy.endpoint]) as cut,
+        term_alone(cut) as term,
+    ):
+        revision = 0
+        for i in range(3):
+            proxy.cut_after = 1
+            revision = await term.write("plan", str(i).encode(), revision)
+            item = await session.get("plan")
+            assert item
+            assert (item.value, item.mod_revision) == (str(i).encode(), revision)
+        assert proxy.cuts == 3
+
+
+async def test_a_write_whose_answer_was_lost_with_the_term_is_uncertain(
+    etcd: EtcdServer, session: Session
+) -> None:
+    async with (
+        CutProxy(etcd.endpoint) as proxy,
+        Session([proxy.endpoint]) as cut,
+        term_alone(cut) as term,
+    ):
+        proxy.refuse()
+        proxy.cut_after = 1
+        writing = asyncio.create_task(term.write("plan", b"1", 0))
+        async with asyncio.timeout(WAIT_S):
+            while await session.get("plan") is None:
+                await asyncio.sleep(0.01)
+        await session.delete(KEY)
+        proxy.redirect(etcd.endpoint)
+        with pytest.raises(Unavailable) as caught:
+            await writing
+        assert caught.value.reason == "WRITE_UNCERTAIN"
+        assert not term.leads
+
+
 async def test_a_key_deleted_by_hand_ends_the_term(session: Session) -> None:
     async with candidate(session, "a", ttl_s=60) as election:
         term = await won(election)
