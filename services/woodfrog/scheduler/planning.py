@@ -6,6 +6,7 @@ is frozen comes back by requests.
 
 from collections.abc import Iterator, Mapping
 
+from woodfrog.model.node import Replica, ReplicaState
 from woodfrog.model.placement import PlannedModel, PlanView
 from woodfrog.model.rung import Rung
 from woodfrog.scheduler.demand import Demand
@@ -61,7 +62,7 @@ def limits(view: ClusterView, planned: Mapping[str, Item], room: float = 1.0) ->
             left[Resource.MEMORY] -= replica.memory_bytes
             left[Resource.REPLICAS] -= 1
             left[Resource.GPU] -= replica.gpu_bytes
-            if replica.gpu and replica.weights in view_weights(node, replica.gpu):
+            if replica.gpu and replica.weights in _weights_on(node, replica):
                 held[replica.weights] = _weights_bytes(view, record)
         left[Resource.GPU] -= sum(held.values())
         found[name] = {resource: max(0.0, value) for resource, value in left.items()}
@@ -80,8 +81,9 @@ def prices(view: ClusterView, gpu_price: float, memory_price: float) -> Prices:
     )
 
 
-def view_weights(node: NodeRecord, gpu: str) -> tuple[str, ...]:
-    return next((each.weights for each in node.facts.gpus if each.uuid == gpu), ())
+def _weights_on(node: NodeRecord, replica: Replica) -> tuple[str, ...]:
+    """That lie on its GPU and are shared there."""
+    return next((gpu.weights for gpu in node.facts.gpus if gpu.uuid == replica.gpu), ())
 
 
 def rungs(view: ClusterView, planned: Mapping[str, Item], solution: Solution) -> dict[str, Rung]:
@@ -134,9 +136,11 @@ def _options(
             replica.node, Rung.PARKED, estimates.forecast(way, Branch(priors.thaw_s)).seconds, own
         )
         return
-    context = (
-        replica.gpu_bytes if replica.state in RESTING else min(replica.gpu_bytes, CONTEXT_BYTES)
-    )
+    context = min(replica.gpu_bytes, CONTEXT_BYTES)
+    if replica.state in RESTING:
+        alone = replica.weights not in _weights_on(node, replica)
+        has_its_own = alone and replica.state is ReplicaState.HOT
+        context = max(0, replica.gpu_bytes - (weights_bytes if has_its_own else 0))
     hot = estimates.forecast(Way(node.print_key, replica.model, Rung.HOT), Branch(priors.hot_s))
     yield Option(
         replica.node, Rung.HOT, hot.seconds, {**own, Resource.GPU: float(context + weights_bytes)}

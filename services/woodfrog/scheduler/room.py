@@ -13,9 +13,12 @@ from woodfrog.scheduler.view import RESTING, NodeRecord
 
 
 def need_bytes(spec: ModelSpec, gpu: GpuFacts, held_bytes: int = 0) -> int:
-    """What a serving replica takes of it beyond `held_bytes`, which it has there, and the weights that lie on it."""
+    """What a serving replica takes of it beyond `held_bytes`, which it has there, and the weights that lie on it.
+
+    One that woke on another GPU than it was frozen on holds weights of its own.
+    """
     weights_bytes = 0 if spec.weights in gpu.weights else spec.weights_bytes
-    return max(0, spec.gpu_bytes - held_bytes) + weights_bytes
+    return max(0, spec.gpu_bytes + weights_bytes - held_bytes)
 
 
 def gpus_of(node: NodeRecord, replica: Replica | None) -> tuple[GpuFacts, ...]:

@@ -310,3 +310,13 @@ def test_room_is_made_for_a_thaw_and_takes_no_memory() -> None:
     assert isinstance(found, Eviction)
     assert (found.placement.replica_id, found.victims, found.rung) == ("f1", ("n1",), Rung.PARKED)
     assert victims(cluster, replace(FROG, gpu_bytes=0), new=False) == ()
+
+
+def test_a_hot_one_with_weights_of_its_own_needs_no_second_copy() -> None:
+    """It woke on another GPU than it was frozen on, so its weights are not among those that lie there."""
+    model = replace(FROG, gpu_bytes=24 * GIB, weights_bytes=40 * GIB)
+    cluster = view(facts("a", gpus=(gpu(41 * GIB),)))
+    told = on_gpu(replica("f1", model, "a", ReplicaState.HOT), 41 * GIB)
+    cluster.put_replica(told, 0.0)
+    found = placed(cluster, model, new=False)
+    assert (found.replica_id, found.gpu_bytes) == ("f1", 23 * GIB)

@@ -126,3 +126,16 @@ def test_what_is_busy_is_counted_and_not_planned() -> None:
     found = [*planning.items(view, cell.state.demand, cell.state.estimates, cell.now)]
     assert len(found) == 2
     assert not any(item is not None and item.model == "toad" for item in found)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_weights_are_counted_once_whoever_has_them(shared: bool) -> None:
+    cell = Cell(OLM)
+    held = GIB + (0 if shared else OLM.weights_bytes)
+    hot = on_gpu(replica("o1", OLM, "a", ReplicaState.HOT), held)
+    lies = gpu(7 * GIB, memory=8 * GIB, weights=(OLM.weights,) if shared else ())
+    cell.report("a", hot, facts=replace(facts("a", 4 * GIB), gpus=(lies,)))
+    cell.state.view.models["olm"].active = cell.now
+    wakes(cell, "olm", 100.0)
+    cell.wait(50.0)
+    assert planned(cell).choices["olm"].option.uses[Resource.GPU] == GIB + OLM.weights_bytes
