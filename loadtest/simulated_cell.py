@@ -353,6 +353,12 @@ class SimulatedCell:
         trees = [(spec.weights, spec.weights_bytes)]
         return trees if pointer is None else [*trees, (pointer.manifest, pointer.size_bytes)]
 
+    def lower_s(self) -> float:
+        return self.noisy(self.timing.lower_s)
+
+    def breaks(self) -> bool:
+        return self.chance.random() < self.faults.climb_fails
+
     def thaw_s(self, order: on.StartClimb, brings: bool) -> tuple[float, Rung]:
         timing = self.timing
         if order.rung is Rung.HOT:

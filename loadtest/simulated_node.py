@@ -1,8 +1,9 @@
 """One node of a simulated cell: the node agent's real state, made-up processes, and a cache of whole trees."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from woodfrog.model.node import GpuFacts, NodeFacts, NodeUpdate, Replica, ReplicaState, Resident
 from woodfrog.model.rung import Rung
@@ -10,11 +11,41 @@ from woodfrog.node_agent import state as agent
 from woodfrog.node_agent.gpu_state import GpuState, Need
 from woodfrog.scheduler import events as on
 
-if TYPE_CHECKING:
-    from loadtest.simulated_cell import SimulatedCell
-
 PRINT = {"kernel": "simulated"}
 _ROOM_TRIES = 3
+
+
+class Cell(Protocol):
+    """What a node needs of the cell that it is in."""
+
+    now: float
+    checked: bool
+
+    def new_name(self, node: str) -> str: ...
+
+    def after(self, seconds: float, do: Callable[[], None]) -> None: ...
+
+    def stream(self, node: "SimulatedNode", update: NodeUpdate) -> None: ...
+
+    def answer(self, event: on.Event) -> None: ...
+
+    def lower_s(self) -> float: ...
+
+    def climb_s(
+        self, node: "SimulatedNode", order: on.StartClimb, lies: bool
+    ) -> tuple[float, Rung]: ...
+
+    def thaw_s(self, order: on.StartClimb, brings: bool) -> tuple[float, Rung]: ...
+
+    def breaks(self) -> bool:
+        """Whether a climb does."""
+
+    def climbed(
+        self, node: "SimulatedNode", order: on.StartClimb, replica: Replica, rung: Rung
+    ) -> None: ...
+
+    def broken(self, number: int) -> None:
+        """A request's replica died under it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +65,7 @@ class Process:
 
 
 class SimulatedNode:
-    def __init__(self, cell: "SimulatedCell", name: str, size: NodeSize) -> None:
+    def __init__(self, cell: Cell, name: str, size: NodeSize) -> None:
         self.name = name
         self._cell = cell
         self._size = size
@@ -168,7 +199,7 @@ class SimulatedNode:
         process = self.processes.get(replica_id)
         if self.lives != life or not self.up or process is None:
             return  # whoever killed it told
-        if self._cell.chance.random() < self._cell.faults.climb_fails:
+        if self._cell.breaks():
             self.end(replica_id)
             self._cell.answer(on.ClimbFailed(order.attempt, "CLIMB_FAILED", "it broke"))
             return
@@ -190,7 +221,7 @@ class SimulatedNode:
             self._cell.answer(on.DescendFinished(order.replica_id, order.rung))
             return
         self.publish(order.replica_id)
-        took = self._cell.noisy(self._cell.timing.lower_s)
+        took = self._cell.lower_s()
         self._cell.after(took, lambda: self._descended(order, command, life))
 
     def _descended(self, order: on.Descend, command: agent.Command, life: int) -> None:
