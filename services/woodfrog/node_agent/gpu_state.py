@@ -98,7 +98,7 @@ class GpuState:
     def admit(self, replica_id: str, need: Need, held_bytes: int) -> Bring:
         """Promises it, as a climbing replica. The caller looked at `missing_bytes`.
 
-        Weights that are on the GPU already are not pinned for its sake: that would read them again.
+        Weights that are on the GPU already, or the replica's own, are not pinned for its sake: that would read them again.
         """
         drop = []
         for digest in self._idle(need):
@@ -112,11 +112,12 @@ class GpuState:
         own = need.own_bytes(self.uuid)
         if there or not own:
             self.weights[need.weights] = self.weights.pop(need.weights, need.weights_bytes)
-        self.tenants.pop(replica_id, None)
+        before = self.tenants.pop(replica_id, None)
         self.tenants[replica_id] = Tenant(
             replica_id, State.CLIMBING, need.gpu_bytes + own, not own, need
         )
-        host, drop_host = (False, ()) if there else self._pin(need)
+        has = before is not None and before.state is State.HOT
+        host, drop_host = (False, ()) if there or has else self._pin(need)
         private = need.gpu_bytes + own - held_bytes
         return Bring(
             self.uuid, need.weights, host, tuple(drop), drop_host, private, need.weights_bytes,
@@ -133,11 +134,12 @@ class GpuState:
         tenant = self.tenants.pop(replica_id)
         held, uses = tenant.held_bytes, tenant.uses
         own = tenant.need.own_bytes(self.uuid)
+        resting = min(tenant.need.gpu_bytes, self.context_bytes)
         match state:
             case State.PARKED:
-                held, uses = min(held, self.context_bytes), False
+                held, uses = resting, False
             case State.HOT:
-                held, uses = min(held, self.context_bytes + own), not own
+                held, uses = resting + own, not own
             case State.CLIMBING | State.SERVING:
                 held, uses = tenant.need.gpu_bytes + own, not own
         self.tenants[replica_id] = Tenant(replica_id, state, held, uses, tenant.need)
@@ -146,10 +148,10 @@ class GpuState:
         self.tenants.pop(replica_id, None)
 
     def lose(self, weights: str) -> None:
-        """They are neither on the GPU nor pinned, because bringing them failed. Who uses them keeps the promise."""
+        """They are neither on the GPU nor pinned, because bringing them failed. Who uses them keeps both promises."""
         if weights not in self.used_weights:
             self.weights.pop(weights, None)
-        self.pinned.pop(weights, None)
+            self.pinned.pop(weights, None)
 
     def lose_all(self) -> None:
         """The vault died. Its replicas are about to end."""
@@ -166,6 +168,7 @@ class GpuState:
         resting = [t for t in self.tenants.values() if t.replica_id != spared]
         hot = [t for t in resting if t.state is State.HOT]
         users = {t.replica_id: t.need.weights for t in self.tenants.values() if t.uses}
+        kept = "" if need.own_bytes(self.uuid) else need.weights
         for tenant in hot:
             if missing_bytes <= 0:
                 break
@@ -175,7 +178,7 @@ class GpuState:
                 missing_bytes -= own
                 continue
             users.pop(tenant.replica_id)
-            if weights != need.weights and weights not in users.values():
+            if weights != kept and weights not in users.values():
                 sharers = [t.replica_id for t in hot if t.uses and t.need.weights == weights]
                 found += ((replica_id, Rung.PARKED) for replica_id in sharers)
                 missing_bytes -= self.weights[weights]
@@ -224,17 +227,21 @@ class GpuState:
         return True, tuple(drop)
 
 
-def choose(
-    gpus: Iterable[GpuState], need: Need, held_bytes: int = 0
-) -> tuple[GpuState, int] | None:
-    """Where a replica is at home, else the GPU with the weights, else the one with most room; and what is missing there.
+def choose(gpus: Iterable[GpuState], need: Need) -> tuple[GpuState, int] | None:
+    """A GPU with room, else one where resting replicas can make it; and what is missing there.
 
-    None where there is no GPU.
+    Of several the one where the replica is at home, else that with the weights, else that with most room. None where
+    there is no GPU.
     """
+
+    def hope(gpu: GpuState) -> int:
+        missing = gpu.missing_bytes(need, 0)
+        return 0 if missing <= 0 else 1 if gpu.lower(missing, need, "") else 2
+
     ranked = sorted(
         gpus,
         key=lambda gpu: (
-            gpu.missing_bytes(need, held_bytes) > 0,
+            hope(gpu),
             need.own_bytes(gpu.uuid) > 0,
             need.weights not in gpu.weights,
             need.weights not in gpu.pinned,
@@ -242,4 +249,4 @@ def choose(
             gpu.uuid,
         ),
     )
-    return (ranked[0], ranked[0].missing_bytes(need, held_bytes)) if ranked else None
+    return (ranked[0], ranked[0].missing_bytes(need, 0)) if ranked else None
