@@ -35,6 +35,7 @@ class SimulatedDevice:
         self._used = 0
         self._lock = threading.Lock()
         self._pinned: list[range] = []
+        self._streams: list[list[Any]] = []
 
     def facts(self) -> Facts:
         return Facts(
@@ -67,12 +68,16 @@ class SimulatedDevice:
         return os.dup(memory[0])
 
     def free(self, memory: tuple[int, int, int]) -> None:
+        with self._lock:
+            under_way = {copy[0] for stream in self._streams for copy in stream}
+        assert memory[0] not in under_way, "memory goes while it is copied to"
         os.close(memory[0])
         with self._lock:
             self._used -= memory[2]
 
     def stream(self) -> list[Any]:
-        return []
+        self._streams.append([])
+        return self._streams[-1]
 
     def copy(
         self,
@@ -97,9 +102,10 @@ class SimulatedDevice:
         stream.append((memory[0], 0, address, source[1], held))
 
     def wait(self, stream: list[Any]) -> None:
-        for fd, offset, host_address, size_bytes, *_held in stream:
-            os.pwrite(fd, (ctypes.c_ubyte * size_bytes).from_address(host_address), offset)
-        stream.clear()
+        with self._lock:  # two threads may wait for one stream
+            while stream:
+                fd, offset, host_address, size_bytes, *_held = stream.pop(0)
+                os.pwrite(fd, (ctypes.c_ubyte * size_bytes).from_address(host_address), offset)
 
 
 class SimulatedMemory:

@@ -6,21 +6,26 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from tests.capabilities import need
 from tests.memory import simulated_cuda, simulated_gpu
 
-from woodfrog.errors import Unavailable
+from woodfrog.errors import Unavailable, WoodfrogError
 from woodfrog.host.cgroup import Cgroups
 from woodfrog.model.spec import ModelSpec
 from woodfrog.node_agent.cuda import State
+from woodfrog.node_agent.gpu_state import Bring
 from woodfrog.node_agent.gpus import Adapters, Gpus
 from woodfrog.node_agent.live import Live
 from woodfrog.node_agent.sandbox import SandboxConfig, SandboxPool
 from woodfrog.node_agent.vault.client import VaultConfig
+from woodfrog.replica import layout
 from woodfrog.replica.control import ControlServer
 
 pytestmark = need("root")
@@ -32,6 +37,7 @@ ADAPTERS = Adapters(
 GPU = simulated_cuda.GPUS[0]
 SPEC = ModelSpec("frog", "sha256:" + "0" * 64, 1, gpu_bytes=1)
 END_WITHIN_S = 2.0
+WEIGHTS_BYTES = 64 << 20
 
 
 @pytest.fixture
@@ -158,20 +164,131 @@ async def test_a_replica_on_the_cpu_is_just_killed(
         assert not any(map(alive, replica.hosts))
 
 
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A folder of 64 MiB."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    save_file({"t": torch.arange(WEIGHTS_BYTES // 4, dtype=torch.int32)}, folder / "m.safetensors")
+    return folder
+
+
+def own(**changes: Any) -> Bring:
+    return replace(Bring(GPU, "w", False, weights_bytes=2 * WEIGHTS_BYTES, own=True), **changes)
+
+
+class Lender:
+    """Its verb lends memory as a replica that was moved does; `filled` once all of it is there."""
+
+    def __init__(self, weights: Path) -> None:
+        self._layout = layout.of_folder(weights)
+        self._memory = simulated_gpu.SimulatedMemory()
+        self._address = self._memory.reserve(self._layout.size_bytes)
+        self.lent = asyncio.Event()
+
+    async def lend(self, fields: Any) -> dict[str, Any]:
+        self.lent.set()
+        return {"fds": [self._memory.lend(self._address, self._layout.size_bytes)]}
+
+    @property
+    def filled(self) -> bool:
+        tensor = self._memory.view(self._address, self._layout.size_bytes)
+        at = self._layout.tensors["t"].offset
+        found = tensor[at : at + WEIGHTS_BYTES].view(torch.int32)
+        return bool(torch.equal(found, torch.arange(WEIGHTS_BYTES // 4, dtype=torch.int32)))
+
+
+async def test_an_own_copy_takes_the_room_of_the_shared_one(
+    tmp_path: Path, cuda: Path, weights: Path
+) -> None:
+    async with gpus(tmp_path) as node:
+        shared = own(own=False)
+        node.begin(shared)
+        async with node.bringing(shared, weights) as bringing:
+            assert bringing is not None
+            await bringing.weights
+        full = (await node.facts(GPU))["free_bytes"] + WEIGHTS_BYTES // 2
+        bring = own(private_bytes=full, drop_device=("w",))
+        node.begin(bring)
+        async with node.bringing(bring, weights) as bringing:
+            assert bringing is not None
+            await bringing.room
+        assert (await node.facts(GPU))["weights"] == {}
+        assert not node.holds(bring)
+
+
+async def test_what_is_forgotten_is_read_again(tmp_path: Path, cuda: Path, weights: Path) -> None:
+    async with gpus(tmp_path) as node:
+        shared = own(own=False)
+        node.begin(shared)
+        async with node.bringing(shared, weights) as bringing:
+            assert bringing is not None
+            await bringing.weights
+        await node.forget(GPU, "w")
+        assert (await node.facts(GPU))["weights"] == {}
+        assert not node.holds(shared)
+
+
+async def test_a_vault_that_dies_while_it_fills_is_followed_by_one_that_does_it_again(
+    tmp_path: Path, cuda: Path, weights: Path
+) -> None:
+    async with gpus(tmp_path) as node, started(tmp_path, cuda) as replica:
+        lender, before = Lender(weights), len(os.listdir("/proc/self/fd"))
+        (pid,) = _vaults(tmp_path)
+        path = replica.live.sandbox.folder / "control.sock"
+        async with ControlServer({"lend": lender.lend}, path), node.bringing(own(), weights) as way:
+            assert way is not None
+            await way.weights
+            os.kill(pid, signal.SIGSTOP)
+            hand_over = asyncio.create_task(node.hand_over(replica.live, way, own(), weights))
+            await lender.lent.wait()
+            await asyncio.sleep(0.1)
+            os.kill(pid, signal.SIGKILL)
+            await node.died(GPU)
+            await node.restart(GPU)
+            assert await hand_over is None
+        assert lender.filled
+        assert node.current(replica.live.gpu, replica.live.vault)
+        assert len(os.listdir("/proc/self/fd")) <= before
+
+
+@pytest.mark.parametrize("trouble", ["no weights", "no lend"])
+async def test_a_copy_that_fails_costs_no_descriptor(
+    tmp_path: Path, cuda: Path, weights: Path, trouble: str
+) -> None:
+    async with gpus(tmp_path) as node, started(tmp_path, cuda) as replica:
+        lender = Lender(weights)
+        verbs = {"lend": lender.lend} if trouble == "no weights" else {}
+        before = len(os.listdir("/proc/self/fd"))
+        path = replica.live.sandbox.folder / "control.sock"
+        async with ControlServer(verbs, path), node.bringing(own(), weights) as way:
+            assert way is not None
+            (weights / "m.safetensors").unlink()
+            with pytest.raises(WoodfrogError):
+                await node.hand_over(replica.live, way, own(), weights)
+        assert len(os.listdir("/proc/self/fd")) <= before
+        facts = await node.facts(GPU)
+        assert facts["weights"] == {}
+        assert facts["free_bytes"] == facts["memory_bytes"]
+
+
 async def test_a_vault_that_is_stuck_is_ended_and_started_anew(tmp_path: Path, cuda: Path) -> None:
     config = VaultConfig(tmp_path / "log", tmp_path / "0.sock", 1 << 21, 1, ADAPTERS.vault_device)
     async with Gpus([config], ADAPTERS, health_s=0.2) as node:
         (uuid,) = node.uuids
-        [pid] = [
-            int(folder.name)
-            for folder in Path("/proc").iterdir()
-            if folder.name.isdigit() and str(config.socket).encode() in _command(folder)
-        ]
+        (pid,) = _vaults(tmp_path)
         os.kill(pid, signal.SIGSTOP)
         await asyncio.wait_for(node.died(uuid), 20)
         assert not alive(pid)
         await node.restart(uuid)
         assert (await node.facts(uuid))["uuid"] == uuid
+
+
+def _vaults(tmp_path: Path) -> list[int]:
+    """The processes of this test's vault."""
+    socket = str(tmp_path / "0.sock").encode()
+    folders = (folder for folder in Path("/proc").iterdir() if folder.name.isdigit())
+    return [int(folder.name) for folder in folders if socket in _command(folder)]
 
 
 def _command(folder: Path) -> bytes:

@@ -103,15 +103,14 @@ class Replica:
         return {}
 
     async def _lend(self, fields: Fields) -> dict[str, Any]:
-        """Memory for the weights of a parked replica, to be filled before it is thawed; none if it has them."""
-        if self.state is not State.PARKED or self._weights is None:
+        """Memory for the weights of a parked replica, to be filled before it is thawed."""
+        if self.state is not State.PARKED or self._weights is None or self._weights.attached:
             raise FailedPrecondition(
                 "WRONG_STATE",
-                f"the replica is {self.state.value}; only a parked one with its weights outside lends memory for them",
+                f"the replica is {self.state.value}; only a parked one that is without its weights lends memory for them",
                 state=self.state.value,
             )
-        fd = self._weights.lend()
-        return {"fds": [] if fd is None else [fd]}
+        return {"fds": [self._weights.lend()]}
 
     async def _quiesce(self, fields: Fields) -> dict[str, Any]:
         timeout_s = _seconds(fields)

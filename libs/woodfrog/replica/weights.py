@@ -60,16 +60,15 @@ class WeightMemory:
             finally:
                 os.close(fd)
 
-    def lend(self) -> int | None:
+    def lend(self) -> int:
         """Memory of this process instead, for another one to fill: its descriptor, the caller's to close.
 
-        For a process that CUDA lets map no other's. None when weights are there already.
+        For a process that CUDA lets map no other's. Nothing is attached.
         """
         with self._lock:
             assert self._memory is not None
             assert self._layout is not None
-            if self.attached:
-                return None
+            assert not self.attached
             fd = self._memory.lend(self._address, self._layout.size_bytes)
             self.attached = True
             return fd

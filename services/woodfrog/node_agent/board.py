@@ -52,10 +52,11 @@ class Board:
         hot = promise is not None and promise.state is ReplicaState.HOT
         return Rung.HOT if hot else Rung.PARKED
 
-    def sole_user(self, bring: Bring) -> bool:
-        """Whether no second replica uses these weights on that GPU."""
+    def shared(self, bring: Bring, replica_id: str) -> bool:
+        """Whether another replica uses these weights on that GPU."""
         tenants = self._state.gpus[bring.gpu].tenants.values()
-        return sum(t.uses and t.need.weights == bring.weights for t in tenants) < 2
+        users = {t.replica_id for t in tenants if t.uses and t.need.weights == bring.weights}
+        return bool(users - {replica_id})
 
     def weights_on(self, gpu: str) -> set[str]:
         """That are counted there, used or kept."""

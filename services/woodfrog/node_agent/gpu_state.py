@@ -13,6 +13,9 @@ from dataclasses import dataclass, field, replace
 from woodfrog.model.node import GpuFacts
 from woodfrog.model.node import ReplicaState as State
 from woodfrog.model.rung import Rung
+from woodfrog.model.spec import ModelSpec
+
+_WEIGHTS_ROUND_BYTES = 64 << 20  # covers what alignment adds
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,14 @@ class Need:
     def own_bytes(self, gpu: str) -> int:
         """Weights that it cannot share there."""
         return 0 if self.home in ("", gpu) else self.weights_bytes
+
+
+def need_of(spec: ModelSpec, home: str) -> Need | None:
+    """None of a model for the CPU."""
+    if not spec.gpu_bytes:
+        return None
+    size = -(-spec.weights_bytes // _WEIGHTS_ROUND_BYTES) * _WEIGHTS_ROUND_BYTES
+    return Need(spec.gpu_bytes, spec.weights, size, home)
 
 
 @dataclass(frozen=True, slots=True)

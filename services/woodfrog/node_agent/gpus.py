@@ -6,11 +6,11 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from woodfrog.errors import Unavailable, WoodfrogError
 from woodfrog.node_agent.cuda import CudaCheckpoints
@@ -20,6 +20,7 @@ from woodfrog.node_agent.sandbox import Sandbox
 from woodfrog.node_agent.vault.client import START_TIMEOUT_S, VaultConfig, VaultProcess
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 RESERVE_BYTES = 256 << 20  # of each GPU: what the driver needs beside what is counted
 #: From this driver on, killing a process that was restored may hang the machine (NVIDIA/cuda-checkpoint issue 53; not
 #: seen on 580).
@@ -177,7 +178,8 @@ class Gpus:
             unwanted[weights, "device"] = None
         for weights in bring.drop_host:
             unwanted[weights, "host"] = None
-        unwanted.pop((bring.weights, "device"), None)
+        if not bring.own:  # which leaves the shared copy as it is, or drops it for its room
+            unwanted.pop((bring.weights, "device"), None)
         if bring.host:
             unwanted.pop((bring.weights, "host"), None)
         before = self._drops.get(bring.gpu)
@@ -214,17 +216,17 @@ class Gpus:
         held = await bringing.weights
         live.gpu, live.vault = held.gpu, held.vault
         if bring.own:
-            reply = await live.control("lend", fds_wanted=1)
-            for fd in reply["fds"]:
-                try:
-                    await self._fill(bring, folder, fd)
-                finally:
-                    os.close(fd)
+            [fd] = (await live.control("lend", fds_wanted=1))["fds"]
+            try:
+                live.vault = await self._fill(bring, folder, fd)
+            finally:
+                os.close(fd)
         return held.fd
 
-    async def _fill(self, bring: Bring, folder: Path, fd: int) -> None:
-        vault = await self._living(bring.gpu)
-        await vault.fill(bring.weights, folder, fd, host=bring.host, size_max=bring.weights_bytes)
+    async def forget(self, gpu: str, weights: str) -> None:
+        """Drops them, on the GPU and pinned, and waits for it."""
+        self.begin(Bring(gpu, "", False, (weights,), (weights,)))
+        await asyncio.shield(self._drops[gpu])
 
     async def export(self, gpu: str, weights: str) -> int:
         """A descriptor of weights that are there, the caller's to close."""
@@ -301,22 +303,37 @@ class Gpus:
         return weights
 
     async def _load(self, bring: Bring, folder: Path) -> Weights:
-        """By the vault, or by its successor when it dies over it."""
-        vault = await self._living(bring.gpu)
+        name, host, size_max = bring.weights, bring.host, bring.weights_bytes
+        fd, number = await self._by_vault(
+            bring.gpu, lambda vault: vault.load(name, folder, host=host, size_max=size_max)
+        )
+        return Weights(bring.gpu, fd, number)
+
+    async def _fill(self, bring: Bring, folder: Path, fd: int) -> int:
+        """Which of the GPU's vaults did it."""
+        name, host, size_max = bring.weights, bring.host, bring.weights_bytes
+        _, number = await self._by_vault(
+            bring.gpu, lambda vault: vault.fill(name, folder, fd, host=host, size_max=size_max)
+        )
+        return number
+
+    async def _by_vault(
+        self, gpu: str, work: Callable[[VaultProcess], Awaitable[T]]
+    ) -> tuple[T, int]:
+        """By the vault, or by its successor when it dies over it; and which of them."""
+        vault = await self._living(gpu)
+        number = self._starts[gpu]
         try:
-            return await self._load_by(vault, bring, folder)
+            return await work(vault), number
         except Unavailable:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_NOTICE_S):
                     await vault.died.wait()
             if not vault.died.is_set():
                 raise
-        return await self._load_by(await self._living(bring.gpu), bring, folder)
-
-    async def _load_by(self, vault: VaultProcess, bring: Bring, folder: Path) -> Weights:
-        number = self._starts[bring.gpu]
-        fd = await vault.load(bring.weights, folder, host=bring.host, size_max=bring.weights_bytes)
-        return Weights(bring.gpu, fd, number)
+        vault = await self._living(gpu)
+        number = self._starts[gpu]
+        return await work(vault), number
 
     async def _living(self, uuid: str) -> VaultProcess:
         deadline = time.monotonic() + START_TIMEOUT_S

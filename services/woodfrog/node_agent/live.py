@@ -46,7 +46,7 @@ class Live:
         fds_wanted: int = 0,
         **fields: Any,
     ) -> dict[str, Any]:
-        """`fd` goes along; up to `fds_wanted` come back, the caller's to close. Raises woodfrog.errors classes."""
+        """`fd` goes along; `fds_wanted` come back, the caller's to close. Raises woodfrog.errors classes."""
         client = ControlClient(self.sandbox.folder / "control.sock")
         fds = () if fd is None else (fd,)
         return await client.call(verb, within_s, fds=fds, fds_wanted=fds_wanted, **fields)

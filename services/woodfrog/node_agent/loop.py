@@ -33,7 +33,7 @@ from woodfrog.node_agent import fingerprint, state
 from woodfrog.node_agent.board import Board
 from woodfrog.node_agent.checkpoint import Checkpointer, Dumped, Room
 from woodfrog.node_agent.climb import Climber
-from woodfrog.node_agent.gpu_state import Bring, Need
+from woodfrog.node_agent.gpu_state import Bring, need_of
 from woodfrog.node_agent.gpus import Gpus
 from woodfrog.node_agent.live import Live
 from woodfrog.node_agent.sandbox import SandboxPool
@@ -48,7 +48,6 @@ _CLIMBS_KEPT_MAX = 1024
 _ROOM_TRIES = 3
 _AWAKE = frozenset((ReplicaState.SERVING, ReplicaState.HOT))  # their processes run
 _REFUSALS = frozenset(("NODE_FULL", "REPLICA_GONE", "REPLICA_BUSY"))  # the scheduler decides again
-_WEIGHTS_ROUND_BYTES = 64 << 20  # covers what alignment adds
 # Once they may have another cause, e.g. a file system that went away. Twice in a row the snapshot is given up.
 _BLAMES_SNAPSHOT = frozenset(("CRIU_RESTORE_FAILED", "REPLICA_UNREACHABLE", "REPLICA_SILENT"))
 
@@ -159,7 +158,7 @@ class NodeLoop:
             try:
                 if command.stopped:
                     await live.sandbox.signal_all(signal.SIGCONT)
-                await self._thaw_live(live, command.bring, stages)
+                await self._thaw_live(live, command, stages)
                 self._check_alive(live)
             except BaseException:
                 await self._end(live, "it could not be thawed")
@@ -169,13 +168,16 @@ class NodeLoop:
             self._board.publish_replica(replica_id)
         return Climbed(self._board.replica(replica_id), rung, tuple(stages.done), "")
 
-    async def _thaw_live(self, live: Live, bring: Bring | None, stages: Stages) -> None:
+    async def _thaw_live(self, live: Live, command: state.Thaw, stages: Stages) -> None:
+        bring = command.bring
         folder = await self._parts.climber.weights_of(live) if bring else Path()
         async with self._parts.gpus.bringing(bring, folder) as bringing:
             with stages.stage("thaw.weights"):
                 fd = None
                 if bring is not None and bringing is not None:
-                    fd = await self._parts.gpus.hand_over(live, bringing, bring, folder)
+                    await bringing.room
+                    if command.stopped:  # a hot one has its weights
+                        fd = await self._parts.gpus.hand_over(live, bringing, bring, folder)
             with stages.stage("thaw"):
                 await live.thaw(fd)
 
@@ -218,7 +220,7 @@ class NodeLoop:
         mismatch = pointer.fingerprint.mismatch(own_print) if pointer else None
         home = pointer.gpu if pointer and not mismatch else ""
         command = await self._decide_with_room(
-            state.StartRequested(replica_id, spec.name, spec.memory_bytes, _need(spec, home))
+            state.StartRequested(replica_id, spec.name, spec.memory_bytes, need_of(spec, home))
         )
         assert isinstance(command, state.Start)
         bring = command.bring
@@ -279,9 +281,9 @@ class NodeLoop:
                 "snapshot passed over",
                 extra={"model": spec.name, "reason": reason, "error": str(error)},
             )
-            if reason == "CANARY_MISMATCH" and bring and self._board.sole_user(bring):
-                wrong = (bring.weights,)  # perhaps it is they; the cold start reads them again
-                self._parts.gpus.begin(Bring(bring.gpu, "", False, wrong, wrong))
+            if reason == "CANARY_MISMATCH" and bring and not self._board.shared(bring, replica_id):
+                # Perhaps it is they; the cold start reads them again.
+                await self._parts.gpus.forget(bring.gpu, bring.weights)
             if reason in _BLAMES_SNAPSHOT:
                 self._failures[pointer.manifest] += 1
             damaged = isinstance(error, DataLoss) or self._failures[pointer.manifest] > 1
@@ -332,7 +334,7 @@ class NodeLoop:
 
     @contextmanager
     def _proof_room(self, dumped: Dumped) -> Iterator[Room]:
-        need = _need(dumped.spec, dumped.gpu)
+        need = need_of(dumped.spec, dumped.gpu)
         if need is None:
             yield Room(True)
             return
@@ -483,13 +485,6 @@ class NodeLoop:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return task
-
-
-def _need(spec: ModelSpec, home: str) -> Need | None:
-    if not spec.gpu_bytes:
-        return None
-    size = -(-spec.weights_bytes // _WEIGHTS_ROUND_BYTES) * _WEIGHTS_ROUND_BYTES
-    return Need(spec.gpu_bytes, spec.weights, size, home)
 
 
 def _log_failed(spec: ModelSpec, error: Exception) -> None:

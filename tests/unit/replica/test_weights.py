@@ -7,11 +7,14 @@ import pytest
 import torch
 from safetensors.torch import save_model
 from tests.memory.simulated_gpu import UUID, SimulatedDevice, SimulatedMemory
+from tests.unit.replica.test_control import MemoryEngine
 
-from woodfrog.errors import DeadlineExceeded, InvalidArgument, Unavailable
+from woodfrog.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, Unavailable
 from woodfrog.node_agent.vault.arena import Arena
 from woodfrog.node_agent.vault.vault import Vault
 from woodfrog.replica import layout
+from woodfrog.replica.logs import LogRing
+from woodfrog.replica.replica import Replica
 from woodfrog.replica.weights import WeightMemory, private_tensors, take_out
 
 
@@ -76,18 +79,36 @@ def test_a_process_that_was_moved_lends_memory_for_its_weights(
     weights = opened(vault, tmp_path)
     other = Net().eval()
     take_out(other, weights.tensors())
-    assert weights.lend() is None  # they are there
     weights.detach()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", UUID + "1")  # where it was frozen
     with pytest.raises(Unavailable, match="INVALID_DEVICE"):
         weights.give(vault.export("w")[0])
     fd = weights.lend()
-    assert fd is not None
     vault.fill("w", tmp_path, fd, host=False)
     os.close(fd)
     assert torch.equal(other(torch.arange(6)), expected)
     weights.detach()
     assert not weights.attached
+
+
+async def test_only_a_parked_replica_without_its_weights_lends_memory(
+    tmp_path: Path, vault: Vault
+) -> None:
+    save_model(Net(), str(tmp_path / "model.safetensors"))
+    weights = opened(vault, tmp_path)
+    replica = Replica(MemoryEngine(), LogRing(), weights)
+    replica.loaded()
+    for rest in (None, "keep"):
+        if rest:
+            await replica.verbs["park"]({"weights": rest})
+        with pytest.raises(FailedPrecondition, match="without its weights") as refusal:
+            await replica.verbs["lend"]({})
+        assert refusal.value.reason == "WRONG_STATE"
+    await replica.verbs["park"]({"weights": "drop"})
+    [fd] = (await replica.verbs["lend"]({}))["fds"]
+    os.close(fd)
+    with pytest.raises(FailedPrecondition):
+        await replica.verbs["lend"]({})
 
 
 def test_a_meta_module_is_filled(tmp_path: Path, vault: Vault) -> None:

@@ -169,15 +169,16 @@ def test_pieces_cover_the_weights_once_and_cross_no_block(folder: Path) -> None:
 
 
 class FailingDevice(SimulatedDevice):
-    """Its fifth copy fails, while others are under way."""
+    """One copy fails, while others are under way."""
 
-    def __init__(self) -> None:
+    def __init__(self, fails: int = 5) -> None:
         super().__init__()
         self.copies = 0
+        self.fails = fails  # which one
 
     def copy(self, *args: Any) -> None:
         self.copies += 1
-        if self.copies == 5:
+        if self.copies == self.fails:
             raise Unavailable("CUDA_FAILED", "CUDA refused a call: simulated")
         super().copy(*args)
 
@@ -193,6 +194,27 @@ def test_a_copy_that_fails_leaves_nothing_behind(folder: Path, host: bool) -> No
     assert facts["arena_free_bytes"] == 4 * BLOCK_BYTES
     vault.load("w", folder, host=host)
     assert on_gpu(vault, "w", folder)
+
+
+@pytest.mark.parametrize("source", ["files", "arena"])
+def test_a_fill_that_fails_leaves_nothing_behind(folder: Path, source: str) -> None:
+    device = FailingDevice()
+    vault = Vault(device, Arena(4 * BLOCK_BYTES, 2), 3)
+    if source == "arena":
+        device.fails = 0
+        vault.load("w", folder, host=True)
+        vault.drop("w", device=True, host=False)
+        device.fails = device.copies + 2
+    lender = SimulatedMemory()
+    size = layout.of_folder(folder).size_bytes
+    fd = lender.lend(lender.reserve(size), size)
+    before = len(os.listdir("/proc/self/fd")), vault.describe()
+    with pytest.raises(Unavailable):
+        vault.fill("w", folder, fd, host=True)
+    assert (len(os.listdir("/proc/self/fd")), vault.describe()) == before
+    vault.fill("w", folder, fd, host=True)
+    assert same(fd, folder)
+    os.close(fd)
 
 
 def test_loads_and_drops_at_once_lose_and_leak_nothing(folder: Path) -> None:

@@ -183,13 +183,15 @@ class Vault:
     def _copy(self, held: Held, device: Any) -> None:
         assert held.host is not None
         size = held.layout.size_bytes
-        for index, block in enumerate(held.host):
-            offset = index * BLOCK_BYTES
-            length = min(BLOCK_BYTES, size - offset)
-            self._device.copy(
-                device, offset, self._arena.address + block * BLOCK_BYTES, length, self._stream
-            )
-        self._device.wait(self._stream)
+        try:
+            for index, block in enumerate(held.host):
+                offset = index * BLOCK_BYTES
+                length = min(BLOCK_BYTES, size - offset)
+                self._device.copy(
+                    device, offset, self._arena.address + block * BLOCK_BYTES, length, self._stream
+                )
+        finally:  # also after an error: a copy under way must not outlive its memory
+            self._device.wait(self._stream)
 
     def _read(self, held: Held, device: Any, keep: bool) -> None:
         """From the files to the GPU, through the arena if they are to stay there and it has room."""
