@@ -22,6 +22,7 @@ from woodfrog.model.placement import Acquired, ReadyReplica, ReplicaUsage
 from woodfrog.model.rung import Rung
 from woodfrog.model.snapshot import Fingerprint, SnapshotPointer
 from woodfrog.model.spec import ModelSpec
+from woodfrog.node_agent.gpu_state import Bring
 from woodfrog.scheduler import events as on
 from woodfrog.scheduler.plan import Planner
 from woodfrog.scheduler.state import SchedulerState
@@ -67,7 +68,11 @@ class SimulatedCell:
         }
         if setup.snapshots:
             eager = (model for model in models if model.snapshot == "eager")
-            self.pointers = {model.name: self._pointer(model) for model in eager}
+            gpus = [uuid for node in self.nodes.values() for uuid in node.state.gpus]
+            self.pointers = {
+                model.name: self._pointer(model, gpus[n % len(gpus)] if model.gpu_bytes else "")
+                for n, model in enumerate(eager)
+            }
         self._start_scheduler()
         self._plan_faults()
         if setup.plan_every_s:
@@ -332,10 +337,14 @@ class SimulatedCell:
 
     # --- what takes time ---
 
-    def climb_s(self, node: SimulatedNode, order: on.StartClimb, lies: bool) -> tuple[float, Rung]:
-        """Of a restore or a cold start: how long, and from which rung."""
+    def climb_s(
+        self, node: SimulatedNode, order: on.StartClimb, bring: Bring | None
+    ) -> tuple[float, Rung]:
+        """Of a restore or a cold start: how long, and from which rung. A copy of its own begins when it is restored."""
         spec, timing = order.spec, self.timing
-        weights_s = 0.0 if lies or not spec.gpu_bytes else spec.weights_bytes / timing.pcie_bytes_s
+        own = bring is not None and bring.own
+        over_s = spec.weights_bytes / timing.pcie_bytes_s if bring and (own or bring.host) else 0.0
+        weights_s = 0.0 if own else over_s
         stored = False
         for manifest, size in self._trees(spec, order.snapshot):
             if manifest in node.trees:
@@ -347,7 +356,7 @@ class SimulatedCell:
         if order.snapshot is None:
             return self.noisy(timing.cold_s + weights_s), Rung.ABSENT
         rung = Rung.STORED if stored else Rung.FROZEN
-        return self.noisy(max(timing.restore_s, weights_s)), rung
+        return self.noisy(max(timing.restore_s, weights_s) + (over_s if own else 0.0)), rung
 
     def _trees(self, spec: ModelSpec, pointer: SnapshotPointer | None) -> list[tuple[str, int]]:
         trees = [(spec.weights, spec.weights_bytes)]
@@ -372,21 +381,22 @@ class SimulatedCell:
         self.answer(on.ClimbFinished(order.attempt, Climbed(replica, rung)))
         spec = order.spec
         if rung is Rung.ABSENT and spec.snapshot == "eager" and spec.name not in self.pointers:
-            self.after(self.timing.checkpoint_s, lambda: self._checkpointed(node, spec))
+            gpu = replica.gpu
+            self.after(self.timing.checkpoint_s, lambda: self._checkpointed(node, spec, gpu))
 
-    def _checkpointed(self, node: SimulatedNode, spec: ModelSpec) -> None:
+    def _checkpointed(self, node: SimulatedNode, spec: ModelSpec, gpu: str) -> None:
         if not node.up or spec.name in self.pointers:
             return
-        pointer = self._pointer(spec)
+        pointer = self._pointer(spec, gpu)
         self.pointers[spec.name] = pointer
         node.keep(pointer.manifest, pointer.size_bytes)
         self.answer(on.SnapshotListed(pointer))
 
-    def _pointer(self, spec: ModelSpec) -> SnapshotPointer:
+    def _pointer(self, spec: ModelSpec, gpu: str) -> SnapshotPointer:
         fingerprint = Fingerprint(PRINT, {"engine": spec.engine}, spec.weights)
         manifest = digest.of_bytes(f"snapshot of {spec.name}".encode())
         return SnapshotPointer(
-            spec.name, manifest, fingerprint, self.timing.snapshot_bytes, self.now
+            spec.name, manifest, fingerprint, self.timing.snapshot_bytes, self.now, gpu
         )
 
     # --- what goes wrong ---

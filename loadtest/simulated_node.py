@@ -8,7 +8,7 @@ from typing import Protocol
 from woodfrog.model.node import GpuFacts, NodeFacts, NodeUpdate, Replica, ReplicaState, Resident
 from woodfrog.model.rung import Rung
 from woodfrog.node_agent import state as agent
-from woodfrog.node_agent.gpu_state import GpuState, Need
+from woodfrog.node_agent.gpu_state import Bring, GpuState, Need
 from woodfrog.scheduler import events as on
 
 PRINT = {"kernel": "simulated"}
@@ -32,7 +32,7 @@ class Cell(Protocol):
     def lower_s(self) -> float: ...
 
     def climb_s(
-        self, node: "SimulatedNode", order: on.StartClimb, lies: bool
+        self, node: "SimulatedNode", order: on.StartClimb, bring: Bring | None
     ) -> tuple[float, Rung]: ...
 
     def thaw_s(self, order: on.StartClimb, brings: bool) -> tuple[float, Rung]: ...
@@ -140,11 +140,14 @@ class SimulatedNode:
         if process is None or promise is None:
             self.tell(NodeUpdate(facts=self.facts(), gone=(replica_id,)))
             return
-        held = self.state.gpus[promise.gpu].tenants[replica_id].held_bytes if promise.gpu else 0
+        held, own = 0, 0
+        if promise.gpu:
+            tenant = self.state.gpus[promise.gpu].tenants[replica_id]
+            held, own = tenant.held_bytes, tenant.need.own_bytes(promise.gpu)
         replica = process.replica
         process.replica = Replica(
             replica_id, replica.model, replica.weights, promise.state, replica.socket_path,
-            replica.slots, self.name, replica.memory_bytes, promise.gpu, held,
+            replica.slots, self.name, replica.memory_bytes, promise.gpu, held, own > 0,
         )  # fmt: skip
         self.tell(NodeUpdate(facts=self.facts(), replicas=(process.replica,)))
 
@@ -168,9 +171,7 @@ class SimulatedNode:
                 )  # fmt: skip
                 self.processes[replica_id] = Process(replica)
                 self.publish(replica_id)
-                seconds, rung = self._cell.climb_s(
-                    self, order, bring is not None and not bring.host
-                )
+                seconds, rung = self._cell.climb_s(self, order, bring)
             case agent.Thaw(replica_id, bring):
                 self.publish(replica_id)
                 seconds, rung = self._cell.thaw_s(order, bring is not None)
@@ -191,7 +192,10 @@ class SimulatedNode:
         if order.replica_id:
             return agent.ThawRequested(order.replica_id)
         spec = order.spec
-        need = Need(spec.gpu_bytes, spec.weights, spec.weights_bytes) if spec.gpu_bytes else None
+        need = None
+        if spec.gpu_bytes:
+            home = order.snapshot.gpu if order.snapshot is not None else ""
+            need = Need(spec.gpu_bytes, spec.weights, spec.weights_bytes, home)
         name = self._cell.new_name(self.name)
         return agent.StartRequested(name, spec.name, spec.memory_bytes, need)
 

@@ -84,6 +84,7 @@ def replica_to_pb(replica: Replica) -> pb.Replica:
         memory_bytes=replica.memory_bytes,
         gpu=replica.gpu,
         gpu_bytes=replica.gpu_bytes,
+        own_weights=replica.own_weights,
     )
 
 
@@ -99,6 +100,7 @@ def replica(message: pb.Replica) -> Replica:
         memory_bytes=message.memory_bytes,
         gpu=message.gpu,
         gpu_bytes=message.gpu_bytes,
+        own_weights=message.own_weights,
     )
 
 

@@ -27,6 +27,7 @@ class Replica:
     memory_bytes: int  # private bytes promised to it
     gpu: str = ""  # uuid of the GPU that it is on
     gpu_bytes: int = 0  # private bytes that it holds there now
+    own_weights: bool = False  # it shares none there: those that it has are part of gpu_bytes
 
 
 @dataclass(frozen=True, slots=True)

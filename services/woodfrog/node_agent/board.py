@@ -81,9 +81,10 @@ class Board:
         promise = self._state.promises[replica_id]
         spec = self.specs[replica_id]
         live = self.live.get(replica_id)
-        held = 0
+        held, own = 0, 0
         if promise.gpu:
-            held = self._state.gpus[promise.gpu].tenants[replica_id].held_bytes
+            tenant = self._state.gpus[promise.gpu].tenants[replica_id]
+            held, own = tenant.held_bytes, tenant.need.own_bytes(promise.gpu)
         return Replica(
             replica_id=replica_id,
             model=promise.model,
@@ -95,6 +96,7 @@ class Board:
             memory_bytes=promise.memory_bytes,
             gpu=promise.gpu,
             gpu_bytes=held,
+            own_weights=own > 0,
         )
 
     def publish_replica(self, replica_id: str) -> None:

@@ -76,6 +76,7 @@ class Gpus:
         self._unwanted: dict[str, dict[tuple[str, str], None]] = {}  # (weights, tier) to drop
         self._starts: Counter[str] = Counter()  # of each GPU's vault, after the first
         self._files = device_files()
+        self._all_files = sorted(Path("/dev").glob("nvidia[0-9]*"))
         self._held: set[tuple[str, str]] = set()  # (GPU, weights) that are on it
 
     async def __aenter__(self) -> "Gpus":
@@ -129,7 +130,7 @@ class Gpus:
         own = self._files.get(uuid)
         if uuid and own is None:  # the driver does not tell which is which
             return []
-        return [path for path in sorted(Path("/dev").glob("nvidia[0-9]*")) if path != own]
+        return [path for path in self._all_files if path != own]
 
     def device(self, uuid: str) -> Mapping[str, str]:
         """The variables of an engine that runs on it."""

@@ -160,12 +160,13 @@ def _whys(
     """`misfit` of each node. Asked twice in a row where there is no room, and looked up once."""
     old = bool(view.changed_nodes)
     found = summaries(view)
-    if not old and view.last_look is not None and view.last_look[0] == (spec, excluded):
+    key = (spec, excluded, holders)
+    if not old and view.last_look is not None and view.last_look[0] == key:
         return view.last_look[1]
     whys = {name: misfit(each, spec, name in holders) for name, each in found.items()}
     for name in excluded & whys.keys():
         whys[name] = "not to be tried again"
-    view.last_look = ((spec, excluded), whys)
+    view.last_look = (key, whys)
     return whys
 
 

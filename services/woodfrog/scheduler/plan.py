@@ -1,7 +1,7 @@
 """Which model should rest on which rung: the most seconds of waiting saved, under what nodes have. Pure.
 
-A model may take one of its options, each a rung on a group of nodes (those of one kind, or a single node), or none: then it
-is in the store only. An option is worth the seconds that a wake from it is shorter, times the wakes expected a second, less
+A model may take one of its options, each a rung on a group of nodes (today a single node), or none: then it keeps nothing. An
+option is worth the seconds that a wake from it is shorter, times the wakes expected a second, less
 the price of what it takes. The choice is a linear program (HiGHS), whose solution is whole but for as many models as there
 are limits; those are put where room is left. Where the program does not end in time, a greedy choice takes its place.
 """
@@ -19,7 +19,6 @@ class Resource(Enum):
     GPU = "GPU memory"
     PINNED = "pinned memory"
     MEMORY = "memory"
-    PAGE_CACHE = "page cache"
     DISK = "disk"
     REPLICAS = "replicas"
 

@@ -16,7 +16,6 @@ from woodfrog.scheduler.view import RESTING, ClusterView, NodeRecord, ReplicaRec
 
 HEADROOM = 0.1  # of a node stays free, so that a climb finds room at once
 CONTEXT_BYTES = 1 << 30  # of a GPU, by a replica that never rested there yet
-_UP = {Rung.HOT: 0, Rung.PARKED: 1}
 
 
 def items(
@@ -24,8 +23,10 @@ def items(
 ) -> Iterator[Item | None]:
     """One of each model that idles and may be kept; None for others, so that a caller can stop after any number."""
     for name, model in list(view.models.items()):
-        replicas = [record for record in view.replicas_of(name) if _plannable(view, record)]
-        if model.spec.freeze_after_s is not None or model.active is None or not replicas:
+        replicas = []
+        if model.spec.freeze_after_s is None and model.active is not None:
+            replicas = [record for record in view.replicas_of(name) if _plannable(view, record)]
+        if not replicas or model.active is None:
             yield None
             continue
         best = min(replicas, key=_order)
@@ -138,9 +139,8 @@ def _options(
         return
     context = min(replica.gpu_bytes, CONTEXT_BYTES)
     if replica.state in RESTING:
-        alone = replica.weights not in _weights_on(node, replica)
-        has_its_own = alone and replica.state is ReplicaState.HOT
-        context = max(0, replica.gpu_bytes - (weights_bytes if has_its_own else 0))
+        has_them = replica.own_weights and replica.state is ReplicaState.HOT
+        context = max(0, replica.gpu_bytes - (weights_bytes if has_them else 0))
     hot = estimates.forecast(Way(node.print_key, replica.model, Rung.HOT), Branch(priors.hot_s))
     yield Option(
         replica.node, Rung.HOT, hot.seconds, {**own, Resource.GPU: float(context + weights_bytes)}
@@ -155,11 +155,11 @@ def _plannable(view: ClusterView, record: ReplicaRecord) -> bool:
     return record.quiet and record.suspect_since is None and view.usable(record)
 
 
-def _order(record: ReplicaRecord) -> tuple[int, float, str]:
+def _order(record: ReplicaRecord) -> tuple[bool, float, str]:
     """Of a model's idle replicas the one to keep: the highest, then the last used."""
-    state = record.replica.state
-    rung = _UP.get(Rung(state.value), 0) if state in RESTING else 0
-    return rung, -record.used, record.replica.replica_id
+    return (
+        record.replica.state is ReplicaState.PARKED, -record.used, record.replica.replica_id
+    )  # fmt: skip
 
 
 def _weights_bytes(view: ClusterView, record: ReplicaRecord) -> int:

@@ -14,7 +14,7 @@ from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler import candidates
 from woodfrog.scheduler.estimates import Branch, Estimates, Forecast, Missing, Way
 from woodfrog.scheduler.rates import Rates
-from woodfrog.scheduler.room import best_gpu, gpus_of, need_bytes, room_bytes
+from woodfrog.scheduler.room import best_gpu, gpus_of, need_bytes, room_bytes, sharable
 from woodfrog.scheduler.view import RESTING, ClusterView, NodeRecord, ReplicaRecord
 
 _FULL = candidates.FULL
@@ -95,7 +95,8 @@ def place(request: PlaceRequest, view: ClusterView, estimates: Estimates) -> Pla
             if why is not None:
                 misfits[why] += 1
                 continue
-            placement = _climb(name, node, request, estimates, best_gpu(node, spec))
+            found = best_gpu(node, spec, home=_home(node, request))
+            placement = _climb(name, node, request, estimates, found)
             cost = (placement.predicted_s, len(node.replicas) + node.reserved_count, name, "")
             if cost < best_cost:
                 best, best_cost = placement, cost
@@ -173,7 +174,7 @@ def _misfit(name: str, node: NodeRecord, request: PlaceRequest) -> str | None:
         return "without a GPU"
     if not could_take(facts, spec) or not facts.replica_count_max:
         return "too small"
-    found = best_gpu(node, spec)
+    found = best_gpu(node, spec, home=_home(node, request))
     full = spec.memory_bytes > node.free_bytes or node.free_count < 1
     if full or (spec.gpu_bytes and found is None):
         return _FULL
@@ -190,7 +191,7 @@ def _crowded_thaws(
     for record in view.replicas_of(spec.name) if spec.gpu_bytes else ():
         node = view.nodes[record.replica.node]
         for gpu in gpus_of(node, record.replica) if _thawable(record, node, request) else ():
-            found = gpu, need_bytes(spec, gpu, record.replica.gpu_bytes)
+            found = gpu, need_bytes(spec, gpu, record.replica)
             yield (
                 _thaw(record, node, spec, estimates, found),
                 _victims(node, spec, 0, 0, found, record.replica),
@@ -201,14 +202,14 @@ def _crowded(
     name: str, node: NodeRecord, request: PlaceRequest, estimates: Estimates
 ) -> Iterator[tuple[Placement, list[ReplicaRecord]]]:
     """On each GPU that is large enough, if it needs one, with the victims that make room, as above."""
-    spec = request.spec
+    spec, home = request.spec, _home(node, request)
     for gpu in node.facts.gpus if spec.gpu_bytes else (None,):
         if gpu is None or _could_hold(gpu, spec):
-            found = (gpu, need_bytes(spec, gpu)) if gpu is not None else None
+            found = (gpu, need_bytes(spec, gpu, home=home)) if gpu is not None else None
             short_bytes = spec.memory_bytes - node.free_bytes
             yield (
                 _climb(name, node, request, estimates, found),
-                _victims(node, spec, short_bytes, 1 - node.free_count, found),
+                _victims(node, spec, short_bytes, 1 - node.free_count, found, home=home),
             )
 
 
@@ -219,6 +220,7 @@ def _victims(
     short_count: int,
     found: _Found | None,
     thawed: Replica | None = None,
+    home: str = "",
 ) -> list[ReplicaRecord]:
     """The fewest first ones that make up for what is short, here and on the GPU; none when all together do not."""
 
@@ -228,9 +230,10 @@ def _victims(
 
     def gpu_has_room(records: list[ReplicaRecord]) -> bool:
         replicas = [record.replica for record in records]
-        return (
-            found is None or room_bytes(node, found[0], spec.weights, thawed, replicas) >= found[1]
-        )
+        if found is None:
+            return True
+        wanted = sharable(spec, found[0].uuid, thawed, home)
+        return room_bytes(node, found[0], wanted, thawed, replicas) >= found[1]
 
     idle = [
         record
@@ -276,6 +279,21 @@ def _thawable(record: ReplicaRecord, node: NodeRecord, request: PlaceRequest) ->
     )
 
 
+def _copies(
+    spec: ModelSpec, found: _Found | None, replica: Replica | None = None, home: str = ""
+) -> bool:
+    """Whether its weights come onto the GPU: they do not lie there, or it can share none."""
+    return found is not None and (
+        sharable(spec, found[0].uuid, replica, home) not in found[0].weights
+    )
+
+
+def _home(node: NodeRecord, request: PlaceRequest) -> str:
+    """The GPU that the snapshot for the node is from."""
+    pointer = request.pointers.get(node.print_key)
+    return pointer.gpu if pointer is not None else ""
+
+
 def _thaw_waits(node: NodeRecord, spec: ModelSpec, found: _Found | None) -> bool:
     """For room on its GPU; a thaw needs no other."""
     return spec.gpu_bytes > 0 and (found is None or node.refuses(0, max(1, found[1])))
@@ -292,7 +310,7 @@ def _thaw(
     priors = estimates.priors
     replica = record.replica
     hot = replica.state is ReplicaState.HOT
-    copies = not hot and found is not None and spec.weights not in found[0].weights
+    copies = not hot and _copies(spec, found, replica)
     resident = node.residents.get(spec.weights)
     missing = Missing()
     if resident is not None and not hot:
@@ -323,7 +341,7 @@ def _climb(
     """Weights and process come at the same time and meet at the thaw."""
     spec, priors = request.spec, estimates.priors
     weights = _bring(spec.weights_bytes, node.residents.get(spec.weights), priors)
-    copies = found is not None and spec.weights not in found[0].weights
+    copies = _copies(spec, found, home=_home(node, request))
     copied = spec.weights_bytes if copies else 0
     restore_s, over_s = priors.restore_prior_s(found is not None, copied)
     if found is not None:

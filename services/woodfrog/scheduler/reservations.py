@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 from woodfrog.scheduler.climb import Climb
 from woodfrog.scheduler.policy import Placement
-from woodfrog.scheduler.room import room_bytes
+from woodfrog.scheduler.room import room_bytes, sharable
 from woodfrog.scheduler.view import ClusterView
 
 
@@ -42,10 +42,12 @@ def fits(view: ClusterView, climb: Climb, hopes: Collection[Climb]) -> bool:
     )
     if placement.gpu and gpu is None:  # gone meanwhile
         return False
+    home = placement.snapshot.gpu if placement.snapshot is not None else ""
+    wanted = sharable(climb.spec, placement.gpu, thawed, home)
     return (
         node.free_bytes + sum(other.new_bytes for other in hopes) >= 0
         and node.free_count + sum(other.new_count for other in hopes) >= 0
-        and (gpu is None or room_bytes(node, gpu, climb.spec.weights, thawed) + gpu_bytes >= 0)
+        and (gpu is None or room_bytes(node, gpu, wanted, thawed) + gpu_bytes >= 0)
     )
 
 

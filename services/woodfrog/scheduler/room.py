@@ -1,7 +1,8 @@
 """GPU memory: what a replica needs, where there is room for it, and what comes free when one goes. Pure.
 
-Weights lie on a GPU once, however many replicas there use them, and go with the last of these. A replica that rests
-yields: its node lowers it further when another needs what it holds.
+Weights lie on a GPU once, however many replicas there use them, and go with the last of these. One that was restored on
+another GPU than its snapshot is from has weights of its own instead (ADR 0017). A replica that rests yields: its node
+lowers it further when another needs what it holds.
 """
 
 from collections.abc import Collection
@@ -12,13 +13,25 @@ from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler.view import RESTING, NodeRecord
 
 
-def need_bytes(spec: ModelSpec, gpu: GpuFacts, held_bytes: int = 0) -> int:
-    """What a serving replica takes of it beyond `held_bytes`, which it has there, and the weights that lie on it.
+def sharable(spec: ModelSpec, uuid: str, replica: Replica | None, home: str) -> str:
+    """Digest of the weights that it can share on that GPU: `replica`, or a new one from a snapshot of the GPU `home`.
 
-    One that woke on another GPU than it was frozen on holds weights of its own.
+    Empty when it has its own there.
     """
-    weights_bytes = 0 if spec.weights in gpu.weights else spec.weights_bytes
-    return max(0, spec.gpu_bytes + weights_bytes - held_bytes)
+    own = replica.own_weights if replica is not None else home not in ("", uuid)
+    return "" if own else spec.weights
+
+
+def need_bytes(
+    spec: ModelSpec, gpu: GpuFacts, replica: Replica | None = None, home: str = ""
+) -> int:
+    """What one that serves takes of it, beyond what `replica` holds there, and the weights that it finds there."""
+    held_bytes = replica.gpu_bytes if replica is not None else 0
+    shared = sharable(spec, gpu.uuid, replica, home)
+    if not shared:
+        return max(0, spec.gpu_bytes + spec.weights_bytes - held_bytes)
+    weights_bytes = 0 if shared in gpu.weights else spec.weights_bytes
+    return max(0, spec.gpu_bytes - held_bytes) + weights_bytes
 
 
 def gpus_of(node: NodeRecord, replica: Replica | None) -> tuple[GpuFacts, ...]:
@@ -29,19 +42,19 @@ def gpus_of(node: NodeRecord, replica: Replica | None) -> tuple[GpuFacts, ...]:
 
 
 def best_gpu(
-    node: NodeRecord, spec: ModelSpec, replica: Replica | None = None
+    node: NodeRecord, spec: ModelSpec, replica: Replica | None = None, home: str = ""
 ) -> tuple[GpuFacts, int] | None:
     """With what it takes there: the one on which that is least, then the emptiest. None when none has room.
 
-    `replica` is to be thawed, and takes less.
+    `replica` is to be thawed, and takes less; a new one is from a snapshot of the GPU `home`.
     """
     if not spec.gpu_bytes:
         return None
-    held_bytes = replica.gpu_bytes if replica is not None else 0
     best: tuple[GpuFacts, int] | None = None
     best_cost = (0, 0, "")
     for gpu in gpus_of(node, replica):
-        need, free = need_bytes(spec, gpu, held_bytes), room_bytes(node, gpu, spec.weights, replica)
+        wanted = sharable(spec, gpu.uuid, replica, home)
+        need, free = need_bytes(spec, gpu, replica, home), room_bytes(node, gpu, wanted, replica)
         cost = (need, -free, gpu.uuid)
         if need <= free and (best is None or cost < best_cost):
             best, best_cost = (gpu, need), cost
@@ -85,7 +98,7 @@ def facts_with(
     held_bytes = before.gpu_bytes if before is not None else 0
 
     def with_it(gpu: GpuFacts) -> GpuFacts:
-        lies = spec.weights in gpu.weights
+        lies = spec.weights in gpu.weights or replica.own_weights
         more_bytes = replica.gpu_bytes - held_bytes + (0 if lies else spec.weights_bytes)
         weights = gpu.weights if lies else (*gpu.weights, spec.weights)
         return replace(gpu, promised_bytes=gpu.promised_bytes + more_bytes, weights=weights)
@@ -121,12 +134,14 @@ def facts_off_gpu(node: NodeRecord, replica: Replica) -> NodeFacts:
 
 
 def _orphaned(node: NodeRecord, gpu: GpuFacts, leaving: Collection[Replica]) -> set[str]:
-    """Weights on it that no other replica there uses; what is parked uses none."""
+    """Weights on it that no other replica there uses; what is parked, or has its own, uses none."""
     gone = {replica.replica_id for replica in leaving}
     users = [
         record.replica
         for record in node.replicas.values()
-        if record.replica.gpu == gpu.uuid and record.replica.state is not ReplicaState.PARKED
+        if record.replica.gpu == gpu.uuid
+        and record.replica.state is not ReplicaState.PARKED
+        and not record.replica.own_weights
     ]
     kept = {replica.weights for replica in users if replica.replica_id not in gone}
     left = {replica.weights for replica in users if replica.replica_id in gone}

@@ -34,10 +34,10 @@ def spec(name: str = "frog", **changes: object) -> ModelSpec:
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
-def pointer(model: ModelSpec, node_print: dict[str, str] = PRINT) -> SnapshotPointer:
+def pointer(model: ModelSpec, node_print: dict[str, str] = PRINT, gpu: str = "") -> SnapshotPointer:
     fingerprint = Fingerprint(node_print, {"engine": "transformers"}, model.weights)
     manifest = digest.of_bytes(f"{model.name} {sorted(node_print.items())}".encode())
-    return SnapshotPointer(model.name, manifest, fingerprint, 280 << 20, 1.0)
+    return SnapshotPointer(model.name, manifest, fingerprint, 280 << 20, 1.0, gpu)
 
 
 def facts(node: str, promised: int = 0, **changes: object) -> NodeFacts:

@@ -51,6 +51,11 @@ def idle(cluster: ClusterView, node: str, *there: tuple[str, object, ReplicaStat
         record.quiet = True
 
 
+def owns(cluster: ClusterView, name: str) -> None:
+    record = cluster.replicas[name]
+    record.replica = replace(record.replica, own_weights=True)
+
+
 def placed(cluster: ClusterView, model: object = FROG, *, new: bool = True) -> Placement:
     found = place(PlaceRequest(model, new=new), cluster, ESTIMATES)  # type: ignore[arg-type]
     assert isinstance(found, Placement), found
@@ -193,6 +198,54 @@ def test_hot_that_gave_its_cache_back_needs_that_much() -> None:
         assert isinstance(found, Placement) == fits
 
 
+# --- weights of their own, on another GPU than the snapshot is from ---
+
+
+def test_hot_with_weights_of_its_own_needs_no_more_than_it_gave_back() -> None:
+    for promised, fits in ((74 * GIB, True), (74 * GIB + 1, False)):
+        cluster = view(facts("a", gpus=(gpu(promised),)))
+        idle(cluster, "a", ("f1", FROG, ReplicaState.HOT, 24 * GIB))
+        owns(cluster, "f1")
+        found = place(PlaceRequest(FROG, new=False), cluster, ESTIMATES)
+        assert isinstance(found, Placement) == fits
+
+
+def test_parked_with_weights_of_its_own_needs_them_beside_a_copy_that_lies_there() -> None:
+    for promised, fits in ((54 * GIB, True), (54 * GIB + 1, False)):
+        cluster = view(facts("a", gpus=(gpu(promised, weights=(FROG.weights,)),)))
+        idle(cluster, "a", ("f1", FROG, ReplicaState.PARKED, 4 * GIB))
+        owns(cluster, "f1")
+        found = place(PlaceRequest(FROG, new=False), cluster, ESTIMATES)
+        assert isinstance(found, Placement) == fits
+
+
+def test_a_snapshot_of_another_gpu_needs_a_copy_beside_the_one_that_lies_there() -> None:
+    lies = GpuFacts("GPU-1", 80 * GIB, 51 * GIB, (FROG.weights,))
+    for home, fits in (("GPU-0", False), ("GPU-1", True), ("", True)):
+        snapshots = {fingerprint_key(PRINT): pointer(FROG, gpu=home)}
+        cluster = view(facts("a", gpus=(gpu(60 * GIB), lies)))
+        found = place(PlaceRequest(FROG, snapshots), cluster, ESTIMATES)
+        assert isinstance(found, Placement) == fits
+        if isinstance(found, Placement):
+            assert (found.gpu, found.gpu_bytes) == ("GPU-1", 10 * GIB)
+
+
+def test_who_has_weights_of_its_own_keeps_none_that_others_share() -> None:
+    cluster = view(facts("a", gpus=(gpu(80 * GIB, weights=(TOAD.weights,)),)))
+    cluster.put_residents("a", [resident(TOAD.weights, TOAD.weights_bytes)])
+    idle(
+        cluster,
+        "a",
+        ("t1", TOAD, ReplicaState.HOT, GIB),
+        ("t2", TOAD, ReplicaState.SERVING, 30 * GIB),
+    )
+    wanted = PlaceRequest(replace(FROG, gpu_bytes=GIB))
+    assert isinstance(place(wanted, cluster, ESTIMATES), NoCapacity)
+    owns(cluster, "t2")
+    assert isinstance(place(wanted, cluster, ESTIMATES), Placement)
+    assert victims(cluster, replace(FROG, gpu_bytes=31 * GIB)) == ("t2",)
+
+
 # --- who yields ---
 
 
@@ -310,13 +363,3 @@ def test_room_is_made_for_a_thaw_and_takes_no_memory() -> None:
     assert isinstance(found, Eviction)
     assert (found.placement.replica_id, found.victims, found.rung) == ("f1", ("n1",), Rung.PARKED)
     assert victims(cluster, replace(FROG, gpu_bytes=0), new=False) == ()
-
-
-def test_a_hot_one_with_weights_of_its_own_needs_no_second_copy() -> None:
-    """It woke on another GPU than it was frozen on, so its weights are not among those that lie there."""
-    model = replace(FROG, gpu_bytes=24 * GIB, weights_bytes=40 * GIB)
-    cluster = view(facts("a", gpus=(gpu(41 * GIB),)))
-    told = on_gpu(replica("f1", model, "a", ReplicaState.HOT), 41 * GIB)
-    cluster.put_replica(told, 0.0)
-    found = placed(cluster, model, new=False)
-    assert (found.replica_id, found.gpu_bytes) == ("f1", 23 * GIB)

@@ -133,6 +133,7 @@ def test_weights_are_counted_once_whoever_has_them(shared: bool) -> None:
     cell = Cell(OLM)
     held = GIB + (0 if shared else OLM.weights_bytes)
     hot = on_gpu(replica("o1", OLM, "a", ReplicaState.HOT), held)
+    hot = replace(hot, own_weights=not shared)
     lies = gpu(7 * GIB, memory=8 * GIB, weights=(OLM.weights,) if shared else ())
     cell.report("a", hot, facts=replace(facts("a", 4 * GIB), gpus=(lies,)))
     cell.state.view.models["olm"].active = cell.now

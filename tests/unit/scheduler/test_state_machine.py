@@ -20,12 +20,13 @@ from tests.unit.scheduler.cell import (
 from woodfrog.model.node import Climbed, GpuFacts, NodeFacts, NodeUpdate, Replica, ReplicaState
 from woodfrog.model.placement import ReplicaUsage
 from woodfrog.model.rung import Rung
+from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler import events as on
 from woodfrog.scheduler import planning
 from woodfrog.scheduler.board import Limits
 from woodfrog.scheduler.plan import Planner
-from woodfrog.scheduler.room import room_bytes
+from woodfrog.scheduler.room import room_bytes, sharable
 from woodfrog.scheduler.state import SchedulerState
 from woodfrog.scheduler.view import RESTING
 
@@ -38,11 +39,16 @@ MODELS = {
     "salp": spec("salp", memory_bytes=GIB, park_after_s=2.0),
 }
 NODES = ("a", "b", "c")
-GPU, GPU_BYTES = "GPU-0", 5 * GIB  # of each node but the last; one replica fits
+GPUS = {"a": "GPU-0", "b": "GPU-1"}  # snapshots are from the first
+GPU_BYTES = 5 * GIB  # one replica fits
 WEIGHTS_BYTES = spec().weights_bytes
 CONTEXT_BYTES = GIB // 4  # what rests keeps there
 WAIT_S = 20.0
 LIMITS = Limits(waiting_max=6)
+
+
+def snapshot(model: ModelSpec) -> SnapshotPointer:
+    return pointer(model, gpu=GPUS["a"] if model.gpu_bytes else "")
 
 
 @dataclass
@@ -60,23 +66,24 @@ class Agent:
         promised = sum(each.memory_bytes for each in self.replicas.values())
         node_print = OTHER_PRINT if self.name == "c" else PRINT
         more = {"fingerprint": node_print, "draining": self.draining, "replica_count_max": 3}
-        gpus = () if self.name == "c" else (self.gpu,)
+        gpus = (self.gpu,) if self.name in GPUS else ()
         return facts(self.name, promised, memory_bytes=13 * GIB, gpus=gpus, **more)
 
     @property
     def gpu(self) -> GpuFacts:
-        there = [each for each in self.replicas.values() if each.gpu == GPU]
-        weights = sorted({each.weights for each in there if each.state is not ReplicaState.PARKED})
+        there = [each for each in self.replicas.values() if each.gpu]
+        users = [each for each in there if not each.own_weights]
+        weights = sorted({each.weights for each in users if each.state is not ReplicaState.PARKED})
         promised = sum(each.gpu_bytes for each in there) + len(weights) * WEIGHTS_BYTES
-        return GpuFacts(GPU, GPU_BYTES, promised, tuple(weights))
+        return GpuFacts(GPUS[self.name], GPU_BYTES, promised, tuple(weights))
 
-    def takes(self, model: ModelSpec, thawed: Replica | None = None) -> bool:
+    def takes(self, model: ModelSpec, own: bool, thawed: Replica | None = None) -> bool:
         """Whether it may serve from its GPU; who rests there yields, hot ones first."""
-        if not model.gpu_bytes or self.name == "c":
+        if not model.gpu_bytes or self.name not in GPUS:
             return not model.gpu_bytes
         held = thawed.gpu_bytes if thawed is not None else 0
         for state in (ReplicaState.HOT, ReplicaState.PARKED, None):
-            copy = 0 if model.weights in self.gpu.weights else WEIGHTS_BYTES
+            copy = 0 if model.weights in self.gpu.weights and not own else WEIGHTS_BYTES
             free = self.gpu.memory_bytes - self.gpu.promised_bytes
             if model.gpu_bytes - held + copy <= free:
                 return True
@@ -85,13 +92,21 @@ class Agent:
                     self.parks(each) if state is ReplicaState.HOT else self.end(each.replica_id)
         return False
 
-    def climbs(self, told: Replica, model: ModelSpec) -> None:
-        on_gpu = {"gpu": GPU, "gpu_bytes": model.gpu_bytes} if model.gpu_bytes else {}
-        self.put(replace(told, state=ReplicaState.CLIMBING, **on_gpu))  # type: ignore[arg-type]
+    def climbs(self, told: Replica, model: ModelSpec, own: bool) -> None:
+        if model.gpu_bytes:
+            held = model.gpu_bytes + (WEIGHTS_BYTES if own else 0)
+            told = replace(told, gpu=GPUS[self.name], gpu_bytes=held, own_weights=own)
+        self.put(replace(told, state=ReplicaState.CLIMBING))
+
+    def owns(self, start: on.StartClimb) -> bool:
+        """Whether what is restored has its own weights, as its snapshot is from elsewhere."""
+        home = start.snapshot.gpu if start.snapshot is not None else ""
+        return bool(start.spec.gpu_bytes) and home not in ("", GPUS.get(self.name))
 
     def parks(self, told: Replica, rung: Rung = Rung.PARKED) -> Rung:
         rung = rung if told.gpu else Rung.PARKED
-        held = min(told.gpu_bytes, CONTEXT_BYTES)
+        kept = WEIGHTS_BYTES if told.own_weights and rung is Rung.HOT else 0
+        held = min(told.gpu_bytes, CONTEXT_BYTES + kept)
         self.put(replace(told, state=ReplicaState(rung.value), gpu_bytes=held))
         return rung
 
@@ -175,7 +190,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         if start.spec.gpu_bytes and not leaving:
             record = self.state.view.nodes[start.node]
             (told,) = record.facts.gpus
-            assert room_bytes(record, told, start.spec.weights, None) >= 0, "promised beyond it"
+            thawed = self.state.view.replicas.get(start.replica_id or "")
+            home = start.snapshot.gpu if start.snapshot is not None else ""
+            wanted = sharable(start.spec, told.uuid, thawed.replica if thawed else None, home)
+            assert room_bytes(record, told, wanted, None) >= 0, "promised beyond it"
         if start.attempt != f"{start.climb}.1" or start.replica_id is not None:
             return
         caused = self.open.get(start.ticket)
@@ -195,7 +213,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def start(self, snapshots: bool, late: bool, connected: bool) -> None:
         if late:
             self.acquire("frog", "r1", False)
-        pointers = tuple(map(pointer, MODELS.values())) if snapshots else ()
+        pointers = tuple(map(snapshot, MODELS.values())) if snapshots else ()
         self.do(on.CatalogListed(tuple(MODELS.values()), pointers, NODES))
         for name in NODES if connected else ():
             self.connect(name)
@@ -281,23 +299,25 @@ class SchedulerMachine(RuleBasedStateMachine):
         else:
             self.numbers += 1
             name = f"{start.spec.name}-{self.numbers}"
-            agent.climbs(replica(name, start.spec, agent.name), start.spec)
+            told = replica(name, start.spec, agent.name)
+            agent.climbs(told, start.spec, agent.owns(start))
             self.lifting[start.attempt] = name
 
     def fits(self, agent: Agent, start: on.StartClimb) -> bool:
         told = agent.facts
         free = told.memory_bytes - told.memory_promised_bytes
-        return start.spec.memory_bytes <= free and not agent.draining and agent.takes(start.spec)
+        fits = start.spec.memory_bytes <= free and not agent.draining
+        return fits and agent.takes(start.spec, agent.owns(start))
 
     def thaw_begins(self, agent: Agent, start: on.StartClimb) -> None:
         assert start.replica_id is not None
         known = agent.replicas.get(start.replica_id)
         if known is None or known.state not in RESTING:
             self.answer(on.ClimbFailed(start.attempt, "REPLICA_GONE", "it is gone"))
-        elif not agent.takes(start.spec, known):
+        elif not agent.takes(start.spec, known.own_weights, known):
             self.answer(on.ClimbRefused(start.attempt, agent.facts, "full"))
         else:
-            agent.climbs(known, start.spec)
+            agent.climbs(known, start.spec, known.own_weights)
             self.lifting[start.attempt] = start.replica_id
 
     @precondition(lambda self: self.lifting)
@@ -432,8 +452,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             "gone": on.ModelRemoved(name),
             "back": on.ModelListed(MODELS[name]),
             "weights": on.ModelListed(replace(MODELS[name], weights=spec("new").weights)),
-            "snapshot": on.SnapshotListed(pointer(MODELS[name])),
-            "no snapshot": on.SnapshotRemoved(pointer(MODELS[name])),
+            "snapshot": on.SnapshotListed(snapshot(MODELS[name])),
+            "no snapshot": on.SnapshotRemoved(snapshot(MODELS[name])),
         }
         self.do(events[kind])
 
