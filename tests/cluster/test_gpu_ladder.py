@@ -42,6 +42,7 @@ def simulated_gpus(numbers: str) -> Iterator[Running]:
         "PYTHONPATH": str(Path(__file__).parents[2]),
         simulated_cuda.FOLDER: str(cuda),
         simulated_gpu.SIZE: str(GPU_BYTES),
+        simulated_gpu.HOLD: str(home / "hold"),
         AGENT + "GPUS": numbers,
         AGENT + "ARENA_BYTES": str(1 << 29),
         AGENT + "GPU_CONTEXT_BYTES": str(64 << 20),
@@ -68,8 +69,8 @@ def gpu_node() -> Iterator[Running]:
         yield running
 
 
-def vault(running: Running) -> dict[str, Any]:
-    path = running.cluster.run_dir / "vault" / "0.sock"
+def vault(running: Running, number: int = 0) -> dict[str, Any]:
+    path = running.cluster.run_dir / "vault" / f"{number}.sock"
     return asyncio.run(ControlClient(path, "the vault").call("describe", 30))
 
 
@@ -120,12 +121,7 @@ def test_the_snapshot_has_neither_weights_nor_kv(gpu_node: Running) -> None:
 def test_a_vault_that_dies_takes_its_replicas_along_and_they_come_back(gpu_node: Running) -> None:
     before = gpu_node.ask(QUESTION, "gpu")
     wait(lambda: bool(gpu_node.snapshots("gpu")), "its snapshot")
-    (pid,) = [
-        int(folder.name)
-        for folder in Path("/proc").iterdir()
-        if folder.name.isdigit() and _runs_vault(folder, gpu_node.cluster.home)
-    ]
-    os.kill(pid, signal.SIGKILL)
+    os.kill(vault_pid(gpu_node, 0), signal.SIGKILL)
     wait(lambda: not gpu_node.replicas("gpu"), "no replica without its vault")
     after = gpu_node.ask(QUESTION, "gpu")
     assert after.text == before.text
@@ -223,12 +219,16 @@ def test_a_picture_is_seen_the_same_after_a_wake(
     gpu_node.remove("seer")
 
 
-def _runs_vault(folder: Path, home: Path) -> bool:
+def vault_pid(running: Running, number: int) -> int:
+    """The process of the vault of that GPU."""
+    socket = str(running.cluster.run_dir / "vault" / f"{number}.sock").encode()
+    folders = (folder for folder in Path("/proc").iterdir() if folder.name.isdigit())
+    (pid,) = (int(folder.name) for folder in folders if socket in _command(folder))
+    return pid
+
+
+def _command(folder: Path) -> list[bytes]:
     try:
-        command = (folder / "cmdline").read_bytes()
+        return (folder / "cmdline").read_bytes().split(b"\0")
     except OSError:
-        return False
-    return (
-        b"woodfrog.node_agent.vault" in command
-        and str(Cluster.existing(home).run_dir).encode() in command
-    )
+        return []

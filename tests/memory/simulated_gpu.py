@@ -8,6 +8,9 @@ import ctypes
 import mmap
 import os
 import threading
+import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from woodfrog.errors import ResourceExhausted, Unavailable
@@ -15,6 +18,7 @@ from woodfrog.node_agent.vault.device import Facts
 from woodfrog.replica.memory import trim_heap
 
 SIZE = "SIMULATED_GPU_BYTES"
+HOLD = "SIMULATED_GPU_HOLD"  # a file: while it exists no memory of another process is opened; "held" once one waits
 DRIVER = "SIMULATED_GPU_DRIVER"  # its version
 UUID = "GPU-51311a7e-0000-4000-8000-00000000000"  # and the number
 
@@ -61,6 +65,11 @@ class SimulatedDevice:
         return fd, size_bytes, size_bytes
 
     def open(self, fd: int, size_bytes: int) -> tuple[int, int, int]:
+        with suppress(FileNotFoundError):
+            while True:
+                with Path(os.environ.get(HOLD, "/nowhere")).open("r+") as hold:
+                    hold.write("held")
+                time.sleep(0.01)
         assert os.fstat(fd).st_size == size_bytes
         return os.dup(fd), size_bytes, 0
 
