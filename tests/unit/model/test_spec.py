@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from woodfrog.model.spec import ModelSpec
 SHA = "sha256:" + "ab" * 32
 SPEC = ModelSpec("org/name", SHA, 5, engine_args={"context_tokens": 9})
 PRINT = Fingerprint({"kernel": "6"}, {"torch": "2"}, SHA)
-POINTER = SnapshotPointer("m", SHA, PRINT, 7, 1.5)
+POINTER = SnapshotPointer("m", SHA, PRINT, 7, 1.5, "GPU-1")
 
 
 def test_both_survive_their_encoding() -> None:
@@ -27,6 +28,12 @@ def test_a_spec_from_before_there_were_gpus_runs_on_the_cpu() -> None:
     value = json.loads(SPEC.encode())
     del value["gpu_bytes"]
     assert ModelSpec.decode(json.dumps(value).encode()) == SPEC
+
+
+def test_a_pointer_from_before_they_named_a_gpu_names_none() -> None:
+    value = json.loads(POINTER.encode())
+    del value["gpu"]
+    assert SnapshotPointer.decode(json.dumps(value).encode()) == replace(POINTER, gpu="")
 
 
 @pytest.mark.parametrize(
@@ -54,7 +61,7 @@ def test_what_is_no_object_is_refused(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"manifest": "x"}, {"size_bytes": "x"}, {"fingerprint": {}}, {"fingerprint": 7}, {"model": None}]
+    "change", [{"manifest": "x"}, {"size_bytes": "x"}, {"fingerprint": {}}, {"fingerprint": 7}, {"model": None}, {"gpu": 7}]
 )  # fmt: skip
 def test_a_pointer_that_cannot_be_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
