@@ -4,10 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-import pytest_asyncio
 from tests.capabilities import need
 from tests.service.etcd import EtcdServer
 
@@ -42,18 +40,6 @@ def _pointer(model: str, node: str, content: bytes) -> SnapshotPointer:
 
 
 POINTER = _pointer("org/m", "a", b"first")
-
-
-@pytest_asyncio.fixture
-async def etcd(tmp_path: Path) -> AsyncIterator[EtcdServer]:
-    async with EtcdServer(tmp_path) as server:
-        yield server
-
-
-@pytest_asyncio.fixture
-async def session(etcd: EtcdServer) -> AsyncIterator[Session]:
-    async with Session([etcd.endpoint]) as session:
-        yield session
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from contextlib import aclosing, suppress
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 from etcd3.etcdrpc import rpc_pb2
 from tests.capabilities import need
 from tests.memory.simulated_etcd import SimulatedEtcd
@@ -20,18 +19,6 @@ from woodfrog.errors import Aborted, AlreadyExists, InvalidArgument, NotFound, U
 pytestmark = need("etcd")
 WAIT_S = 15.0
 RESUMED_S = 3.0  # 0.02 to 0.2 were seen; the aim is 1, the rest is for a busy machine
-
-
-@pytest_asyncio.fixture
-async def etcd(tmp_path: Path) -> AsyncIterator[EtcdServer]:
-    async with EtcdServer(tmp_path) as server:
-        yield server
-
-
-@pytest_asyncio.fixture
-async def session(etcd: EtcdServer) -> AsyncIterator[Session]:
-    async with Session([etcd.endpoint]) as session:
-        yield session
 
 
 async def test_values_round_trip(session: Session) -> None:

@@ -12,7 +12,6 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 from tests.capabilities import need
 from tests.service.cut_proxy import CutProxy
 from tests.service.etcd import EtcdServer
@@ -23,18 +22,6 @@ from woodfrog.errors import Aborted, Unavailable
 pytestmark = need("etcd")
 WAIT_S = 15.0
 KEY = "leader"
-
-
-@pytest_asyncio.fixture
-async def etcd(tmp_path: Path) -> AsyncIterator[EtcdServer]:
-    async with EtcdServer(tmp_path) as server:
-        yield server
-
-
-@pytest_asyncio.fixture
-async def session(etcd: EtcdServer) -> AsyncIterator[Session]:
-    async with Session([etcd.endpoint]) as session:
-        yield session
 
 
 @asynccontextmanager

@@ -1,7 +1,7 @@
-"""How likely a model is to be wanted soon: from how long it was idle before each wake. Pure.
+"""How soon a model will be wanted again: from how long it was idle before each wake. Pure.
 
 A wake is a request that comes while nothing of the model runs; the idle time before it goes into a histogram with bins a
-tenth apart, so that a model that wakes each hour is known to, a few minutes before. Counts are halved after `HALF_LIFE`
+tenth apart, so that a model that wakes each hour is known to. Counts are halved after `HALF_LIFE`
 wakes, so that what a model did long ago is forgotten. A model with few wakes is taken for an ordinary one: the histogram of
 all models counts as `ORDINARY_WAKES` of its own.
 """
@@ -17,7 +17,6 @@ HALF_LIFE = 64.0  # wakes
 ORDINARY_WAKES = 2.0
 _ALL_HALF_LIFE = 4096.0
 _AT_LEAST_S = 60.0
-_LOG_STEP = math.log(STEP)
 
 
 @dataclass(slots=True)
@@ -34,13 +33,6 @@ class Histogram:
         found = bin_of(idle_s)
         self.counts[found] = self.counts.get(found, 0.0) + 1.0
         self.total = sum(self.counts.values())
-
-    def beyond(self, idle_s: float) -> float:
-        """Wakes that came after a longer idle time; of the bin that it is in, the part that lies after it."""
-        at = _place(idle_s)
-        whole = int(at)
-        more = sum(count for bin, count in self.counts.items() if bin > whole)
-        return more + self.counts.get(whole, 0.0) * (1 - (at - whole))
 
     def after(self, idle_s: float) -> tuple[float, float]:
         """Wakes that came later, and the sum of how much later."""
@@ -73,18 +65,6 @@ class Demand:
     def forget(self, model: str) -> None:
         self._of.pop(model, None)
 
-    def chance(self, model: str, idle_s: float, within_s: float) -> float:
-        """Of a request within that time, after so long without one. From 0 to 1; 0 while nothing is known."""
-        own = self._of.get(model)
-        now = later = 0.0
-        if own is not None:
-            now, later = own.beyond(idle_s), own.beyond(idle_s + within_s)
-        if self._all.total:
-            share = ORDINARY_WAKES / self._all.total
-            now += share * self._all.beyond(idle_s)
-            later += share * self._all.beyond(idle_s + within_s)
-        return 1 - later / now if now > 1e-9 else 0.0
-
     def wait_s(self, model: str, idle_s: float) -> float:
         """Until its next request, on average, after so long without one; where none ever came so late, as long again."""
         own = self._of.get(model)
@@ -100,10 +80,5 @@ class Demand:
 
 
 def bin_of(idle_s: float) -> int:
-    return int(_place(idle_s))
-
-
-def _place(idle_s: float) -> float:
-    """Of an idle time among the bins; the fraction is how far it is in its bin."""
     bounded = min(max(idle_s, SHORTEST_S), LONGEST_S)
-    return math.log(bounded / SHORTEST_S) / _LOG_STEP
+    return int(math.log(bounded / SHORTEST_S) / math.log(STEP))

@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 _STORY_MAX = 1000
 _STORY_TOLD = 40
 _TICK_S_MIN = 0.001
-_PLANNED_AT_ONCE = 100  # models, before requests have their turn
+_PLANNED_AT_ONCE = 10  # models, before requests have their turn
 _MARGIN_S = 0.02  # so that our answer comes before the caller's own deadline
 _REFUSALS: dict[Refusal, type[WoodfrogError]] = {
     Refusal.NOT_FOUND: errors.NotFound,

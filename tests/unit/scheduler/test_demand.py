@@ -17,11 +17,8 @@ def woken(model: str, *idle_s: float) -> Demand:
     return demand
 
 
-def test_a_model_that_wakes_each_hour_is_expected_just_before_and_not_earlier() -> None:
+def test_a_model_that_wakes_each_hour_is_expected_on_the_hour() -> None:
     demand = woken("frog", *[3600.0] * 20)
-    assert demand.chance("frog", 600, 60) < 0.05
-    assert demand.chance("frog", 1800, 60) < 0.05
-    assert demand.chance("frog", 3500, 300) > 0.8
     waits = [demand.wait_s("frog", idle_s) for idle_s in (60, 1800, 3000)]
     assert waits == pytest.approx([3540, 1800, 600], abs=250)
     assert demand.wait_s("frog", 7200) == 7200  # nothing is known of so late
@@ -34,44 +31,39 @@ def test_one_that_wakes_at_random_is_as_likely_at_any_time() -> None:
     for model in models * 200:
         demand.woke(model, chance.expovariate(1 / 600))
     for idle_s in (60, 300, 900):
-        found = [demand.chance(model, idle_s, 60) / 60 for model in models]
-        assert statistics.mean(found) == pytest.approx(1 / 600, rel=0.2)
         waits = [demand.wait_s(model, idle_s) for model in models]
         assert statistics.mean(waits) == pytest.approx(600, rel=0.2)
 
 
 def test_a_model_without_a_history_is_an_ordinary_one_and_its_own_history_soon_counts() -> None:
     demand = woken("toad", *[100.0] * 50)
-    ordinary = demand.chance("frog", 90, 20)
-    assert ordinary > 0.5
+    assert demand.wait_s("frog", 20) == pytest.approx(80, abs=10)
     for _ in range(20):
         demand.woke("frog", 5000.0)
-    assert demand.chance("frog", 90, 20) < ordinary / 3
+    assert demand.wait_s("frog", 20) > 3000
 
 
 def test_what_a_model_did_long_ago_is_forgotten() -> None:
     demand = woken("frog", *[60.0] * 100, *[7200.0] * 400)
-    assert demand.chance("frog", 30, 60) < 0.1
+    assert demand.wait_s("frog", 30) > 6000
 
 
 def test_nothing_is_known_of_nothing() -> None:
     demand = Demand()
-    assert demand.chance("frog", 10, 60) == 0.0
+    assert [demand.wait_s("frog", idle_s) for idle_s in (10, 1000)] == [60, 1000]
     demand.woke("frog", 0.2)  # it never came to rest
-    assert demand.chance("frog", 10, 60) == 0.0
+    assert demand.wait_s("frog", 10) == 60
     demand.woke("frog", 20.0)
     demand.forget("frog")
-    assert demand.chance("frog", 10, 60) > 0.0  # as an ordinary one
+    assert demand.wait_s("frog", 10) == pytest.approx(10, abs=2)  # as an ordinary one
 
 
-@given(st.lists(st.floats(0, 1e9), max_size=50), st.floats(0, 1e9), st.floats(0.1, 1e6))
-def test_chances_are_chances_and_grow_with_the_time_allowed(
-    idle: list[float], idle_s: float, within_s: float
+@given(st.lists(st.floats(0, 1e9), max_size=50), st.floats(0, 1e9))
+def test_a_wait_is_a_time_and_no_longer_than_any_idle_time(
+    idle: list[float], idle_s: float
 ) -> None:
-    demand = woken("frog", *idle)
-    near, far = demand.chance("frog", idle_s, within_s), demand.chance("frog", idle_s, 2 * within_s)
-    assert -1e-9 <= near <= far + 1e-9 <= 1 + 2e-9
-    assert demand.wait_s("frog", idle_s) >= 0
+    wait_s = woken("frog", *idle).wait_s("frog", idle_s)
+    assert 0 <= wait_s <= max(60.0, idle_s, 1.2 * LONGEST_S)
 
 
 @given(st.floats(0, 1e12))

@@ -109,11 +109,11 @@ def test_idle_time_before_each_wake_is_noted_and_not_what_runs_on() -> None:
     served(cell, replica("f1", FROG, "a"))
     cell.wait(4.0)
     cell.acquire("frog")
-    assert cell.state.demand.chance("frog", 3.0, 2.0) > 0.9
+    assert cell.state.demand.wait_s("frog", 3.0) == pytest.approx(1.0, abs=0.5)
     cell.do(on.UsageReported("r", (ReplicaUsage("f1", 1, started=1),)))
     cell.wait(1000.0)
     cell.acquire("frog")  # the other still runs
-    assert cell.state.demand.chance("frog", 900.0, 1000.0) == 0.0
+    assert cell.state.demand.wait_s("frog", 900.0) == 900.0  # nothing came so late
 
 
 def test_what_is_busy_is_counted_and_not_planned() -> None:
