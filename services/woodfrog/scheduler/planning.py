@@ -63,7 +63,7 @@ def limits(view: ClusterView, planned: Mapping[str, Item], room: float = 1.0) ->
             left[Resource.MEMORY] -= replica.memory_bytes
             left[Resource.REPLICAS] -= 1
             left[Resource.GPU] -= replica.gpu_bytes
-            if replica.gpu and replica.weights in _weights_on(node, replica):
+            if not replica.own_weights and replica.weights in _weights_on(node, replica):
                 held[replica.weights] = _weights_bytes(view, record)
         left[Resource.GPU] -= sum(held.values())
         found[name] = {resource: max(0.0, value) for resource, value in left.items()}
