@@ -32,8 +32,8 @@ done
 download --only-binary=:all: --python-version "$PYTHON" --implementation cp "${platforms[@]}" -d "$OUT/wheels" "${wanted[@]}"
 download --no-binary=:all: -d "$OUT/source" "pyfuse3==$("$VENV/bin/python" -c "from importlib import metadata; print(metadata.version('pyfuse3'))")"
 (cd "$OUT/debs" && apt-get download -q libfuse3-3 libfuse3-dev >/dev/null 2>&1)
-tar czf "$OUT/criu.tgz" -C .tools criu
-gzip -c .tools/etcd/usr/bin/etcd >"$OUT/etcd.gz"
+rm -f "$OUT/criu.tgz" "$OUT/etcd.gz"
+XZ_OPT=-9e tar cJf "$OUT/tools.tar.xz" -C .tools criu etcd/usr/bin/etcd
 "$VENV/bin/python" deploy/protos.py
 tar czf "$OUT/api.tgz" libs/woodfrog/api
 "$VENV/bin/python" -c 'from loadtest.report import commit; print(commit())' >"$OUT/commit"

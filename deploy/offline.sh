@@ -6,7 +6,7 @@ BUNDLE=$(cd "$1" && pwd)
 PYTHON=${2:-python3}
 OFFLINE=/opt/woodfrog
 if [ ! -e "$OFFLINE/done" ]; then
-  mkdir -p "$OFFLINE/tools/etcd/usr/bin" "$OFFLINE/fuse"
+  mkdir -p "$OFFLINE/tools" "$OFFLINE/fuse"
   "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade "$BUNDLE"/wheels/*.whl 2>&1 |
     grep -vi warning || true
   # Never into /: libraries of another release would break the system's own loader.
@@ -19,8 +19,7 @@ if [ ! -e "$OFFLINE/done" ]; then
   sed -i "s#^prefix=.*#prefix=$OFFLINE/fuse/usr#; s#^libdir=.*#libdir=$folder#; s#^includedir=.*#includedir=$OFFLINE/fuse/usr/include#" "$pc"
   PKG_CONFIG_PATH=$(dirname "$pc") LDFLAGS="-Wl,-rpath,$folder" "$PYTHON" -m pip install -q --no-index --no-deps \
     --no-build-isolation --no-cache-dir "$BUNDLE"/source/pyfuse3-*.tar.gz 2>&1 | grep -vi warning || true
-  tar xzf "$BUNDLE/criu.tgz" -C "$OFFLINE/tools"
-  gzip -dc "$BUNDLE/etcd.gz" >"$OFFLINE/tools/etcd/usr/bin/etcd"
+  "$PYTHON" -W ignore -m tarfile -e "$BUNDLE/tools.tar.xz" "$OFFLINE/tools"  # of Python, since xz may be missing
   cat >"$OFFLINE/tools/criu.sh" <<END
 #!/bin/sh
 exec $OFFLINE/tools/criu/usr/lib64/ld-linux-x86-64.so.2 --library-path $OFFLINE/tools/criu/usr/lib/x86_64-linux-gnu $OFFLINE/tools/criu/usr/sbin/criu "\$@"
