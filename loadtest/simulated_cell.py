@@ -162,9 +162,7 @@ class SimulatedCell:
 
     def _plan(self, every_s: float) -> None:
         if self._scheduler is not None:
-            self._handle(
-                on.Planned(plan(self._scheduler, self._planner, self.now, self._gpu_price))
-            )
+            self._handle(plan(self._scheduler, self._planner, self.now, self._gpu_price))
         self.after(every_s, lambda: self._plan(every_s))
 
     def answer(self, event: on.Event) -> None:

@@ -190,14 +190,14 @@ class SimulatedNode:
 
     def _request(self, order: on.StartClimb) -> agent.StartRequested | agent.ThawRequested:
         if order.replica_id:
-            return agent.ThawRequested(order.replica_id)
+            return agent.ThawRequested(order.replica_id, order.yields)
         spec = order.spec
         need = None
         if spec.gpu_bytes:
             home = order.snapshot.gpu if order.snapshot is not None else ""
             need = Need(spec.gpu_bytes, spec.weights, spec.weights_bytes, home)
         name = self._cell.new_name(self.name)
-        return agent.StartRequested(name, spec.name, spec.memory_bytes, need)
+        return agent.StartRequested(name, spec.name, spec.memory_bytes, need, order.yields)
 
     def _climbed(self, order: on.StartClimb, replica_id: str, rung: Rung, life: int) -> None:
         process = self.processes.get(replica_id)

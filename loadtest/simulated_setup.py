@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from loadtest.simulated_node import NodeSize
 from woodfrog.model.rung import Rung
 from woodfrog.scheduler import planning
+from woodfrog.scheduler.events import Planned
 from woodfrog.scheduler.plan import Planner
 from woodfrog.scheduler.state import SchedulerState
 
@@ -62,13 +63,13 @@ class Request:
     rung: Rung = Rung.SERVING
 
 
-def plan(state: SchedulerState, planner: Planner, now: float, gpu_price: float) -> dict[str, Rung]:
+def plan(state: SchedulerState, planner: Planner, now: float, gpu_price: float) -> Planned:
     """As the scheduler's loop makes one."""
     items = [i for i in planning.items(state.view, state.demand, state.estimates, now) if i]
     by_model = {item.model: item for item in items}
     limits = planning.limits(state.view, by_model)
     solution = planner.solve(items, limits, planning.prices(state.view, gpu_price, 0.0))
-    return planning.rungs(state.view, by_model, solution)
+    return planning.rests(state.view, by_model, solution)
 
 
 @dataclass(frozen=True, slots=True)

@@ -278,6 +278,8 @@ async def test_two_models_take_turns_on_one_gpu(bench: Bench) -> None:
     await bench.client.release(toad.placement_id)
     back = await bench.client.acquire("frog", timeout_s=WAIT_S)
     assert (back.rung, back.replica) == (Rung.PARKED, frog.replica)
+    # Whom the agent may lower, in whose order.
+    assert [len(climb.yields) for climb in agent.climbs] == [0, 1, 1, 2]
     assert [descent.rung for descent in agent.descents] == ["hot", "hot", "parked"]
     assert len(agent.replicas) == 2
 

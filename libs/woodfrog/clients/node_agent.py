@@ -1,7 +1,7 @@
 """Node agent: typed client of node_agent.v1, and the conversions that its servicer uses too."""
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, replace
 
@@ -48,13 +48,17 @@ class NodeAgentClient:
         *,
         request_id: str,
         timeout_s: float,
+        yields: Sequence[str] = (),
     ) -> Climbed:
-        """Raises ResourceExhausted NODE_FULL or NODE_DRAINING (`refused` reads the facts), FailedPrecondition REPLICA_GONE, Unavailable."""
+        """`yields`: replicas at rest on its GPUs, in the order in which they make room.
+
+        Raises ResourceExhausted NODE_FULL or NODE_DRAINING (`refused` reads the facts), FailedPrecondition REPLICA_GONE, Unavailable."""
         request = pb.ClimbRequest(
             request_id=request_id,
             spec=spec.encode(),
             snapshot=snapshot.encode() if snapshot else b"",
             replica_id=replica_id or "",
+            yields=yields,
         )
         return climbed(await rpc.call(self._stub.Climb, request, timeout_s=timeout_s))
 

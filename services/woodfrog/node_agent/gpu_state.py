@@ -1,13 +1,13 @@
 """What one GPU's memory, and its vault's pinned memory, are promised to. Pure; part of `state.py`'s node.
 
 Weights that no replica uses stay as a cache, least recently used first to go. Replicas that rest on the GPU are lowered
-by one rung when room is needed, longest at rest first; one that serves or moves never is.
+by one rung when room is needed, in the order that a scheduler gives; one that serves or moves never is.
 
 CUDA lets a process that was restored onto another GPU than it was frozen on map no memory of others (ADR 0017): its
 weights are a copy of its own, counted as private.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from woodfrog.model.node import GpuFacts
@@ -170,13 +170,18 @@ class GpuState:
         self.weights = {digest: size for digest, size in self.weights.items() if digest in used}
         self.pinned.clear()
 
-    def lower(self, missing_bytes: int, need: Need, spared: str) -> list[tuple[str, Rung]]:
-        """Resting replicas that give that much when they go one rung down, or two; longest at rest first; [] if all do not.
+    def lower(
+        self, missing_bytes: int, need: Need, spared: str, yields: Sequence[str] = ()
+    ) -> list[tuple[str, Rung]]:
+        """Resting replicas that give that much when they go one rung down, or two; [] if all do not.
 
-        `need` is whose room it is; the replica `spared` is not touched.
+        Longest at rest first, then those in `yields` in its order. `need` is whose room it is; the replica `spared` is not
+        touched.
         """
         found: list[tuple[str, Rung]] = []
+        turns = {replica_id: turn for turn, replica_id in enumerate(yields)}
         resting = [t for t in self.tenants.values() if t.replica_id != spared]
+        resting.sort(key=lambda t: turns.get(t.replica_id, -1))
         hot = [t for t in resting if t.state is State.HOT]
         users = {t.replica_id: t.need.weights for t in self.tenants.values() if t.uses}
         kept = "" if need.own_bytes(self.uuid) else need.weights

@@ -75,16 +75,10 @@ class NodeLoop:
         self._climbing = 0
         self._refill = asyncio.Event()
 
-    async def climb(
-        self,
-        request_id: str,
-        spec: ModelSpec,
-        pointer: SnapshotPointer | None,
-        replica_id: str | None,
-    ) -> Climbed:
+    async def climb(self, request_id: str, order: state.Order) -> Climbed:
         """Goes on when its caller gives up: the next one finds the replica."""
         if request_id not in self._climbs:
-            task = asyncio.create_task(self._climb(spec, pointer, replica_id), name="climb")
+            task = asyncio.create_task(self._climb(order), name="climb")
             self._climbs[request_id] = task
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
             while len(self._climbs) > _CLIMBS_KEPT_MAX:
@@ -131,17 +125,15 @@ class NodeLoop:
 
     # --- climbs ---
 
-    async def _climb(
-        self, spec: ModelSpec, pointer: SnapshotPointer | None, replica_id: str | None
-    ) -> Climbed:
+    async def _climb(self, order: state.Order) -> Climbed:
         stages = Stages()
         self._climbing += 1
         with telemetry.tracer().start_as_current_span("climb") as span:
-            span.set_attribute(names.MODEL, spec.name)
+            span.set_attribute(names.MODEL, order.spec.name)
             try:
-                if replica_id:
-                    return await self._thaw(replica_id, stages)
-                return await self._start(spec, pointer, stages, span)
+                if order.replica_id:
+                    return await self._thaw(order, stages)
+                return await self._start(order, stages, span)
             except WoodfrogError as error:
                 if error.reason in _REFUSALS:
                     raise
@@ -150,9 +142,10 @@ class NodeLoop:
                 self._climbing -= 1
                 self._refill.set()
 
-    async def _thaw(self, replica_id: str, stages: Stages) -> Climbed:
+    async def _thaw(self, order: state.Order, stages: Stages) -> Climbed:
+        replica_id = order.replica_id
         rung = self._board.rung_of(replica_id)
-        command = await self._decide_with_room(state.ThawRequested(replica_id))
+        command = await self._decide_with_room(state.ThawRequested(replica_id, order.yields))
         live = self._board.live[replica_id]
         if isinstance(command, state.Thaw):
             try:
@@ -212,15 +205,15 @@ class NodeLoop:
                 lost = (bring.weights,)  # the vault may be half way through them, or done after all
                 self._parts.gpus.begin(Bring(bring.gpu, "", False, lost, lost))
 
-    async def _start(
-        self, spec: ModelSpec, pointer: SnapshotPointer | None, stages: Stages, span: trace.Span
-    ) -> Climbed:
+    async def _start(self, order: state.Order, stages: Stages, span: trace.Span) -> Climbed:
+        spec, pointer = order.spec, order.pointer
         replica_id = f"{self._board.node}-{self._run}-{next(self._numbers)}"
         own_print = fingerprint.of_snapshot(self._board.node_print, spec)
         mismatch = pointer.fingerprint.mismatch(own_print) if pointer else None
         home = pointer.gpu if pointer and not mismatch else ""
+        need = need_of(spec, home)
         command = await self._decide_with_room(
-            state.StartRequested(replica_id, spec.name, spec.memory_bytes, need_of(spec, home))
+            state.StartRequested(replica_id, spec.name, spec.memory_bytes, need, order.yields)
         )
         assert isinstance(command, state.Start)
         bring = command.bring

@@ -10,6 +10,7 @@ from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.model.spec import ModelSpec
 from woodfrog.node_agent.engines import ENGINES
 from woodfrog.node_agent.loop import NodeLoop
+from woodfrog.node_agent.state import Order
 
 
 class ReplicasServicer(replicas_pb2_grpc.ReplicasServicer):
@@ -28,9 +29,8 @@ class ReplicasServicer(replicas_pb2_grpc.ReplicasServicer):
             raise InvalidArgument("BAD_CLIMB", "the climb has no request id; give it one")
         if spec.engine not in ENGINES:
             raise InvalidArgument("ENGINE_UNKNOWN", f"this node has no engine {spec.engine!r}")
-        climbed = await self._loop.climb(
-            request.request_id, spec, pointer, request.replica_id or None
-        )
+        order = Order(spec, pointer, request.replica_id, tuple(request.yields))
+        climbed = await self._loop.climb(request.request_id, order)
         return convert.climbed_to_pb(climbed)
 
     async def Descend(

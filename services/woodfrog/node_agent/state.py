@@ -4,11 +4,13 @@ Pure: nothing here waits, reads a clock or touches the system. `loop.py` carries
 results as events. The node's answer is final, so two schedulers can never be promised the same memory.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from woodfrog.model.node import ReplicaState as State
 from woodfrog.model.rung import Rung
+from woodfrog.model.snapshot import SnapshotPointer
+from woodfrog.model.spec import ModelSpec
 from woodfrog.node_agent.gpu_state import Bring, GpuState, Need, choose
 
 
@@ -24,6 +26,16 @@ class Promise:
 
 
 @dataclass(frozen=True, slots=True)
+class Order:
+    """What a scheduler asks for: that a model serves."""
+
+    spec: ModelSpec
+    pointer: SnapshotPointer | None = None  # None: a cold start
+    replica_id: str = ""  # to thaw; empty: a new one
+    yields: tuple[str, ...] = ()  # who rests on the GPUs, in the order in which they make room
+
+
+@dataclass(frozen=True, slots=True)
 class StartRequested:
     """A new replica is wanted."""
 
@@ -31,11 +43,13 @@ class StartRequested:
     model: str
     memory_bytes: int
     need: Need | None = None  # of a GPU
+    yields: tuple[str, ...] = ()  # as in Order
 
 
 @dataclass(frozen=True, slots=True)
 class ThawRequested:
     replica_id: str
+    yields: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +197,8 @@ class NodeState:
         match event:
             case StartRequested():
                 return self._start(event)
-            case ThawRequested(replica_id):
-                return self._thaw(replica_id)
+            case ThawRequested(replica_id, yields):
+                return self._thaw(replica_id, yields)
             case DescendRequested(replica_id, rung):
                 return self._descend(replica_id, rung)
             case ProofRequested():
@@ -254,7 +268,8 @@ class NodeState:
                 return Refuse("NODE_FULL", "it has no GPU")
             gpu, missing = chosen
             if missing > 0:
-                return _lower(gpu, missing, event.need, event.replica_id, event.model)
+                who = event.replica_id, event.model
+                return _lower(gpu, missing, event.need, *who, event.yields)
             bring = gpu.admit(event.replica_id, event.need, 0)
             promise = replace(promise, gpu=gpu.uuid)
         self.promises[event.replica_id] = promise
@@ -268,7 +283,7 @@ class NodeState:
         self.proofs[event.proof_id] = gpu.uuid
         return Start(event.proof_id, gpu.admit(event.proof_id, event.need, 0))
 
-    def _thaw(self, replica_id: str) -> Command:
+    def _thaw(self, replica_id: str, yields: tuple[str, ...]) -> Command:
         promise = self.promises.get(replica_id)
         if promise is None or promise.state is State.DESCENDING:
             return Refuse("REPLICA_GONE", f"replica {replica_id} is gone or going")
@@ -283,7 +298,7 @@ class NodeState:
             tenant = gpu.tenants[replica_id]
             missing = gpu.missing_bytes(tenant.need, tenant.held_bytes)
             if missing > 0:
-                return _lower(gpu, missing, tenant.need, replica_id, promise.model)
+                return _lower(gpu, missing, tenant.need, replica_id, promise.model, yields)
             admitted = gpu.admit(replica_id, tenant.need, tenant.held_bytes)
             # A hot one has its weights mapped; what must go for its room goes all the same.
             idle = promise.state is State.HOT and not admitted.drop_device
@@ -315,8 +330,10 @@ class NodeState:
             self.gpus[promise.gpu].move(replica_id, state)
 
 
-def _lower(gpu: GpuState, missing: int, need: Need, replica_id: str, model: str) -> Command:
-    if lowered := gpu.lower(missing, need, replica_id):
+def _lower(
+    gpu: GpuState, missing: int, need: Need, replica_id: str, model: str, yields: Sequence[str]
+) -> Command:
+    if lowered := gpu.lower(missing, need, replica_id, yields):
         return Lower(tuple(lowered))
     return Refuse(
         "NODE_FULL",

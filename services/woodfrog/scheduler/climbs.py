@@ -27,7 +27,7 @@ from woodfrog.scheduler.policy import (
     make_room,
     place,
 )
-from woodfrog.scheduler.room import facts_off_gpu, facts_with, facts_without
+from woodfrog.scheduler.room import facts_off_gpu, facts_with, facts_without, yields
 from woodfrog.scheduler.view import RESTING, ReplicaRecord
 
 _AWAY = ("NODE_LOST", "RPC_UNAVAILABLE")  # the node did not answer; it may be back soon
@@ -173,6 +173,7 @@ class Climbs:
                 placement.rung,
                 placement.predicted_s,
                 climb.ticket,
+                yields(self._board.view.nodes[placement.node]) if climb.spec.gpu_bytes else (),
             )
         )
 
@@ -200,7 +201,7 @@ class Climbs:
         climb.replica_id = None
         if record is not None:
             record.climb = None
-            record.used = self._board.now
+            record.use(self._board.now)
             self._board.touch(record.replica.replica_id)
         return record
 

@@ -1,7 +1,7 @@
 """What the scheduler hears and what it orders. Events are past, commands imperative. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from woodfrog.model.node import Climbed, NodeFacts, NodeUpdate
@@ -134,6 +134,7 @@ class Planned:
     """Where idle replicas are to rest: HOT, PARKED or FROZEN. Those that are not named go by the clock."""
 
     rungs: Mapping[str, Rung]
+    values: Mapping[str, float] = field(default_factory=dict)  # of each that may be lowered
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +189,9 @@ class StartClimb:
     rung: Rung  # on which the model is there
     predicted_s: float
     ticket: int  # that caused the climb; its trace is the climb's
+    yields: tuple[
+        str, ...
+    ] = ()  # who rests on the node's GPUs, in the order in which they make room
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,7 +190,7 @@ class SchedulerLoop:
                 continue
             items, solution = made
             if items or self._state.planned:
-                self.submit(on.Planned(planning.rungs(self._state.view, items, solution)))
+                self.submit(planning.rests(self._state.view, items, solution))
 
     async def what_if(self, given: WhatIf) -> PlanView:
         """A plan for people; nothing is moved. Raises Unavailable PLAN_FAILED."""
@@ -405,6 +405,7 @@ class SchedulerLoop:
                 order.replica_id,
                 request_id=order.attempt,
                 timeout_s=self._waits.climb_timeout_s,
+                yields=order.yields,
             )
         except WoodfrogError as error:
             node = self._state.view.nodes.get(order.node)

@@ -11,6 +11,7 @@ from woodfrog.model.placement import PlannedModel, PlanView
 from woodfrog.model.rung import Rung
 from woodfrog.scheduler.demand import Demand
 from woodfrog.scheduler.estimates import Branch, Estimates, Way
+from woodfrog.scheduler.events import Planned
 from woodfrog.scheduler.plan import Item, Limits, Option, Prices, Resource, Solution
 from woodfrog.scheduler.view import RESTING, ClusterView, NodeRecord, ReplicaRecord
 
@@ -87,9 +88,13 @@ def _weights_on(node: NodeRecord, replica: Replica) -> tuple[str, ...]:
     return next((gpu.weights for gpu in node.facts.gpus if gpu.uuid == replica.gpu), ())
 
 
-def rungs(view: ClusterView, planned: Mapping[str, Item], solution: Solution) -> dict[str, Rung]:
-    """Where each model's best idle replica is to rest; FROZEN: nowhere."""
+def rests(view: ClusterView, planned: Mapping[str, Item], solution: Solution) -> Planned:
+    """Where each model's best idle replica is to rest, and what each idle one's rest is worth.
+
+    Nothing for those that keep nothing, and for a model's others than the best.
+    """
     found: dict[str, Rung] = {}
+    values: dict[str, float] = {}
     for model in planned:
         replicas = [record for record in view.replicas_of(model) if _plannable(view, record)]
         if not replicas:  # since the plan was begun
@@ -97,8 +102,10 @@ def rungs(view: ClusterView, planned: Mapping[str, Item], solution: Solution) ->
         best = min(replicas, key=_order).replica
         choice = solution.choices.get(model)
         here = choice is not None and choice.option.group == best.node
+        values |= {record.replica.replica_id: 0.0 for record in replicas}
+        values[best.replica_id] = choice.value if choice is not None and here else 0.0
         found[best.replica_id] = choice.option.rung if choice is not None and here else Rung.FROZEN
-    return found
+    return Planned(found, values)
 
 
 def told(view: ClusterView, planned: Mapping[str, Item], solution: Solution) -> PlanView:

@@ -14,7 +14,7 @@ from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler import candidates
 from woodfrog.scheduler.estimates import Branch, Estimates, Forecast, Missing, Way
 from woodfrog.scheduler.rates import Rates
-from woodfrog.scheduler.room import best_gpu, gpus_of, need_bytes, room_bytes, sharable
+from woodfrog.scheduler.room import best_gpu, gpus_of, need_bytes, rest_order, room_bytes, sharable
 from woodfrog.scheduler.view import RESTING, ClusterView, NodeRecord, ReplicaRecord
 
 _FULL = candidates.FULL
@@ -106,7 +106,7 @@ def place(request: PlaceRequest, view: ClusterView, estimates: Estimates) -> Pla
 def make_room(
     request: PlaceRequest, view: ClusterView, estimates: Estimates
 ) -> Eviction | NoCapacity:
-    """The best node that has room once idle replicas of other models are lowered: parked first, longest idle first.
+    """The best node that has room once idle replicas of other models are lowered, in the order of `rest_order`.
 
     They are frozen, or parked when it is only their GPU that is full. A thaw too may need room on its GPU.
     """
@@ -241,7 +241,7 @@ def _victims(
         if record.quiet and record.replica.model != spec.name
     ]
     victims: list[ReplicaRecord] = []
-    for record in sorted(idle, key=_rest_order):
+    for record in sorted(idle, key=rest_order):
         replica = record.replica
         on_gpu = found is not None and replica.gpu == found[0].uuid and replica.state not in RESTING
         if not node_has_room(victims) or (on_gpu and not gpu_has_room(victims)):
@@ -259,11 +259,6 @@ def _only_gpu(node: NodeRecord, spec: ModelSpec, placement: Placement) -> bool:
     """Whether nothing else is short."""
     fits = node.free_bytes >= spec.memory_bytes and node.free_count >= 1
     return fits or placement.replica_id is not None
-
-
-def _rest_order(record: ReplicaRecord) -> tuple[bool, float, str]:
-    serving = record.replica.state is ReplicaState.SERVING
-    return serving, record.used, record.replica.replica_id
 
 
 def _thawable(record: ReplicaRecord, node: NodeRecord, request: PlaceRequest) -> bool:

@@ -18,7 +18,7 @@ class Rest:
             return
         busy = board.usage.active(replica_id) > 0
         if busy or record.busy:
-            record.used = board.now
+            record.use(board.now)
         record.busy = busy
         board.view.changed(record.replica.node)
         was_quiet = record.quiet
@@ -60,7 +60,7 @@ class Rest:
         """Its node answered; `busy` when it was not lowered."""
         record.descending = None
         if busy:
-            record.used = self._board.now
+            record.use(self._board.now)
             record.descend_after = self._board.now + self._board.limits.descend_retry_s
             self._board.stir_all()  # whoever waited for its room
         self._board.touch(record.replica.replica_id)

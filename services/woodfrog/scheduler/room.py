@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from woodfrog.model.node import GpuFacts, NodeFacts, Replica, ReplicaState
 from woodfrog.model.spec import ModelSpec
-from woodfrog.scheduler.view import RESTING, NodeRecord
+from woodfrog.scheduler.view import RESTING, NodeRecord, ReplicaRecord
 
 
 def sharable(spec: ModelSpec, uuid: str, replica: Replica | None, home: str) -> str:
@@ -80,6 +80,22 @@ def room_bytes(
     ]
     gone = {replica.replica_id: replica for replica in (*yielding, *leaving)}
     return node.free_gpu_bytes(gpu.uuid) + _freed_bytes(node, gpu, gone.values(), wanted)
+
+
+def yields(node: NodeRecord) -> tuple[str, ...]:
+    """Who rests on its GPUs, in the order in which they are to make room."""
+    resting = [
+        record
+        for record in node.replicas.values()
+        if record.replica.gpu and record.replica.state in RESTING
+    ]
+    return tuple(record.replica.replica_id for record in sorted(resting, key=rest_order))
+
+
+def rest_order(record: ReplicaRecord) -> tuple[bool, float, float, str]:
+    """Who makes room first: who rests already, then by what the plan gives for it, then the longest idle."""
+    serving = record.replica.state is ReplicaState.SERVING
+    return serving, record.value, record.used, record.replica.replica_id
 
 
 def _freed_bytes(

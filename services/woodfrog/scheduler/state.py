@@ -178,7 +178,7 @@ class SchedulerState:
         self._active(record.replica.model)
         if not started:
             return
-        record.used = self._board.now  # even when it has ended by now
+        record.use(self._board.now)  # even when it has ended by now
         if record.replica.model in self.view.models:
             self.view.models[record.replica.model].requested = self._board.now
 
@@ -199,6 +199,8 @@ class SchedulerState:
         for replica_id in before.keys() | event.rungs.keys():
             if before.get(replica_id) is not event.rungs.get(replica_id):
                 self._board.touch(replica_id)
+        for replica_id, record in self.view.replicas.items():
+            record.value = event.values.get(replica_id, float("inf"))
 
     # --- nodes ---
 

@@ -34,6 +34,13 @@ class ReplicaRecord:
     busy: bool = False  #: requests run on it
     quiet: bool = False  #: it may be lowered: live, not busy, and `descend_after` is over
     announced: bool = False  #: routers were told that it is ready
+    value: float = float(
+        "inf"
+    )  #: what the plan gives for its rest; it knows nothing of those used since
+
+    def use(self, now: float) -> None:
+        self.used = now
+        self.value = float("inf")
 
     @property
     def live(self) -> bool:

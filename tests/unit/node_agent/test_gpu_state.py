@@ -89,6 +89,27 @@ def test_resting_replicas_go_down_when_room_is_needed_and_serving_ones_never() -
     assert thawed == state.Thaw("a", bring("w1", True, ("w2",), ("w2",), private=1))
 
 
+def test_room_is_made_in_the_order_that_was_asked_for_and_others_go_before() -> None:
+    def lowered(*yields: str, size: int = 4) -> state.Command:
+        wanted = need("w4", size)
+        return node.handle(state.StartRequested("d", "w4", GIB, wanted, yields))
+
+    node = NodeState(64 * GIB, 8, [gpu(17)])
+    for number, replica_id in enumerate("abc"):
+        on_gpu(node, replica_id, need(f"w{number}"))
+        node.handle(state.ClimbFinished(replica_id))
+        rests(node, replica_id, Rung.HOT)
+    a, b, c = ((replica_id, Rung.PARKED) for replica_id in "abc")
+    assert lowered() == state.Lower((a,))
+    assert lowered("c", "b", "a") == state.Lower((c,))
+    assert lowered("c", "b", "a", size=8) == state.Lower((c, b))
+    assert lowered("b", "a", "gone") == state.Lower((c,))
+    for number, replica_id in enumerate("abc"):
+        rests(node, replica_id, Rung.PARKED)
+        node.gpus["gpu-0"].lose(f"w{number}")
+    assert lowered("b", "c", "a", size=13) == state.Lower((("b", Rung.FROZEN),))
+
+
 def test_a_hot_one_needs_nothing_from_the_vault() -> None:
     node = NodeState(64 * GIB, 8, [gpu(10)])
     on_gpu(node, "a", need("w1"))
@@ -322,9 +343,10 @@ class GpuMachine(RuleBasedStateMachine):
                 assert len(self.node.promises) == 4 or missing > 0
                 assert len(self.node.promises) == 4 or not each.lower(missing, wanted, replica_id)
 
-    @rule(replica_id=IDS)
-    def thaw(self, replica_id: str) -> None:
-        self.with_room(lambda: self.node.handle(state.ThawRequested(replica_id)))
+    @rule(replica_id=IDS, yields=st.lists(IDS, unique=True))
+    def thaw(self, replica_id: str, yields: list[str]) -> None:
+        asked = state.ThawRequested(replica_id, tuple(yields))
+        self.with_room(lambda: self.node.handle(asked))
 
     def with_room(self, ask: Callable[[], state.Command]) -> None:
         command = ask()

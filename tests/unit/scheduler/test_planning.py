@@ -27,7 +27,7 @@ def planned(cell: Cell, price: float = 0.0) -> Solution:
     by_model = {item.model: item for item in items}
     limits = planning.limits(view, by_model)
     solution = Planner().solve(items, limits, planning.prices(view, price, price / 100))
-    cell.do(on.Planned(planning.rungs(view, by_model, solution)))
+    cell.do(planning.rests(view, by_model, solution))
     return solution
 
 
@@ -90,6 +90,30 @@ def test_the_more_wanted_one_stays_hot_and_the_other_goes_down_a_rung() -> None:
     }
     assert cell.state.view.replicas["e1"].descending is Rung.PARKED
     assert cell.state.view.replicas["o1"].descending is None
+
+
+def test_what_the_plan_values_least_makes_room_first_and_who_was_used_since_last() -> None:
+    asks = [
+        replace(spec(f"ask{n}", memory_bytes=GIB), gpu_bytes=GIB, weights_bytes=1) for n in range(3)
+    ]
+    cell = Cell(OLM, EFT, *asks)
+    hot = [
+        on_gpu(replica(name, model, "a", ReplicaState.HOT), GIB)
+        for name, model in (("e1", EFT), ("o1", OLM), ("o2", OLM))
+    ]
+    weights = (OLM.weights, EFT.weights)
+    told = replace(facts("a", 8 * GIB), gpus=(gpu(15 * GIB, memory=20 * GIB, weights=weights),))
+    cell.report("a", *hot, facts=told)
+    for model in ("olm", "eft"):
+        cell.state.view.models[model].active = cell.now
+    wakes(cell, "olm", 1000.0)
+    wakes(cell, "eft", 100.0)
+    assert only(on.StartClimb, cell.acquire("ask0")).yields == ("e1", "o1", "o2")  # no plan yet
+    cell.wait(60.0)
+    planned(cell)
+    assert only(on.StartClimb, cell.acquire("ask1")).yields == ("o2", "o1", "e1")
+    cell.do(on.UsageReported("r", (ReplicaUsage("o2", 0, started=1),)))
+    assert only(on.StartClimb, cell.acquire("ask2")).yields == ("o1", "e1", "o2")
 
 
 @pytest.mark.parametrize(("price", "rung"), [(0.0, Rung.HOT), (0.01, Rung.PARKED)])

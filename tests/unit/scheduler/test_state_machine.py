@@ -256,7 +256,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         by_model = {item.model: item for item in items}
         limits = planning.limits(view, by_model)
         solution = Planner().solve(items, limits, planning.prices(view, 0.001, 0.001), 0.0)
-        self.do(on.Planned({**planning.rungs(view, by_model, solution), **made_up}))
+        found = planning.rests(view, by_model, solution)
+        self.do(on.Planned({**found.rungs, **made_up}, found.values))
 
     @precondition(lambda self: self.placements)
     @rule(data=st.data(), failed=st.booleans())
