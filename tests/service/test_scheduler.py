@@ -225,6 +225,36 @@ async def test_a_node_killed_during_a_climb_is_replaced_and_may_come_back(bench:
     assert (await waiting).replica.replica_id.startswith("a-2-")
 
 
+@pytest.mark.parametrize("for_long", [False, True])
+async def test_a_node_whose_lease_ended_gets_nothing_new_though_its_stream_is_up(
+    bench: Bench, for_long: bool
+) -> None:
+    names = [f"m{number}" for number in range(4)]
+    for name in names:
+        await bench.catalog.add_model(spec(name, memory_bytes=GIB))
+    first, key = await bench.node("a"), "/woodfrog/nodes/a"
+    await bench.start()
+    there = await bench.client.acquire("m0", timeout_s=WAIT_S)
+    registered = await bench.session.get(key)
+    assert registered is not None
+    await bench.session.delete(key)
+    async with bench.router() as router:
+        with pytest.raises(WoodfrogError):  # there may be no node at all yet
+            await bench.client.acquire("m1", timeout_s=0.4)
+        assert len(first.climbs) == 1
+        second = await bench.node("b")
+        assert (await bench.client.acquire("m1", timeout_s=WAIT_S)).replica.node == "b"
+        assert (await bench.client.acquire("m2", timeout_s=WAIT_S)).replica.node == "b"
+        if for_long:  # longer than the scheduler is patient
+            await bench.until(lambda view: [node.node for node in view.nodes] == ["b"])
+            await router.until(lambda ready: all(one.model != "m0" for one in ready.values()))
+        await first.end(there.replica.replica_id)  # not heard
+        await bench.session.put(key, registered.value)
+        await second.kill()
+        assert (await bench.client.acquire("m3", timeout_s=WAIT_S)).replica.node == "a"
+        assert (await bench.client.acquire("m0", timeout_s=WAIT_S)).replica != there.replica
+
+
 async def test_a_killed_scheduler_finds_everything_again(bench: Bench) -> None:
     await bench.catalog.add_model(spec())
     agents = [await bench.node(name) for name in "abc"]

@@ -28,7 +28,9 @@ class NodeLinks:
         """The node registered, or moved."""
         link = self._links.get(name)
         if link is not None and link.address == address:
-            link.registered = True
+            if not link.registered:
+                link.registered = True
+                self.doubt(name)  # what it said meanwhile was not heard
             return
         heard = link is not None and link.heard
         if link is not None:
@@ -40,11 +42,16 @@ class NodeLinks:
             fresh.broke()
 
     def gone(self, name: str) -> None:
-        """The node is not registered any more: lost as soon as its stream is down."""
+        """The node is not registered any more: nothing new goes there, though its stream may be up.
+
+        It is lost when it does not register again in time, or its stream ends.
+        """
         link = self._links.get(name)
-        if link is not None:
+        if link is not None and link.registered:
             link.registered = False
             link.hurry.set()
+            if link.heard:
+                link.broke()
 
     def keep(self, names: set[str]) -> None:
         for name in self._links.keys() - names:
@@ -135,6 +142,8 @@ class _Link:
         try:
             async with aclosing(self.client.watch()) as updates:
                 async for update in updates:
+                    if not self.registered:
+                        continue
                     if not self._up:
                         log.info("node connected", extra={"node": self.name})
                         self._up = self.heard = True
