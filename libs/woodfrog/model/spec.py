@@ -15,10 +15,13 @@ _NAME_MAX = 160
 _SLOTS_MAX = 256
 _MEMORY_BYTES_MIN, _MEMORY_BYTES_MAX = 16 << 20, 1 << 50
 _GPU_BYTES_MIN = 64 << 20
+_PRIORITY_MIN, _PRIORITY_MAX = 0.01, 100.0
+_KEEP_S_MAX = 366 * 86400.0
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "name": str, "weights": str, "weights_bytes": int, "engine": str, "engine_args": Mapping, "slots": int,
     "replicas_max": int, "park_after_s": (int, float), "freeze_after_s": (int, float, NoneType), "memory_bytes": int,
     "snapshot": str, "create_time": (int, float), "gpu_bytes": int,
+    "priority": (int, float), "keep_hot_s": (int, float),
 }  # fmt: skip
 
 
@@ -38,6 +41,10 @@ class ModelSpec:
     snapshot: str = "eager"  # "eager": checkpoint at the first cold start; "never"
     create_time: float = 0.0  # seconds since the epoch
     gpu_bytes: int = 0  # private GPU memory of one serving replica: context, KV, workspaces; 0 runs it on the CPU
+    #: What a second of waiting for it counts, against another model's, where room is short.
+    priority: float = 1.0
+    #: Idle time in which it stays `hot` (`parked` on a CPU), unless others could not be served at all otherwise.
+    keep_hot_s: float = 0.0
 
     def encode(self) -> bytes:
         return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True).encode()
@@ -76,10 +83,21 @@ class ModelSpec:
         if not 1 <= self.replicas_max <= 1024:
             raise ValueError(f"replicas_max is {self.replicas_max}, it must be 1 to 1024")
         self._check_memory()
+        self._check_rest()
+        return self
+
+    def _check_rest(self) -> None:
         longest_s = self.park_after_s if self.freeze_after_s is None else self.freeze_after_s
         if not 0 <= self.park_after_s <= longest_s:
             raise ValueError("park_after_s must be at least 0 and at most freeze_after_s")
-        return self
+        if not 0 <= self.keep_hot_s <= (_KEEP_S_MAX if self.freeze_after_s is None else longest_s):
+            raise ValueError(
+                "keep_hot_s must be at least 0, and at most freeze_after_s or a year: shorten it"
+            )
+        if not _PRIORITY_MIN <= self.priority <= _PRIORITY_MAX:
+            raise ValueError(
+                f"priority is {self.priority:g}, it must be {_PRIORITY_MIN:g} to {_PRIORITY_MAX:g}"
+            )
 
     def _check_memory(self) -> None:
         if not _MEMORY_BYTES_MIN <= self.memory_bytes <= _MEMORY_BYTES_MAX:

@@ -84,6 +84,19 @@ def _take_model(add: argparse.ArgumentParser) -> None:
         metavar="S",
         help="idle seconds until it sleeps at zero; if not given, as long as its node has no better use for its room",
     )
+    add.add_argument(
+        "--keep-hot",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="idle seconds in which it is not lowered below hot, unless another could not be served otherwise",
+    )
+    add.add_argument(
+        "--priority",
+        type=float,
+        default=1.0,
+        help="what a second of waiting for it counts where room is short, 0.01 to 100; others have 1",
+    )
     add.add_argument("--slots", type=int, default=16, help="requests that a replica runs at once")
     add.add_argument("--replicas-max", type=int, default=1)
     add.add_argument(
@@ -191,6 +204,8 @@ async def _add(args: argparse.Namespace) -> None:
         memory_bytes=args.memory,
         snapshot=args.snapshot,
         gpu_bytes=args.gpu_memory,
+        priority=args.priority,
+        keep_hot_s=args.keep_hot,
     )
     await commands.models_add(up.running(args.home), spec, args.path, args.dtype)
 

@@ -41,7 +41,7 @@ def items(
         rung = Rung.HOT if best.replica.gpu else Rung.PARKED
         rests = Rung(best.replica.state.value) if best.replica.state in RESTING else rung
         at = next((n for n, option in enumerate(options) if option.rung is rests), None)
-        yield Item(name, wakes_s, away.seconds, options, now=at)
+        yield Item(name, wakes_s, away.seconds, options, model.spec.priority, at)
 
 
 def limits(view: ClusterView, planned: Mapping[str, Item], room: float = 1.0) -> Limits:
@@ -158,8 +158,8 @@ def _options(
 
 
 def _plannable(view: ClusterView, record: ReplicaRecord) -> bool:
-    """Idle, and on no way."""
-    return record.quiet and record.suspect_since is None and view.usable(record)
+    """Idle, on no way, and not to be kept as it is."""
+    return record.quiet and not record.kept and record.suspect_since is None and view.usable(record)
 
 
 def _order(record: ReplicaRecord) -> tuple[bool, float, str]:

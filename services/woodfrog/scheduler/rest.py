@@ -20,6 +20,7 @@ class Rest:
         if busy or record.busy:
             record.use(board.now)
         record.busy = busy
+        record.kept = not busy and board.now < self._kept_until(record)
         board.view.changed(record.replica.node)
         was_quiet = record.quiet
         record.quiet = record.live and not busy and board.now >= record.descend_after
@@ -47,7 +48,8 @@ class Rest:
         if when <= board.now:
             board.descend(record, rung)
         else:
-            board.timers.set(("replica", replica_id), when)
+            again = min(when, self._kept_until(record)) if record.kept else when
+            board.timers.set(("replica", replica_id), again)
 
     def suspect(self, replica_id: str) -> None:
         """It failed a router: not offered until its node names it again, and ended if that does not happen soon."""
@@ -65,6 +67,10 @@ class Rest:
             self._board.stir_all()  # whoever waited for its room
         self._board.touch(record.replica.replica_id)
 
+    def _kept_until(self, record: ReplicaRecord) -> float:
+        model = self._board.view.models.get(record.replica.model)
+        return record.used + (model.spec.keep_hot_s if model is not None else 0.0)
+
     def _due(self, record: ReplicaRecord) -> tuple[float, Rung] | None:
         board = self._board
         if record.suspect_since is not None:
@@ -77,7 +83,10 @@ class Rest:
         state = record.replica.state
         if state is ReplicaState.SERVING and (idle_s is None or spec.park_after_s < idle_s):
             highest = Rung.HOT if spec.gpu_bytes else Rung.PARKED
-            return record.used + spec.park_after_s, planned or highest
+            rung = highest if record.kept else planned or highest
+            return record.used + spec.park_after_s, rung
+        if record.kept:
+            return self._kept_until(record), planned or Rung.FROZEN  # looked at again then
         if planned is not None:
             lower = planned is Rung.FROZEN or (planned is Rung.PARKED and state is ReplicaState.HOT)
             return (board.now, planned) if lower else None

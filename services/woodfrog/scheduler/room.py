@@ -92,10 +92,13 @@ def yields(node: NodeRecord) -> tuple[str, ...]:
     return tuple(record.replica.replica_id for record in sorted(resting, key=rest_order))
 
 
-def rest_order(record: ReplicaRecord) -> tuple[bool, float, float, str]:
-    """Who makes room first: who rests already, then by what the plan gives for it, then the longest idle."""
+def rest_order(record: ReplicaRecord) -> tuple[bool, bool, float, float, str]:
+    """Who makes room first: who rests already, then by what the plan gives for it, then the longest idle.
+
+    Last who is to be kept hot.
+    """
     serving = record.replica.state is ReplicaState.SERVING
-    return serving, record.value, record.used, record.replica.replica_id
+    return record.kept, serving, record.value, record.used, record.replica.replica_id
 
 
 def _freed_bytes(

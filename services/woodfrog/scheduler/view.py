@@ -34,9 +34,9 @@ class ReplicaRecord:
     busy: bool = False  #: requests run on it
     quiet: bool = False  #: it may be lowered: live, not busy, and `descend_after` is over
     announced: bool = False  #: routers were told that it is ready
-    value: float = float(
-        "inf"
-    )  #: what the plan gives for its rest; it knows nothing of those used since
+    kept: bool = False  #: its `keep_hot_s` is not over
+    #: What the plan gives for its rest; it knows nothing of those that were used since.
+    value: float = float("inf")
 
     def use(self, now: float) -> None:
         self.used = now

@@ -30,6 +30,12 @@ def test_a_spec_from_before_there_were_gpus_runs_on_the_cpu() -> None:
     assert ModelSpec.decode(json.dumps(value).encode()) == SPEC
 
 
+def test_a_spec_from_before_there_were_priorities_is_like_all_others() -> None:
+    value = json.loads(SPEC.encode())
+    del value["priority"], value["keep_hot_s"]
+    assert ModelSpec.decode(json.dumps(value).encode()) == SPEC
+
+
 def test_a_pointer_from_before_they_named_a_gpu_names_none() -> None:
     value = json.loads(POINTER.encode())
     del value["gpu"]
@@ -42,7 +48,9 @@ def test_a_pointer_from_before_they_named_a_gpu_names_none() -> None:
         {"name": ""}, {"name": "a b"}, {"name": "../x"}, {"name": "a/b/c"}, {"name": 7}, {"weights": "x"},
         {"weights_bytes": "x"}, {"slots": 0}, {"slots": True}, {"replicas_max": 0}, {"snapshot": "maybe"},
         {"gpu_bytes": -1}, {"gpu_bytes": (64 << 20) - 1}, {"gpu_bytes": (1 << 50) + 1}, {"gpu_bytes": "x"},
-        {"park_after_s": 9, "freeze_after_s": 8}, {"engine_args": []}, {"unknown": 1}, {"format": 99},
+        {"park_after_s": 9, "freeze_after_s": 8}, {"keep_hot_s": -1}, {"keep_hot_s": 1e9}, {"keep_hot_s": None},
+        {"freeze_after_s": 90, "keep_hot_s": 91}, {"priority": 0}, {"priority": 101}, {"priority": "high"},
+        {"priority": float("nan")}, {"keep_hot_s": float("nan")}, {"engine_args": []}, {"unknown": 1}, {"format": 99},
     ],
 )  # fmt: skip
 def test_a_spec_that_cannot_be_is_refused_with_one_sentence(change: dict[str, Any]) -> None:

@@ -304,6 +304,10 @@ def test_victims_are_parked_and_give_their_gpu_memory_back_the_last_its_weights(
     for name, value in (("n1", 0.9), ("t1", 0.7), ("t2", 0.5)):  # as a plan says
         cluster.replicas[name].value = value
     assert victims(cluster, replace(FROG, gpu_bytes=18 * GIB)) == ("t2", "t1")
+    for name in ("t1", "t2"):
+        cluster.replicas[name].kept = True
+    assert victims(cluster, replace(FROG, gpu_bytes=18 * GIB)) == ("n1",)
+    assert victims(cluster, replace(FROG, gpu_bytes=58 * GIB)) == ("n1", "t2", "t1")
 
 
 def test_who_holds_nothing_of_a_full_gpu_is_left_alone() -> None:

@@ -58,6 +58,50 @@ def test_one_that_is_wanted_often_is_kept_beyond_the_clock_and_frozen_once_it_is
     assert cell.state.view.replicas["f1"].descending is Rung.FROZEN
 
 
+@pytest.mark.parametrize("by_plan", [True, False])
+def test_what_is_to_be_kept_hot_goes_no_lower_before_its_time(by_plan: bool) -> None:
+    kept = replace(FROG, keep_hot_s=3000.0)
+    cell = Cell(kept)
+    served(cell, replica("f1", kept, "a"))
+    assert only(on.Descend, cell.wait(6.0)).rung is Rung.PARKED
+    cell.do(on.DescendFinished("f1", Rung.PARKED))
+    if by_plan:
+        assert planned(cell, 1000.0).choices == {}
+    assert not every(on.Descend, cell.wait(2990.0))
+    if by_plan:
+        planned(cell, 1000.0)
+    assert only(on.Descend, cell.wait(10.0)).rung is Rung.FROZEN
+
+
+def test_a_hot_one_that_is_to_be_kept_is_not_parked_by_the_plan() -> None:
+    kept = replace(OLM, keep_hot_s=3000.0)
+    cell = Cell(kept)
+    told = replace(facts("a", 4 * GIB), gpus=(gpu(7 * GIB, weights=(OLM.weights,)),))
+    cell.report("a", on_gpu(replica("o1", kept, "a"), 2 * GIB), facts=told)
+    cell.acquire("olm")
+    cell.do(on.UsageReported("r", (ReplicaUsage("o1", 0, started=1),)))
+    cell.do(on.Planned({"o1": Rung.FROZEN}))
+    assert only(on.Descend, cell.wait(6.0)).rung is Rung.HOT
+    cell.do(on.DescendFinished("o1", Rung.HOT))
+    assert not every(on.Descend, cell.wait(2900.0))
+    assert only(on.Descend, cell.wait(100.0)).rung is Rung.FROZEN
+
+
+@pytest.mark.parametrize("first", ["olm", "eft"])
+def test_of_two_that_are_wanted_alike_the_one_with_priority_stays_hot(first: str) -> None:
+    models = [replace(m, priority=10.0 if m.name == first else 1.0) for m in (OLM, EFT)]
+    cell = Cell(*models)
+    hot = [on_gpu(replica(m.name, m, "a", ReplicaState.HOT), GIB) for m in models]
+    full = gpu(14 * GIB, memory=15 * GIB, weights=(OLM.weights, EFT.weights))
+    cell.report("a", *hot, facts=replace(facts("a", 8 * GIB), gpus=(full,)))
+    for model in ("olm", "eft"):
+        cell.state.view.models[model].active = cell.now
+        wakes(cell, model, 100.0)
+    cell.wait(60.0)
+    choices = planned(cell).choices
+    assert [m for m, choice in choices.items() if choice.option.rung is Rung.HOT] == [first]
+
+
 def test_a_time_that_the_user_gave_is_kept() -> None:
     model = replace(FROG, freeze_after_s=20.0)
     cell = Cell(model)
