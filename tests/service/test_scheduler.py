@@ -339,6 +339,11 @@ async def test_an_idle_replica_parks_freezes_and_climbs_again(bench: Bench) -> N
     woken = await bench.client.acquire("frog", timeout_s=WAIT_S)
     assert woken.rung is Rung.FROZEN
     assert agent.climbs[-1].snapshot == snapshot.encode()
+    told = (await bench.client.describe()).predictions
+    assert (
+        told.count == 2
+    )  # of the thaw and of the restore; the simulated cold start made no snapshot
+    assert told.error_p90 > 0
 
 
 async def test_an_idle_replica_without_a_time_of_its_own_rests_by_the_plan(bench: Bench) -> None:

@@ -17,6 +17,7 @@ from woodfrog.model.placement import (
     NodeView,
     PlannedModel,
     PlanView,
+    Predictions,
     ReadyReplica,
     ReplicaUsage,
     ReplicaView,
@@ -231,7 +232,8 @@ def cluster_view_to_pb(view: ClusterView) -> pb.DescribeResponse:
         )
         for node in view.nodes
     ]
-    return pb.DescribeResponse(models=models, nodes=nodes)
+    told = pb.Predictions(count=view.predictions.count, error_p90=view.predictions.error_p90)
+    return pb.DescribeResponse(models=models, nodes=nodes, predictions=told)
 
 
 def cluster_view(message: pb.DescribeResponse) -> ClusterView:
@@ -260,4 +262,5 @@ def cluster_view(message: pb.DescribeResponse) -> ClusterView:
         )
         for node in message.nodes
     )
-    return ClusterView(models, nodes)
+    told = Predictions(message.predictions.count, message.predictions.error_p90)
+    return ClusterView(models, nodes, told)

@@ -100,8 +100,17 @@ class PlanView:
 
 
 @dataclass(frozen=True, slots=True)
+class Predictions:
+    """How the latest predictions of climbs came true."""
+
+    count: int = 0
+    error_p90: float = 0.0  # nine in ten were off by so much at most, relative to what was taken
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterView:
     """The scheduler's view, for people."""
 
     models: tuple[ModelView, ...]
     nodes: tuple[NodeView, ...]
+    predictions: Predictions = Predictions()

@@ -40,6 +40,10 @@ async def ps(cluster: Cluster) -> None:
     print(table(("MODEL", "RUNG", "REPLICAS", "IDLE", "NEXT WAKE (PREDICTED)"), rows))
     for node in view.nodes:
         print(node_line(node))
+    if told := view.predictions.count:
+        print(
+            f"of the last {told} predicted climbs nine in ten were off by {view.predictions.error_p90:.0%} at most"
+        )
 
 
 def node_line(node: NodeView) -> str:

@@ -22,7 +22,7 @@ def describe(state: SchedulerState, now: float) -> ClusterView:
         NodeView(name, node.facts.memory_bytes, node.facts.memory_promised_bytes, node.facts.gpus)
         for name, node in sorted(view.nodes.items())
     ]
-    return ClusterView(tuple(models), tuple(nodes))
+    return ClusterView(tuple(models), tuple(nodes), state.estimates.predictions())
 
 
 def _model(state: SchedulerState, model: ModelRecord, now: float, *, predict: bool) -> ModelView:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 from woodfrog.model.node import Stage
+from woodfrog.model.placement import Predictions
 from woodfrog.model.rung import Rung
 from woodfrog.scheduler.rates import Rates
 
@@ -126,12 +127,11 @@ class Estimates:
     def learn_lowered(self, kind: str, rung: Rung, took_s: float) -> None:
         _add(self._lowered, (kind, rung), took_s)
 
-    def error(self, share: float = 0.9) -> float | None:
-        """Of the latest predictions, relative to what was taken: so many had no larger one. None before the first."""
-        if not self._errors:
-            return None
+    def predictions(self) -> Predictions:
+        """Of the latest climbs."""
         ranked = sorted(self._errors)
-        return ranked[min(len(ranked) - 1, int(share * len(ranked)))]
+        count = len(ranked)
+        return Predictions(count, ranked[-(-9 * count // 10) - 1]) if ranked else Predictions()
 
     def forget(self, model: str) -> None:
         """It was removed."""

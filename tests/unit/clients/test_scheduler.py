@@ -9,6 +9,7 @@ from woodfrog.model.placement import (
     ClusterView,
     ModelView,
     NodeView,
+    Predictions,
     ReadyReplica,
     ReplicaUsage,
     ReplicaView,
@@ -39,5 +40,7 @@ def test_view() -> None:
         ModelView("o", Rung.HOT, (replace(replica, state=ReplicaState.HOT),), 2.5, 30.0),
     )
     gpus = (GpuFacts("GPU-0", 80, 30, ("sha256:00",)), GpuFacts("GPU-1", 80, 0, ()))
-    view = ClusterView(models, (NodeView("a", 9, 4), NodeView("b", 9, 4, gpus)))
+    view = ClusterView(
+        models, (NodeView("a", 9, 4), NodeView("b", 9, 4, gpus)), Predictions(7, 0.15)
+    )
     assert convert.cluster_view(convert.cluster_view_to_pb(view)) == view

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from woodfrog.model.node import Stage
+from woodfrog.model.placement import Predictions
 from woodfrog.model.rung import Rung
 from woodfrog.scheduler.estimates import SAMPLES, Branch, Estimates, Missing, Way
 from woodfrog.scheduler.rates import Rates
@@ -88,15 +89,16 @@ def test_a_first_proof_and_another_rung_than_predicted_teach_nothing_wrong() -> 
 
 
 def test_the_error_of_predictions_is_told() -> None:
-    assert Estimates(PRIORS).error() is None
+    assert Estimates(PRIORS).predictions() == Predictions()
+    wrong = learned(0.2).predictions()
+    assert wrong.count == 1
+    assert wrong.error_p90 > 0.5  # of the prior
     chance = random.Random(7)
-    estimates = learned(*(0.2 * chance.uniform(0.95, 1.05) for _ in range(100)))
-    worst = estimates.error(1.0)
-    assert worst is not None
-    assert worst > 0.5  # the very first one
-    found = estimates.error()
-    assert found is not None
-    assert found < 0.1
+    found = learned(*(0.2 * chance.uniform(0.95, 1.05) for _ in range(100))).predictions()
+    assert found.count == 100
+    assert 0.0 < found.error_p90 < 0.1
+    twice = learned(*(0.2 if number % 9 else 0.4 for number in range(100))).predictions()
+    assert twice.error_p90 > 0.4, "one in nine is more than one in ten"
 
 
 def test_a_model_that_is_gone_is_forgotten() -> None:
