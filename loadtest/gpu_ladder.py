@@ -194,6 +194,7 @@ def measure(
         bench.add(case, "warm_request_s", warm)
         bench.add(case, "gpu_used_bytes", held)
         _show(lab, woken, case, bench)
+        bench.write()  # a run that is cut keeps the cases that it has done
     if "clones4" in cases:
         lab.descend(MODEL, Rung.FROZEN)
         for count in (2, 4):
