@@ -27,7 +27,7 @@ class NodeLinks:
     def put(self, name: str, address: str) -> None:
         """The node registered, or moved."""
         link = self._links.get(name)
-        if link is not None and link.address == address:
+        if link is not None and link.address == address and not link.ended:
             if not link.registered:
                 link.registered = True
                 self.doubt(name)  # what it said meanwhile was not heard
@@ -83,6 +83,7 @@ class _Link:
         self.name = name
         self.address = address
         self.registered = True
+        self.ended = False  #: nothing revives it
         self.heard = False  #: the state holds a view of the node
         self.hurry = asyncio.Event()  #: do not sit out the pause
         self.client: NodeAgentClient | None = None
@@ -104,6 +105,7 @@ class _Link:
                     log.warning("node silent", extra={"node": self.name, "error": why})
                     self.broke()
                 if not self.registered:
+                    self.ended = True
                     self._lose()
                     return
                 await self._pause(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
