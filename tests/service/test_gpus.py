@@ -198,15 +198,19 @@ class Lender:
         return bool(torch.equal(found, torch.arange(WEIGHTS_BYTES // 4, dtype=torch.int32)))
 
 
+async def brought(node: Gpus, bring: Bring, weights: Path) -> None:
+    node.begin(bring)
+    async with node.bringing(bring, weights) as bringing:
+        assert bringing is not None
+        await bringing.weights
+
+
 async def test_an_own_copy_takes_the_room_of_the_shared_one(
     tmp_path: Path, cuda: Path, weights: Path
 ) -> None:
     async with gpus(tmp_path) as node:
         shared = own(own=False)
-        node.begin(shared)
-        async with node.bringing(shared, weights) as bringing:
-            assert bringing is not None
-            await bringing.weights
+        await brought(node, shared, weights)
         full = (await node.facts(GPU))["free_bytes"] + WEIGHTS_BYTES // 2
         bring = own(private_bytes=full, drop_device=("w",))
         node.begin(bring)
@@ -220,10 +224,7 @@ async def test_an_own_copy_takes_the_room_of_the_shared_one(
 async def test_what_is_forgotten_is_read_again(tmp_path: Path, cuda: Path, weights: Path) -> None:
     async with gpus(tmp_path) as node:
         shared = own(own=False)
-        node.begin(shared)
-        async with node.bringing(shared, weights) as bringing:
-            assert bringing is not None
-            await bringing.weights
+        await brought(node, shared, weights)
         await node.forget(GPU, "w")
         assert (await node.facts(GPU))["weights"] == {}
         assert not node.holds(shared)

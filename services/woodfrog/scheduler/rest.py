@@ -90,4 +90,6 @@ class Rest:
         if planned is not None:
             lower = planned is Rung.FROZEN or (planned is Rung.PARKED and state is ReplicaState.HOT)
             return (board.now, planned) if lower else None
-        return record.used + (board.limits.freeze_s if idle_s is None else idle_s), Rung.FROZEN
+        if idle_s is None:  # until a plan names it
+            return self._kept_until(record) + board.limits.freeze_s, Rung.FROZEN
+        return record.used + idle_s, Rung.FROZEN

@@ -60,7 +60,8 @@ def test_one_that_is_wanted_often_is_kept_beyond_the_clock_and_frozen_once_it_is
 
 @pytest.mark.parametrize("by_plan", [True, False])
 def test_what_is_to_be_kept_hot_goes_no_lower_before_its_time(by_plan: bool) -> None:
-    kept = replace(FROG, keep_hot_s=3000.0)
+    freeze_after_s = None if by_plan else 3000.0
+    kept = replace(FROG, keep_hot_s=3000.0, freeze_after_s=freeze_after_s)
     cell = Cell(kept)
     served(cell, replica("f1", kept, "a"))
     assert only(on.Descend, cell.wait(6.0)).rung is Rung.PARKED
@@ -68,9 +69,23 @@ def test_what_is_to_be_kept_hot_goes_no_lower_before_its_time(by_plan: bool) -> 
     if by_plan:
         assert planned(cell, 1000.0).choices == {}
     assert not every(on.Descend, cell.wait(2990.0))
+    found = cell.wait(10.0)
     if by_plan:
+        assert not every(on.Descend, found)
         planned(cell, 1000.0)
-    assert only(on.Descend, cell.wait(10.0)).rung is Rung.FROZEN
+    assert cell.state.view.replicas["f1"].descending is Rung.FROZEN
+
+
+def test_after_the_time_that_it_was_kept_for_the_plan_says_what_becomes_of_it() -> None:
+    kept = replace(FROG, keep_hot_s=3000.0)
+    cell = Cell(kept)
+    served(cell, replica("f1", kept, "a"))
+    wakes(cell, "frog", 4000.0)
+    only(on.Descend, cell.wait(6.0))
+    cell.do(on.DescendFinished("f1", Rung.PARKED))
+    assert not every(on.Descend, cell.wait(3000.0))  # no plan has seen it yet
+    assert planned(cell).choices["frog"].option.rung is Rung.PARKED
+    assert not every(on.Descend, cell.wait(2 * FREEZE_S))
 
 
 def test_a_hot_one_that_is_to_be_kept_is_not_parked_by_the_plan() -> None:
