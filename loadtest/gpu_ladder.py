@@ -199,6 +199,7 @@ def measure(
         lab.descend(MODEL, Rung.FROZEN)
         for count in (2, 4):
             bench.add(f"clones{count}", "last_first_token_s", [clones(gpu, count, pointer)])
+            bench.write()
     bench.finish()
 
 

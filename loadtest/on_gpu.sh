@@ -33,7 +33,8 @@ for part in "$@"; do
     *)
       memory=12 compile=()
       [[ $shape == *+compile ]] && compile=(--compile)
-      [[ $shape == llama-70b* || $shape == sdxl ]] && memory=24
+      [[ $shape == sdxl ]] && memory=16
+      [[ $shape == llama-70b* ]] && memory=24
       within 560 "${shape/+/-}" loadtest.gpu_ladder --shape "${shape%+compile}" --tokenizer "$BUNDLE/tok" --gpu-memory "$memory" \
         --cases "${cases:-hot,parked,frozen}" --runs "${runs:-7}" "${compile[@]}" ;;
   esac
