@@ -105,6 +105,7 @@ def main() -> None:
     )
     parser.add_argument("--gpu-memory", type=int, default=12, metavar="GIB")
     parser.add_argument("--compile", action="store_true", help="as models add has it")
+    parser.add_argument("--name", help="of the results, where several runs make up one shape's")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="woodfrog-shapes-") as temporary:
         folder = (args.work or Path(temporary)) / args.shape
@@ -115,7 +116,7 @@ def main() -> None:
             gpu = GpuLab(lab, folder, weights_bytes)
             measure(
                 gpu, args.shape, args.runs, args.cases.split(","), args.gpu_memory * GIB,
-                compiled=args.compile,
+                compiled=args.compile, name=args.name,
             )  # fmt: skip
 
 
@@ -143,9 +144,10 @@ def agent_settings(weights_bytes: int, *, thp: bool = True) -> Iterator[None]:
 
 
 def measure(
-    gpu: GpuLab, shape: str, runs: int, cases: list[str], gpu_bytes: int, *, compiled: bool = False
-) -> None:
-    bench = Bench(f"gpu_ladder.{shape}" + "-compiled" * compiled)
+    gpu: GpuLab, shape: str, runs: int, cases: list[str], gpu_bytes: int, *,
+    compiled: bool = False, name: str | None = None,
+) -> None:  # fmt: skip
+    bench = Bench("gpu_ladder." + (name or shape + "-compiled" * compiled))
     lab = gpu.lab
     lab.request = _request(shape)
     if "weights" in cases:

@@ -3,7 +3,8 @@
 # runs out of time is interrupted, so that it prints the services' logs.
 # Usage: loadtest/on_gpu.sh BUNDLE OUT PART...   (as root, in the repository; BUNDLE by deploy/bundle.sh, with a folder `tok`
 #        that holds a tokenizer.json, and if wanted `rivals` with wheels of other loaders)
-# Parts: correctness, two-gpus, layers, or a shape of loadtest.shapes, "llama-8b:CASES:RUNS"; "llama-8b+compile" compiles it.
+# Parts: correctness, two-gpus, layers, or a shape of loadtest.shapes, "llama-8b:CASES:RUNS:NAME" (NAME of its results, where
+#        they take several runs); "llama-8b+compile" compiles it.
 # PYTHON=… names an interpreter that has PyTorch with CUDA. Weights are made in WORK, in memory for the largest.
 set -u
 BUNDLE=$1 OUT=$2 WORK=${WORK:-/dev/shm/woodfrog-shapes}
@@ -25,7 +26,7 @@ within() {  # within SECONDS NAME MODULE ARGUMENT...
 }
 
 for part in "$@"; do
-  IFS=: read -r shape cases runs <<<"$part"
+  IFS=: read -r shape cases runs name <<<"$part"
   case $shape in
     correctness) within 400 correctness loadtest.gpu_correctness --tokenizer "$BUNDLE/tok" --kills 0.03,0.12,0.25 ;;
     two-gpus) within 150 two-gpus loadtest.gpu_correctness --tokenizer "$BUNDLE/tok" --gpus 2 ;;
@@ -34,8 +35,8 @@ for part in "$@"; do
       memory=12 compile=()
       [[ $shape == *+compile ]] && compile=(--compile)
       [[ $shape == sdxl ]] && memory=16
-      [[ $shape == llama-70b* ]] && memory=24
+      [[ $shape == llama-70b* ]] && memory=10
       within 560 "${shape/+/-}" loadtest.gpu_ladder --shape "${shape%+compile}" --tokenizer "$BUNDLE/tok" --gpu-memory "$memory" \
-        --cases "${cases:-hot,parked,frozen}" --runs "${runs:-7}" "${compile[@]}" ;;
+        --cases "${cases:-hot,parked,frozen}" --runs "${runs:-7}" "${compile[@]}" ${name:+--name "$name"} ;;
   esac
 done
