@@ -83,7 +83,7 @@ class WhatIf:
 class PlannedModel:
     model: str
     node: str
-    now: str  # "serving", "hot" or "parked"
+    now: str  # "serving", "hot", "parked" or "frozen"
     rung: Rung  # where it should rest
     expected_s: float  # until its next request
     wake_s: float  # from there

@@ -16,12 +16,13 @@ _SLOTS_MAX = 256
 _MEMORY_BYTES_MIN, _MEMORY_BYTES_MAX = 16 << 20, 1 << 50
 _GPU_BYTES_MIN = 64 << 20
 _PRIORITY_MIN, _PRIORITY_MAX = 0.01, 100.0
+_DEADLINE_S_MAX = 86400.0
 _KEEP_S_MAX = 366 * 86400.0
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "name": str, "weights": str, "weights_bytes": int, "engine": str, "engine_args": Mapping, "slots": int,
     "replicas_max": int, "park_after_s": (int, float), "freeze_after_s": (int, float, NoneType), "memory_bytes": int,
     "snapshot": str, "create_time": (int, float), "gpu_bytes": int,
-    "priority": (int, float), "keep_hot_s": (int, float),
+    "priority": (int, float), "keep_hot_s": (int, float), "replicas_min": int, "deadline_s": (int, float, NoneType),
 }  # fmt: skip
 
 
@@ -45,6 +46,9 @@ class ModelSpec:
     priority: float = 1.0
     #: Idle time in which it stays `hot` (`parked` on a CPU), unless others could not be served at all otherwise.
     keep_hot_s: float = 0.0
+    replicas_min: int = 0  # so many serve always, asked for or not
+    #: How long a request waits for a replica, if its client does not say less; None: as long as the router has it.
+    deadline_s: float | None = None
 
     def encode(self) -> bytes:
         return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True).encode()
@@ -82,6 +86,10 @@ class ModelSpec:
             raise ValueError(f"slots is {self.slots}, it must be 1 to {_SLOTS_MAX}")
         if not 1 <= self.replicas_max <= 1024:
             raise ValueError(f"replicas_max is {self.replicas_max}, it must be 1 to 1024")
+        if not 0 <= self.replicas_min <= self.replicas_max:
+            raise ValueError(
+                f"replicas_min is {self.replicas_min}, it must be 0 to replicas_max, which is {self.replicas_max}"
+            )
         self._check_memory()
         self._check_rest()
         return self
@@ -93,6 +101,10 @@ class ModelSpec:
         if not 0 <= self.keep_hot_s <= (_KEEP_S_MAX if self.freeze_after_s is None else longest_s):
             raise ValueError(
                 "keep_hot_s must be at least 0, and at most freeze_after_s or a year: shorten it"
+            )
+        if self.deadline_s is not None and not 0 < self.deadline_s <= _DEADLINE_S_MAX:
+            raise ValueError(
+                f"deadline_s is {self.deadline_s:g}, it must be above 0 and at most {_DEADLINE_S_MAX:g}"
             )
         if not _PRIORITY_MIN <= self.priority <= _PRIORITY_MAX:
             raise ValueError(

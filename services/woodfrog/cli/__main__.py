@@ -98,7 +98,18 @@ def _take_model(add: argparse.ArgumentParser) -> None:
         help="what a second of waiting for it counts where room is short, 0.01 to 100; others have 1",
     )
     add.add_argument("--slots", type=int, default=16, help="requests that a replica runs at once")
-    add.add_argument("--replicas-max", type=int, default=1)
+    add.add_argument(
+        "--replicas-max", type=int, metavar="N", help="as many at once; --replicas-min, or 1"
+    )
+    add.add_argument(
+        "--replicas-min", type=int, default=0, metavar="N", help="so many serve always (0)"
+    )
+    add.add_argument(
+        "--deadline",
+        type=float,
+        metavar="S",
+        help="how long a request waits for a replica, if its client does not say less",
+    )
     add.add_argument(
         "--memory",
         type=_gib,
@@ -198,7 +209,9 @@ async def _add(args: argparse.Namespace) -> None:
         weights_bytes=0,
         engine_args={"context_tokens": args.context, **({"compile": 1} if args.compile else {})},
         slots=args.slots,
-        replicas_max=args.replicas_max,
+        replicas_max=max(1, args.replicas_min) if args.replicas_max is None else args.replicas_max,
+        replicas_min=args.replicas_min,
+        deadline_s=args.deadline,
         park_after_s=_park_after_s(args.park_after, args.freeze_after),
         freeze_after_s=args.freeze_after,
         memory_bytes=args.memory,

@@ -9,6 +9,7 @@ from woodfrog.model.rung import Rung
 from woodfrog.scheduler.demand import Demand
 from woodfrog.scheduler.estimates import Estimates
 from woodfrog.scheduler.events import Announce, Command, Descend, Grant, Refusal, Refuse
+from woodfrog.scheduler.moves import Moves
 from woodfrog.scheduler.timers import Timers
 from woodfrog.scheduler.usage import Usage
 from woodfrog.scheduler.view import ClusterView, ReplicaRecord, fingerprint_key
@@ -28,6 +29,8 @@ class Limits:
     descend_retry_s: float = 1.0  # a replica that was not lowered counts as used for so long
     retry_after_s: float = 1.0  # what a caller without capacity is told
     attempts_max: int = 8  # of one climb, refusals counted
+    ahead_retry_s: float = 10.0  # after a climb that nobody asked for found no room, or failed
+    moves_per_minute: int = 30  # on one node, by the plan
 
 
 @dataclass(slots=True)
@@ -59,6 +62,7 @@ class Board:
         self.limits = limits
         self.estimates = estimates
         self.demand = Demand()
+        self.moves = Moves(limits.moves_per_minute)
         #: Where idle replicas are to rest, by the plan; others go by the clock.
         self.planned: Mapping[str, Rung] = {}
         self.now = float("-inf")
@@ -74,6 +78,8 @@ class Board:
         self.awaited: set[str] = set()  #: nodes that may bring capacity soon; "" is any node
         self.touched: dict[str, None] = {}  #: replicas to look at before the event ends
         self.stirred: dict[str, None] = {}  #: models whose waiting tickets may have a chance now
+        self.minded: set[str] = set()  #: models of which some replicas are to serve always
+        self.lacking: dict[str, None] = {}  #: of them, those to count before the event ends
         self._commands: list[Command] = []
         self._changes: dict[str, ReadyReplica | None] = {}  # for routers; None: gone
         self._placements = 0
@@ -94,6 +100,16 @@ class Board:
         self.touched[replica_id] = None
         if (record := self.view.replicas.get(replica_id)) is not None:
             self.view.changed(record.replica.node)
+            self.lacks(record.replica.model)
+
+    def lacks(self, model: str) -> None:
+        """It may have too few replicas that serve, or those that it must keep may be others."""
+        if model in self.minded:
+            self.lacking[model] = None
+
+    def try_ahead_later(self, model: str) -> None:
+        """What nobody asked for is not tried again at once."""
+        self.timers.set(("ahead", model), self.now + self.limits.ahead_retry_s)
 
     def stir_all(self) -> None:
         """Room or hope changed somewhere."""
@@ -192,6 +208,7 @@ class Board:
             self.timers.drop(("replica", replica_id))
             if record.announced:
                 self._changes[replica_id] = None
+            self.lacks(record.replica.model)
             self.stir_all()
         return record
 
@@ -216,7 +233,7 @@ class Board:
         for replica_id, record in self.view.replicas.items():
             assert record.announced == self.view.offered(record), "routers know otherwise"
             assert record.busy == (self.usage.active(replica_id) > 0)
-            if record.live and not record.busy and not record.quiet:
+            if record.live and not (record.busy or record.quiet or record.needed):
                 assert ("replica", replica_id) in self.timers, "an idle replica is forgotten"
         assert not self.touched
         assert not self.stirred

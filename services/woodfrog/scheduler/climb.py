@@ -32,8 +32,9 @@ RETRIES: dict[Effort, tuple[Effort, ...]] = {
 class Climb:
     name: str
     spec: ModelSpec
-    ticket: int  # that caused it
+    ticket: int  # that caused it; 0: none did
     began: float
+    ahead: bool = False  # nobody needs to wait for it
     waiters: dict[int, Ticket] = field(default_factory=dict)
     effort: Effort = Effort.FIRST
     attempts: int = 0

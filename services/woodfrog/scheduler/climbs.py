@@ -27,6 +27,7 @@ from woodfrog.scheduler.policy import (
     make_room,
     place,
 )
+from woodfrog.scheduler.refusals import no_capacity
 from woodfrog.scheduler.room import facts_off_gpu, facts_with, facts_without, yields
 from woodfrog.scheduler.view import RESTING, ReplicaRecord
 
@@ -75,6 +76,20 @@ class Climbs:
         self._refuse_no_capacity(ticket, spec, found)
         return True
 
+    def climb_ahead(self, spec: ModelSpec, node: str = "") -> bool:
+        """Lifts one more replica though nobody asked: on the node, if it has room there, else anywhere.
+
+        False when there is no room, or the model has as many as it may have.
+        """
+        view = self._board.view
+        new = self._replica_count(spec) < spec.replicas_max
+        request = PlaceRequest(spec, view.pointers(spec), new=new, node=node)
+        found = place(request, view, self._board.estimates) if node else self._find(request)
+        if isinstance(found, NoCapacity):
+            return False
+        self._begin(self._name(spec, ticket=0, ahead=True), found)
+        return True
+
     def _room_is_coming(self, spec: ModelSpec) -> bool:
         """Whether a replica is leaving what the model needs, on a node that could take it."""
         return any(
@@ -102,13 +117,16 @@ class Climbs:
         return max(fitting, key=lambda climb: len(climb.waiters), default=None)
 
     def _start(self, ticket: Ticket, spec: ModelSpec, found: Placement | Eviction) -> None:
-        self._count += 1
-        name = f"{self._board.epoch}-c{self._count}"
-        climb = Climb(name, spec, ticket.number, self._board.now)
-        self._climbs[name] = climb
-        self._of_model.setdefault(spec.name, {})[name] = climb
+        climb = self._name(spec, ticket.number)
         self._join(climb, ticket)
         self._begin(climb, found)
+
+    def _name(self, spec: ModelSpec, ticket: int, *, ahead: bool = False) -> Climb:
+        self._count += 1
+        name = f"{self._board.epoch}-c{self._count}"
+        climb = self._climbs[name] = Climb(name, spec, ticket, self._board.now, ahead)
+        self._of_model.setdefault(spec.name, {})[name] = climb
+        return climb
 
     def _join(self, climb: Climb, ticket: Ticket) -> None:
         self._board.stop_waiting(ticket)
@@ -213,6 +231,7 @@ class Climbs:
         del of_model[climb.name]
         if not of_model:
             del self._of_model[climb.spec.name]
+        self._board.lacks(climb.spec.name)
         for ticket in climb.waiters.values():
             ticket.climb = None
         return list(climb.waiters.values())
@@ -237,6 +256,8 @@ class Climbs:
             board.put_facts(climb.node, facts_with(facts, climb.spec, climbed.replica, before))
         record = self._put(climb.node, climbed.replica)
         record.suspect_since = None
+        if climb.ahead and not waiters:  # it goes to rest at once, unless `replicas_min` keeps it
+            record.used = board.now - climb.spec.park_after_s
         climb_ms = (board.now - climb.began) * 1000
         waited = Waited(climb.name, climbed.from_rung, climb_ms, climbed.fallback_reason)
         for ticket in waiters:
@@ -308,8 +329,9 @@ class Climbs:
         known = board.view.replicas.get(replica.replica_id)
         if known is not None and (known.replica.node, known.replica.model) != (node, replica.model):
             self.drop_replica(replica.replica_id)
+        record = board.view.put_replica(replace(replica, node=node), board.now)
         board.touch(replica.replica_id)
-        return board.view.put_replica(replace(replica, node=node), board.now)
+        return record
 
     def _claim(self, climb: Climb, replica: Replica) -> None:
         """It is this climb's: when two climb on one node, its name may have been taken for the other's."""
@@ -410,7 +432,7 @@ class Climbs:
         """Another attempt, if somebody waits and anything is left to try."""
         board = self._board
         spec = climb.spec
-        wanted = climb.waiters and climb.attempts < board.limits.attempts_max
+        wanted = (climb.waiters or climb.ahead) and climb.attempts < board.limits.attempts_max
         for effort in efforts if wanted else ():
             cold = effort is Effort.COLD
             if cold and not climb.restored and climb.effort is Effort.ELSEWHERE:
@@ -433,6 +455,8 @@ class Climbs:
         board, failure = self._board, climb.failure
         exhausted = climb.attempts >= board.limits.attempts_max
         returning = failure is not None and failure.reason in _AWAY and bool(board.awaited)
+        if climb.ahead:
+            board.try_ahead_later(climb.spec.name)
         for ticket in self._end(climb):
             if failure is not None and not returning:
                 board.refuse(
@@ -448,22 +472,9 @@ class Climbs:
                 board.wait(ticket)
 
     def _refuse_no_capacity(self, ticket: Ticket, spec: ModelSpec, found: NoCapacity) -> None:
-        retry_s: float | None = self._board.limits.retry_after_s
-        mend = f"try again in {retry_s:g} s, or add a node"
-        if found.lasting:
-            larger = "node with a larger GPU" if spec.gpu_bytes else "larger node"
-            retry_s, mend = None, f"add the model with less memory, or a {larger}"
-        needed = f"{spec.memory_bytes / (1 << 30):.1f} GiB"
-        if spec.gpu_bytes:
-            gpu_bytes = spec.gpu_bytes + spec.weights_bytes
-            needed += f" and {gpu_bytes / (1 << 30):.1f} GiB of one GPU"
-        self._board.refuse(
-            ticket,
-            Refusal.RESOURCE_EXHAUSTED,
-            "NO_CAPACITY",
-            f"model {spec.name!r} needs {needed} and no node has room ({found.sentence}); {mend}",
-            retry_s,
-        )
+        message, retry_s = no_capacity(spec, found, self._board.limits.retry_after_s)
+        refusal = Refusal.RESOURCE_EXHAUSTED
+        self._board.refuse(ticket, refusal, "NO_CAPACITY", message, retry_s)
 
     def check(self) -> None:
         board = self._board

@@ -17,6 +17,8 @@ HALF_LIFE = 64.0  # wakes
 ORDINARY_WAKES = 2.0
 _ALL_HALF_LIFE = 4096.0
 _AT_LEAST_S = 60.0
+_NO_WAKES = 1e-9
+_LIKELY = 0.25  # below, a rate says more of chance than of the model
 
 
 @dataclass(slots=True)
@@ -34,18 +36,13 @@ class Histogram:
         self.counts[found] = self.counts.get(found, 0.0) + 1.0
         self.total = sum(self.counts.values())
 
-    def after(self, idle_s: float) -> tuple[float, float]:
-        """Wakes that came later, and the sum of how much later."""
-        count = seconds = 0.0
+    def later(self, idle_s: float, found: dict[int, float], share: float = 1.0) -> None:
+        """Adds to `found`, by bin, the wakes that came after more than `idle_s`; `share` of each."""
         for bin, wakes in self.counts.items():
-            start_s = SHORTEST_S * STEP**bin
-            end_s = start_s * STEP
-            if end_s <= idle_s:
-                continue
-            part = min(1.0, (end_s - idle_s) / (end_s - start_s))
-            count += wakes * part
-            seconds += wakes * part * ((max(start_s, idle_s) + end_s) / 2 - idle_s)
-        return count, seconds
+            end_s = SHORTEST_S * STEP ** (bin + 1)
+            if end_s > idle_s:
+                part = min(1.0, (end_s - idle_s) / (end_s - end_s / STEP))
+                found[bin] = found.get(bin, 0.0) + wakes * part * share
 
 
 class Demand:
@@ -66,17 +63,30 @@ class Demand:
         self._of.pop(model, None)
 
     def wait_s(self, model: str, idle_s: float) -> float:
-        """Until its next request, on average, after so long without one; where none ever came so late, as long again."""
-        own = self._of.get(model)
-        count = seconds = 0.0
-        if own is not None:
-            count, seconds = own.after(idle_s)
+        """Seconds for which it is to be kept, for one wake, after so long without a request: for as long as pays best.
+
+        Keeping it for a time t costs the smaller of t and the wait, and serves a wake if one comes within t; the
+        best such rate counts, so that a wake which is likely soon is not outweighed by one that may come next week.
+        Where none ever came so late, as long again.
+        """
+        found: dict[int, float] = {}
+        if (own := self._of.get(model)) is not None:
+            own.later(idle_s, found)
         if self._all.total:
-            share = ORDINARY_WAKES / self._all.total
-            of_all = self._all.after(idle_s)
-            count += share * of_all[0]
-            seconds += share * of_all[1]
-        return seconds / count if count > 1e-9 else max(_AT_LEAST_S, idle_s)
+            self._all.later(idle_s, found, ORDINARY_WAKES / self._all.total)
+        left = sum(found.values())
+        if left <= _NO_WAKES:
+            return max(_AT_LEAST_S, idle_s)
+        best = came = held_s = 0.0
+        enough = _LIKELY * left
+        for bin in sorted(found):
+            count = found[bin]
+            end_s = SHORTEST_S * STEP ** (bin + 1)
+            came, left = came + count, left - count
+            held_s += count * ((max(end_s / STEP, idle_s) + end_s) / 2 - idle_s)
+            if came >= enough:
+                best = max(best, came / (held_s + max(0.0, left) * (end_s - idle_s)))
+        return 1 / best
 
 
 def bin_of(idle_s: float) -> int:

@@ -135,6 +135,8 @@ class Planned:
 
     rungs: Mapping[str, Rung]
     values: Mapping[str, float] = field(default_factory=dict)  # of each that may be lowered
+    #: Models without a replica that are to have one at rest, and on which node; what is worth most first.
+    ahead: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +190,7 @@ class StartClimb:
     replica_id: str | None  # to thaw
     rung: Rung  # on which the model is there
     predicted_s: float
-    ticket: int  # that caused the climb; its trace is the climb's
+    ticket: int  # that caused the climb; its trace is the climb's; 0: none did
     yields: tuple[
         str, ...
     ] = ()  # who rests on the node's GPUs, in the order in which they make room

@@ -243,20 +243,28 @@ def _value(each: tuple[Item, Option, float]) -> float:
     return each[2]
 
 
-def _greedy(worth: Iterable[tuple[Item, Option, float]], limits: Limits) -> dict[str, Choice]:
-    """By value for the share of a group that is taken; then what fits of the more valuable options."""
+def _greedy(worth: Sequence[tuple[Item, Option, float]], limits: Limits) -> dict[str, Choice]:
+    """The better of two: by value for the share of a group that is taken, or by value alone.
+
+    Then what fits of the more valuable options.
+    """
 
     def share(option: Option) -> float:
         of = limits.get(option.group, {})
         taken = (used / of[resource] for resource, used in option.uses.items() if of.get(resource))
         return sum(taken) + 1e-9
 
-    ranked = sorted(worth, key=lambda each: -each[2] / share(each[1]))
-    chosen: dict[str, Choice] = {}
-    room = _Room(limits)
-    _fill(ranked, room, chosen)
-    _raise(ranked, room, chosen)
-    return chosen
+    found = []
+    for ranked in (
+        sorted(worth, key=lambda each: -each[2] / share(each[1])),
+        sorted(worth, key=_value, reverse=True),
+    ):
+        chosen: dict[str, Choice] = {}
+        room = _Room(limits)
+        _fill(ranked, room, chosen)
+        _raise(ranked, room, chosen)
+        found.append(chosen)
+    return max(found, key=_total)
 
 
 def _raise(

@@ -1,47 +1,91 @@
 """From the view to the plan's problem, and from its solution to what replicas may rest on. Pure.
 
 An idle replica rests where it is worth most, as long as what it holds is wanted by nobody more and is worth its price. What
-is frozen comes back by requests.
+is frozen, and expected soon, is lifted there before its next request.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from woodfrog.model.node import Replica, ReplicaState
 from woodfrog.model.placement import PlannedModel, PlanView
 from woodfrog.model.rung import Rung
+from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler.demand import Demand
 from woodfrog.scheduler.estimates import Branch, Estimates, Way
 from woodfrog.scheduler.events import Planned
-from woodfrog.scheduler.plan import Item, Limits, Option, Prices, Resource, Solution
+from woodfrog.scheduler.plan import Choice, Item, Limits, Option, Prices, Resource, Solution
+from woodfrog.scheduler.policy import (
+    Eviction,
+    NoCapacity,
+    Placement,
+    PlaceRequest,
+    make_room,
+    place,
+)
 from woodfrog.scheduler.view import RESTING, ClusterView, NodeRecord, ReplicaRecord
 
 HEADROOM = 0.1  # of a node stays free, so that a climb finds room at once
 CONTEXT_BYTES = 1 << 30  # of a GPU, by a replica that never rested there yet
+SOON_S = 300.0  # what is expected later is not lifted yet
 
 
 def items(
     view: ClusterView, demand: Demand, estimates: Estimates, now: float
 ) -> Iterator[Item | None]:
-    """One of each model that idles and may be kept; None for others, so that a caller can stop after any number."""
+    """One of each model that idles and may be kept or lifted; None for others, so that a caller can stop after any number."""
     for name, model in list(view.models.items()):
-        replicas = []
-        if model.spec.freeze_after_s is None and model.active is not None:
-            replicas = [record for record in view.replicas_of(name) if _plannable(view, record)]
-        if not replicas or model.active is None:
+        if model.spec.freeze_after_s is not None or model.active is None:
             yield None
             continue
-        best = min(replicas, key=_order)
-        node = view.nodes[best.replica.node]
-        wakes_s = 1 / max(1.0, demand.wait_s(name, now - model.active))
-        gpu = best.replica.gpu != ""
-        process_s, weights_s = estimates.priors.restore_prior_s(gpu, model.spec.weights_bytes)
-        frozen = Way(node.print_key, name, Rung.FROZEN, copies=gpu)
-        away = estimates.forecast(frozen, Branch(process_s), Branch(weights_s))
-        options = tuple(_options(best, node, model.spec.weights_bytes, estimates))
-        rung = Rung.HOT if best.replica.gpu else Rung.PARKED
-        rests = Rung(best.replica.state.value) if best.replica.state in RESTING else rung
-        at = next((n for n, option in enumerate(options) if option.rung is rests), None)
-        yield Item(name, wakes_s, away.seconds, options, model.spec.priority, at)
+        wait_s = max(1.0, demand.wait_s(name, now - model.active))
+        replicas = [record for record in view.replicas_of(name) if _plannable(view, record)]
+        if replicas:
+            yield _kept(view, min(replicas, key=_order), model.spec, estimates, wait_s)
+        elif wait_s <= SOON_S and not any(view.replicas_of(name)):
+            yield _lifted(view, model.spec, estimates, wait_s)
+        else:
+            yield None
+
+
+def _kept(
+    view: ClusterView, best: ReplicaRecord, spec: ModelSpec, estimates: Estimates, wait_s: float
+) -> Item:
+    """Of a model with a replica at rest."""
+    replica, node = best.replica, view.nodes[best.replica.node]
+    gpu = replica.gpu != ""
+    process_s, weights_s = estimates.priors.restore_prior_s(gpu, spec.weights_bytes)
+    frozen = Way(node.print_key, spec.name, Rung.FROZEN, copies=gpu)
+    away = estimates.forecast(frozen, Branch(process_s), Branch(weights_s))
+    context = min(replica.gpu_bytes, CONTEXT_BYTES)
+    if replica.state in RESTING:
+        has_them = replica.own_weights and replica.state is ReplicaState.HOT
+        context = max(0, replica.gpu_bytes - (spec.weights_bytes if has_them else 0))
+    spec = replace(spec, memory_bytes=replica.memory_bytes)  # as it was started with
+    options = tuple(_options(spec, replica.node, node, estimates, context if gpu else None))
+    rung = Rung.HOT if gpu else Rung.PARKED
+    rests = Rung(replica.state.value) if replica.state in RESTING else rung
+    at = next((n for n, option in enumerate(options) if option.rung is rests), None)
+    return Item(spec.name, 1 / wait_s, away.seconds, options, spec.priority, at)
+
+
+def _lifted(view: ClusterView, spec: ModelSpec, estimates: Estimates, wait_s: float) -> Item | None:
+    """Of a model without one, on the node to which its next request would bring it; where none has room, on the one
+    where that is made. None without a snapshot that fits: a cold start is too much to do unasked.
+    """
+    request = PlaceRequest(spec, view.pointers(spec))
+    found: Placement | Eviction | NoCapacity = place(request, view, estimates)
+    if isinstance(found, NoCapacity):
+        found = make_room(request, view, estimates)
+    if isinstance(found, NoCapacity):
+        return None
+    placement = found.placement if isinstance(found, Eviction) else found
+    if placement.snapshot is None:
+        return None
+    context = min(spec.gpu_bytes, CONTEXT_BYTES) if spec.gpu_bytes else None
+    node = view.nodes[placement.node]
+    options = tuple(_options(spec, placement.node, node, estimates, context))
+    return Item(spec.name, 1 / wait_s, placement.predicted_s, options, spec.priority)
 
 
 def limits(view: ClusterView, planned: Mapping[str, Item], room: float = 1.0) -> Limits:
@@ -89,23 +133,27 @@ def _weights_on(node: NodeRecord, replica: Replica) -> tuple[str, ...]:
 
 
 def rests(view: ClusterView, planned: Mapping[str, Item], solution: Solution) -> Planned:
-    """Where each model's best idle replica is to rest, and what each idle one's rest is worth.
+    """Where each model's best idle replica is to rest, what each idle one's rest is worth, and which models are to have one.
 
     Nothing for those that keep nothing, and for a model's others than the best.
     """
     found: dict[str, Rung] = {}
     values: dict[str, float] = {}
+    ahead: dict[str, Choice] = {}
     for model in planned:
+        choice = solution.choices.get(model)
+        if choice is not None and not any(view.replicas_of(model)):
+            ahead[model] = choice
         replicas = [record for record in view.replicas_of(model) if _plannable(view, record)]
-        if not replicas:  # since the plan was begun
+        if not replicas:  # since the plan was begun, or it is to be lifted
             continue
         best = min(replicas, key=_order).replica
-        choice = solution.choices.get(model)
         here = choice is not None and choice.option.group == best.node
         values |= {record.replica.replica_id: 0.0 for record in replicas}
         values[best.replica_id] = choice.value if choice is not None and here else 0.0
         found[best.replica_id] = choice.option.rung if choice is not None and here else Rung.FROZEN
-    return Planned(found, values)
+    first = sorted(ahead, key=lambda model: -ahead[model].value)
+    return Planned(found, values, {model: ahead[model].option.group for model in first})
 
 
 def told(view: ClusterView, planned: Mapping[str, Item], solution: Solution) -> PlanView:
@@ -114,14 +162,18 @@ def told(view: ClusterView, planned: Mapping[str, Item], solution: Solution) -> 
     for name, item in planned.items():
         choice = solution.choices.get(name)
         replicas = [record for record in view.replicas_of(name) if _plannable(view, record)]
-        if not replicas:
+        if replicas:
+            best = min(replicas, key=_order).replica
+            node, now = best.node, best.state.value
+        elif any(view.replicas_of(name)):  # since the plan was begun
             continue
-        best = min(replicas, key=_order).replica
+        else:
+            node, now = item.options[0].group, Rung.FROZEN.value
         models.append(
             PlannedModel(
                 name,
-                best.node,
-                best.state.value,
+                node,
+                now,
                 choice.option.rung if choice else Rung.FROZEN,
                 1 / item.wakes_s,
                 choice.option.wake_s if choice else item.away_s,
@@ -134,27 +186,21 @@ def told(view: ClusterView, planned: Mapping[str, Item], solution: Solution) -> 
 
 
 def _options(
-    record: ReplicaRecord, node: NodeRecord, weights_bytes: int, estimates: Estimates
+    spec: ModelSpec, name: str, node: NodeRecord, estimates: Estimates, context: int | None
 ) -> Iterator[Option]:
-    replica, priors = record.replica, estimates.priors
-    own = {Resource.MEMORY: float(replica.memory_bytes), Resource.REPLICAS: 1.0}
-    if not replica.gpu:
-        way = Way(node.print_key, replica.model, Rung.PARKED)
-        yield Option(
-            replica.node, Rung.PARKED, estimates.forecast(way, Branch(priors.thaw_s)).seconds, own
-        )
+    """For one replica on the node, which holds `context` bytes of a GPU beside the weights; None: it runs on the CPU."""
+    priors = estimates.priors
+    own = {Resource.MEMORY: float(spec.memory_bytes), Resource.REPLICAS: 1.0}
+    if context is None:
+        way = Way(node.print_key, spec.name, Rung.PARKED)
+        yield Option(name, Rung.PARKED, estimates.forecast(way, Branch(priors.thaw_s)).seconds, own)
         return
-    context = min(replica.gpu_bytes, CONTEXT_BYTES)
-    if replica.state in RESTING:
-        has_them = replica.own_weights and replica.state is ReplicaState.HOT
-        context = max(0, replica.gpu_bytes - (weights_bytes if has_them else 0))
-    hot = estimates.forecast(Way(node.print_key, replica.model, Rung.HOT), Branch(priors.hot_s))
-    yield Option(
-        replica.node, Rung.HOT, hot.seconds, {**own, Resource.GPU: float(context + weights_bytes)}
-    )
-    way = Way(node.print_key, replica.model, Rung.PARKED, copies=True)
-    parked = estimates.forecast(way, Branch(priors.thaw_prior_s(True, weights_bytes)))
-    yield Option(replica.node, Rung.PARKED, parked.seconds, {**own, Resource.GPU: float(context)})
+    hot = estimates.forecast(Way(node.print_key, spec.name, Rung.HOT), Branch(priors.hot_s))
+    held = float(context + spec.weights_bytes)
+    yield Option(name, Rung.HOT, hot.seconds, {**own, Resource.GPU: held})
+    way = Way(node.print_key, spec.name, Rung.PARKED, copies=True)
+    parked = estimates.forecast(way, Branch(priors.thaw_prior_s(True, spec.weights_bytes)))
+    yield Option(name, Rung.PARKED, parked.seconds, {**own, Resource.GPU: float(context)})
 
 
 def _plannable(view: ClusterView, record: ReplicaRecord) -> bool:

@@ -29,6 +29,7 @@ class PlaceRequest:
     excluded_nodes: frozenset[str] = frozenset()
     excluded_replicas: frozenset[str] = frozenset()  # parked ones that must not be thawed
     new: bool = True  # false when only a thaw is wanted: the model has all the replicas it may have
+    node: str = ""  # where a new one has to be; empty: anywhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,8 @@ def _near(
     """Nodes to be looked at for a new replica."""
     if not request.new:
         return candidates.Found((), (), Counter())
+    if request.node:
+        return candidates.Found((request.node,), (), Counter())
     if len(view.nodes) <= candidates.FEW_NODES:
         return candidates.Found(tuple(view.nodes), (), Counter())
     return find(view, request.spec, request.pointers, request.excluded_nodes)

@@ -3,7 +3,7 @@
 from woodfrog.model.node import ReplicaState
 from woodfrog.model.rung import Rung
 from woodfrog.scheduler.board import Board
-from woodfrog.scheduler.view import ReplicaRecord
+from woodfrog.scheduler.view import RESTING, ReplicaRecord
 
 
 class Rest:
@@ -23,7 +23,9 @@ class Rest:
         record.kept = not busy and board.now < self._kept_until(record)
         board.view.changed(record.replica.node)
         was_quiet = record.quiet
-        record.quiet = record.live and not busy and board.now >= record.descend_after
+        record.needed = self._needed(record)
+        idle = record.live and not busy and not record.needed
+        record.quiet = idle and board.now >= record.descend_after
         if record.quiet and not was_quiet and record.replica.gpu:
             board.stir_all()  # who waits to be thawed on its GPU may have it lowered
         offered = board.view.offered(record)
@@ -36,7 +38,7 @@ class Rest:
         """Lowers the replica if it is time, else notes when to look again."""
         board = self._board
         record = board.view.replicas.get(replica_id)
-        if record is None or not record.live or record.busy:
+        if record is None or not record.live or record.busy or record.needed:
             return
         if not record.quiet:
             board.timers.set(("replica", replica_id), record.descend_after)
@@ -46,6 +48,8 @@ class Rest:
             return
         when, rung = due
         if when <= board.now:
+            if record.replica.state in RESTING:
+                board.moves.note(record.replica.node, board.now)
             board.descend(record, rung)
         else:
             again = min(when, self._kept_until(record)) if record.kept else when
@@ -66,6 +70,19 @@ class Rest:
             record.descend_after = self._board.now + self._board.limits.descend_retry_s
             self._board.stir_all()  # whoever waited for its room
         self._board.touch(record.replica.replica_id)
+
+    def _needed(self, record: ReplicaRecord) -> bool:
+        """Of a model's replicas that serve, the first `replicas_min` by name are."""
+        model = record.replica.model
+        if model not in self._board.minded or not self._board.view.offered(record):
+            return False
+        offered = [
+            each.replica.replica_id
+            for each in self._board.view.replicas_of(model)
+            if self._board.view.offered(each)
+        ]
+        count = self._board.view.models[model].spec.replicas_min
+        return record.replica.replica_id in sorted(offered)[:count]
 
     def _kept_until(self, record: ReplicaRecord) -> float:
         model = self._board.view.models.get(record.replica.model)
@@ -89,7 +106,13 @@ class Rest:
             return self._kept_until(record), planned or Rung.FROZEN  # looked at again then
         if planned is not None:
             lower = planned is Rung.FROZEN or (planned is Rung.PARKED and state is ReplicaState.HOT)
-            return (board.now, planned) if lower else None
+            return (board.moves.free_at(record.replica.node, board.now), planned) if lower else None
         if idle_s is None:  # until a plan names it
             return self._kept_until(record) + board.limits.freeze_s, Rung.FROZEN
         return record.used + idle_s, Rung.FROZEN
+
+    def check(self) -> None:
+        for replica_id, record in self._board.view.replicas.items():
+            assert record.needed == self._needed(record), (
+                f"{replica_id} is kept for nothing, or not"
+            )

@@ -13,6 +13,7 @@ from woodfrog.model.placement import ReadyReplica
 from woodfrog.model.rung import Rung
 from woodfrog.scheduler import candidates
 from woodfrog.scheduler import events as on
+from woodfrog.scheduler.ahead import Ahead
 from woodfrog.scheduler.board import Board, Limits, Ticket
 from woodfrog.scheduler.climbs import Climbs
 from woodfrog.scheduler.demand import Demand
@@ -39,6 +40,7 @@ class SchedulerState:
         self._board = Board(epoch, limits, estimates or Estimates(Rates()))
         self._rest = Rest(self._board)
         self._climbs = Climbs(self._board)
+        self._ahead = Ahead(self._board, self._climbs)
         world = World(self._board, self._climbs)
         self._handlers: dict[type[Any], Callable[[Any], None]] = {
             on.AcquireRequested: self._acquire_requested,
@@ -108,6 +110,7 @@ class SchedulerState:
         """The invariants; AssertionError when one is broken."""
         self._board.check()
         self._climbs.check()
+        self._rest.check()
         candidates.check(self.view)
         for model, waiting in self._board.waiting.items():
             for ticket in waiting.values():
@@ -120,13 +123,16 @@ class SchedulerState:
     def _acquire_requested(self, event: on.AcquireRequested) -> None:
         board = self._board
         assert event.ticket not in board.tickets
-        if event.model in self.view.models:
-            self.view.models[event.model].requested = board.now
+        deadline = event.deadline
+        if (model := self.view.models.get(event.model)) is not None:
+            model.requested = board.now
             self._active(event.model)
+            if model.spec.deadline_s is not None:
+                deadline = min(deadline, board.now + model.spec.deadline_s)
         for replica_id in sorted(event.excluded):
             self._rest.suspect(replica_id)
         ticket = Ticket(
-            event.ticket, event.model, event.router, event.excluded, board.now, event.deadline
+            event.ticket, event.model, event.router, event.excluded, board.now, deadline
         )
         board.tickets[ticket.number] = ticket
         board.wait(ticket)
@@ -144,7 +150,7 @@ class SchedulerState:
                 board.limits.retry_after_s,
             )
         else:
-            board.timers.set(("ticket", str(ticket.number)), event.deadline)
+            board.timers.set(("ticket", str(ticket.number)), deadline)
 
     def _acquire_cancelled(self, event: on.AcquireCancelled) -> None:
         ticket = self._board.tickets.get(event.ticket)
@@ -201,6 +207,7 @@ class SchedulerState:
                 self._board.touch(replica_id)
         for replica_id, record in self.view.replicas.items():
             record.value = event.values.get(replica_id, float("inf"))
+        self._ahead.planned(event.ahead)
 
     # --- nodes ---
 
@@ -242,6 +249,8 @@ class SchedulerState:
                 board.awaited.discard(name)
                 board.starting.discard(name)
                 board.stir_all()
+            case "ahead":
+                board.lacks(name)
             case "refused":
                 if name in self.view.nodes:
                     self.view.nodes[name].refused_bytes = None
@@ -272,20 +281,28 @@ class SchedulerState:
     def _settle(self) -> None:
         board = self._board
         seen: dict[str, None] = {}
+        self._ahead.mark()
         while board.touched or board.stirred:
             touched, board.touched = board.touched, {}
             seen.update(touched)
             for replica_id in touched:
                 self._rest.refresh(replica_id)
             stirred, board.stirred = board.stirred, {}
-            for model in stirred:
+            for model in sorted(stirred, key=self._urgency) if len(stirred) > 1 else stirred:
                 self._serve(model)
+        self._ahead.look()
         for replica_id in seen:
             self._rest.plan(replica_id)
         for replica_id in board.touched:
             self._rest.refresh(replica_id)
         board.touched = {}
         board.stirred = {}
+
+    def _urgency(self, model: str) -> tuple[float, float]:
+        """Where several wait for room: by what their waiting counts, then by deadline."""
+        record, waiting = self.view.models.get(model), self._board.waiting.get(model, {})
+        deadline = min((ticket.deadline for ticket in waiting.values()), default=float("inf"))
+        return -(record.spec.priority if record is not None else 0.0), deadline
 
     def _serve(self, model: str) -> None:
         """First come, first served; who excludes replicas does not hold up the others."""

@@ -35,6 +35,7 @@ class ReplicaRecord:
     quiet: bool = False  #: it may be lowered: live, not busy, and `descend_after` is over
     announced: bool = False  #: routers were told that it is ready
     kept: bool = False  #: its `keep_hot_s` is not over
+    needed: bool = False  #: it is one of the `replicas_min` that serve always
     #: What the plan gives for its rest; it knows nothing of those that were used since.
     value: float = float("inf")
 

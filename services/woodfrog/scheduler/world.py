@@ -60,6 +60,7 @@ class World:
         for replica_id in list(node.replicas):
             self._climbs.drop_replica(replica_id)
         self._view.drop_node(event.node)
+        self._board.moves.forget(event.node)
 
     def _put_replicas(self, name: str, node: NodeRecord, update: NodeUpdate) -> None:
         named = {replica.replica_id for replica in update.replicas}
@@ -117,12 +118,17 @@ class World:
             if known.spec.weights != spec.weights:
                 self._stop_climbs(spec.name)
             known.spec = spec
+        if spec.replicas_min:
+            self._board.minded.add(spec.name)
+        else:
+            self._board.minded.discard(spec.name)
         self._look_again(spec.name)
 
     def _remove(self, model: str) -> None:
         if self._view.models.pop(model, None) is not None:
             self._board.estimates.forget(model)
             self._board.demand.forget(model)
+            self._board.minded.discard(model)
             self._stop_climbs(model)
             self._look_again(model)
 
@@ -131,6 +137,7 @@ class World:
             self._board.wait(ticket)
 
     def _look_again(self, model: str) -> None:
+        self._board.lacks(model)
         for record in self._view.replicas_of(model):
             self._board.touch(record.replica.replica_id)
         if model in self._board.waiting:

@@ -32,7 +32,7 @@ def test_a_spec_from_before_there_were_gpus_runs_on_the_cpu() -> None:
 
 def test_a_spec_from_before_there_were_priorities_is_like_all_others() -> None:
     value = json.loads(SPEC.encode())
-    del value["priority"], value["keep_hot_s"]
+    del value["priority"], value["keep_hot_s"], value["replicas_min"], value["deadline_s"]
     assert ModelSpec.decode(json.dumps(value).encode()) == SPEC
 
 
@@ -51,6 +51,8 @@ def test_a_pointer_from_before_they_named_a_gpu_names_none() -> None:
         {"park_after_s": 9, "freeze_after_s": 8}, {"keep_hot_s": -1}, {"keep_hot_s": 1e9}, {"keep_hot_s": None},
         {"freeze_after_s": 90, "keep_hot_s": 91}, {"priority": 0}, {"priority": 101}, {"priority": "high"},
         {"priority": float("nan")}, {"keep_hot_s": float("nan")}, {"engine_args": []}, {"unknown": 1}, {"format": 99},
+        {"replicas_min": -1}, {"replicas_min": 2, "replicas_max": 1}, {"replicas_min": None}, {"replicas_min": 0.5},
+        {"deadline_s": 0}, {"deadline_s": -1}, {"deadline_s": 1e9}, {"deadline_s": float("nan")}, {"deadline_s": "1"},
     ],
 )  # fmt: skip
 def test_a_spec_that_cannot_be_is_refused_with_one_sentence(change: dict[str, Any]) -> None:

@@ -48,6 +48,12 @@ def test_what_a_model_did_long_ago_is_forgotten() -> None:
     assert demand.wait_s("frog", 30) > 6000
 
 
+def test_a_wake_that_is_likely_soon_is_not_outweighed_by_one_next_week() -> None:
+    demand = woken("frog", *[3600.0] * 12, *[7 * 86400.0] * 4)
+    assert demand.wait_s("frog", 3550) < 300
+    assert demand.wait_s("frog", 7200) > 86400
+
+
 def test_nothing_is_known_of_nothing() -> None:
     demand = Demand()
     assert [demand.wait_s("frog", idle_s) for idle_s in (10, 1000)] == [60, 1000]

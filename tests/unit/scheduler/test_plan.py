@@ -150,6 +150,12 @@ def problems(draw: st.DrawFn) -> tuple[list[Item], Limits]:
     return items, limits
 
 
+def test_a_large_one_of_much_value_is_not_kept_out_by_a_small_one_that_takes_less() -> None:
+    items = [ladder("m1", 5 / 7, 6 * GB, "x"), ladder("m2", 2 / 7, 1 * GB, "x")]
+    disk = {"x": {Resource.GPU: 0.0, Resource.PINNED: 0.0, Resource.DISK: 8.0 * GB}}
+    assert [*Planner().solve(items, disk, FREE, 0.0).choices] == ["m1"]
+
+
 @given(problems(), st.sampled_from([1.0, 0.0]))
 @settings(max_examples=60, deadline=None)
 def test_no_choice_exceeds_what_there_is_and_none_is_far_from_the_best(

@@ -37,6 +37,7 @@ MODELS = {
     "eft": spec("eft", memory_bytes=GIB, gpu_bytes=3 * GIB, park_after_s=2.0, freeze_after_s=9.0),
     "newt": spec("newt", slots=3, memory_bytes=9 * GIB, park_after_s=0.0, freeze_after_s=6.0),
     "salp": spec("salp", memory_bytes=GIB, park_after_s=2.0),
+    "gar": spec("gar", memory_bytes=GIB, park_after_s=2.0, replicas_min=1, replicas_max=2),
 }
 NODES = ("a", "b", "c")
 GPUS = {"a": "GPU-0", "b": "GPU-1"}  # snapshots are from the first
@@ -245,9 +246,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(
         made_up=st.dictionaries(
             st.sampled_from(["x1", "x2"]), st.sampled_from([Rung.HOT, Rung.PARKED, Rung.FROZEN])
-        )
+        ),
+        ahead=st.dictionaries(st.sampled_from([*MODELS, "nobody"]), st.sampled_from([*NODES, "z"])),
     )
-    def plan(self, made_up: dict[str, Rung]) -> None:
+    def plan(self, made_up: dict[str, Rung], ahead: dict[str, str]) -> None:
         """A real plan, and one of replicas that are gone."""
         view = self.state.view
         items = [
@@ -257,7 +259,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         limits = planning.limits(view, by_model)
         solution = Planner().solve(items, limits, planning.prices(view, 0.001, 0.001), 0.0)
         found = planning.rests(view, by_model, solution)
-        self.do(on.Planned({**found.rungs, **made_up}, found.values))
+        self.do(on.Planned({**found.rungs, **made_up}, found.values, {**found.ahead, **ahead}))
 
     @precondition(lambda self: self.placements)
     @rule(data=st.data(), failed=st.booleans())

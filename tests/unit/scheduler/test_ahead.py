@@ -1,0 +1,287 @@
+"""Climbs that no request asked for."""
+
+from dataclasses import replace
+
+import pytest
+from tests.unit.scheduler.cell import (
+    GIB,
+    Cell,
+    every,
+    facts,
+    gpu,
+    on_gpu,
+    only,
+    pointer,
+    replica,
+    resident,
+    spec,
+)
+from tests.unit.scheduler.test_planning import planned, served, wakes
+
+from woodfrog.model.node import Climbed, ReplicaState
+from woodfrog.model.placement import ReplicaUsage
+from woodfrog.model.rung import Rung
+from woodfrog.model.spec import ModelSpec
+from woodfrog.scheduler import events as on
+from woodfrog.scheduler.board import Limits
+from woodfrog.scheduler.moves import Moves
+
+ONE = spec(replicas_min=1, replicas_max=3, park_after_s=5.0, freeze_after_s=20.0)
+FROG = spec("frog", park_after_s=5.0)
+TOAD = replace(FROG, name="toad", weights=spec("toad").weights)
+OLM = replace(spec("olm"), gpu_bytes=2 * GIB, weights_bytes=6 * GIB, park_after_s=5.0)
+RETRY_S = Limits().ahead_retry_s
+
+
+# --- replicas_min ---
+
+
+def minded(model: ModelSpec, *names: str) -> Cell:
+    """With so many that serve already."""
+    cell = Cell(replace(model, replicas_min=0))
+    cell.report("a", *(replica(name, model, "a") for name in names))
+    assert cell.do(on.ModelListed(model)) == []
+    return cell
+
+
+def test_a_model_with_a_minimum_is_lifted_when_it_is_listed_and_never_lowered() -> None:
+    cell = Cell(FROG)
+    start = only(on.StartClimb, cell.do(on.ModelListed(ONE)))
+    assert (start.ticket, start.node) == (0, "a")
+    cell.finish(start, "f1")
+    assert not every(on.Descend, cell.wait(10_000.0))
+
+
+def test_what_is_beyond_the_minimum_goes_by_the_clock() -> None:
+    cell = minded(ONE, "f1", "f2")
+    assert [d.replica_id for d in every(on.Descend, cell.wait(100.0))] == ["f2"]
+
+
+def test_one_that_dies_is_replaced_and_the_next_is_kept() -> None:
+    model = replace(ONE, replicas_min=2)
+    cell = minded(model, "f1", "f2", "f3")
+    assert not every(
+        on.StartClimb, cell.report("a", *(replica(n, model, "a") for n in ("f2", "f3")))
+    )
+    assert not every(on.Descend, cell.wait(1000.0))
+    start = only(on.StartClimb, cell.report("a", replica("f3", model, "a")))
+    assert start.ticket == 0
+
+
+def test_a_request_joins_the_climb_that_nobody_asked_for() -> None:
+    cell = Cell(FROG)
+    start = only(on.StartClimb, cell.do(on.ModelListed(ONE)))
+    assert cell.acquire() == []
+    assert only(on.Grant, cell.finish(start)).ticket == 1
+
+
+def test_a_replica_at_rest_is_thawed_for_the_minimum() -> None:
+    cell = Cell(FROG)
+    cell.report("a", replica("f1", FROG, "a", ReplicaState.PARKED))
+    start = only(on.StartClimb, cell.do(on.ModelListed(replace(FROG, replicas_min=1))))
+    assert start.replica_id == "f1"
+
+
+def test_where_there_is_no_room_it_is_tried_again_after_a_while() -> None:
+    full = facts("a", 16 * GIB)
+    cell = Cell(FROG)
+    cell.report("a", facts=full)
+    assert cell.do(on.ModelListed(ONE)) == []
+    assert cell.wait(RETRY_S - 0.1) == []
+    cell.report("a", facts=facts("a"))
+    assert only(on.StartClimb, cell.wait(0.2)).node == "a"
+
+
+def test_a_start_that_fails_for_ever_is_not_tried_at_once_again() -> None:
+    cell = Cell(FROG, nodes=("a", "b"))
+    pending = every(on.StartClimb, cell.do(on.ModelListed(ONE)))
+    count = 0
+    while pending:
+        count += len(pending)
+        pending = [again for start in pending for again in every(on.StartClimb, cell.fail(start))]
+    assert count <= Limits().attempts_max
+    assert every(on.StartClimb, cell.wait(RETRY_S + 0.1))
+
+
+def test_an_idle_replica_of_another_makes_room_for_the_minimum_and_none_of_it_does() -> None:
+    cell = Cell(TOAD)
+    many = [replica(f"t{n}", TOAD, "a") for n in range(4)]
+    cell.report("a", *many)
+    cell.wait(1.0)
+    assert only(on.Descend, cell.do(on.ModelListed(ONE))).replica_id == "t0"
+    other = Cell(ONE, TOAD)
+    mine = [replica(f"f{n}", replace(ONE, replicas_min=4), "a") for n in range(4)]
+    other.do(on.ModelListed(replace(ONE, replicas_min=4, replicas_max=4)))
+    other.report("a", *mine)
+    refuse = only(on.Refuse, other.acquire("toad"))
+    assert refuse.reason == "NO_CAPACITY"
+
+
+def test_a_minimum_that_is_taken_away_lets_it_rest() -> None:
+    cell = minded(ONE, "f1")
+    cell.wait(50.0)
+    assert (
+        only(on.Descend, cell.do(on.ModelListed(replace(ONE, replicas_min=0)))).replica_id == "f1"
+    )
+
+
+# --- the plan ---
+
+
+def rested(cell: Cell, model: str = "frog", idle_s: float = 3500.0) -> None:
+    """It was used, went, and is expected soon: it wakes each hour."""
+    cell.do(on.SnapshotListed(pointer(cell.state.view.models[model].spec)))
+    served(cell, replica("f1", cell.state.view.models[model].spec, "a"))
+    wakes(cell, model, 3600.0)
+    cell.report("a")
+    cell.wait(idle_s)
+
+
+def test_a_model_that_wakes_each_hour_is_lifted_just_before_and_not_long_before() -> None:
+    cell = Cell(FROG)
+    rested(cell, idle_s=1000.0)
+    planned(cell)
+    assert not cell.state.view.nodes["a"].climbs
+    cell.wait(2500.0)
+    view = cell.state.view
+    planned(cell)
+    assert view.nodes["a"].climbs == 1
+
+
+def lifted(cell: Cell) -> on.StartClimb:
+    """By a plan that wants it."""
+    return only(on.StartClimb, cell.do(on.Planned({}, {}, {"frog": "a"})))
+
+
+def test_what_the_plan_lifted_goes_to_rest_at_once_and_wakes_from_there() -> None:
+    cell = Cell(FROG)
+    rested(cell)
+    start = lifted(cell)
+    assert (start.ticket, start.snapshot is not None) == (0, True)
+    descend = only(on.Descend, cell.finish(start, "f2"))
+    assert (descend.replica_id, descend.rung) == ("f2", Rung.PARKED)
+    cell.do(on.DescendFinished("f2", Rung.PARKED))
+    assert planned(cell).choices["frog"].option.rung is Rung.PARKED
+    assert not every(on.Descend, cell.wait(90.0))
+    assert only(on.StartClimb, cell.acquire()).replica_id == "f2"
+
+
+def test_on_a_gpu_it_rests_hot() -> None:
+    cell = Cell(OLM)
+    cell.report("a", facts=facts("a", gpus=(gpu(),)))
+    start = only(on.StartClimb, cell.do(on.Planned({}, {}, {"olm": "a"})))
+    served_there = on_gpu(replica("o1", OLM, "a"), 2 * GIB)
+    commands = cell.do(on.ClimbFinished(start.attempt, Climbed(served_there, Rung.FROZEN)))
+    assert only(on.Descend, commands).rung is Rung.HOT
+
+
+def test_it_stays_serving_for_who_came_meanwhile() -> None:
+    cell = Cell(FROG)
+    rested(cell)
+    start = lifted(cell)
+    assert cell.acquire() == []
+    commands = cell.finish(start, "f2")
+    assert only(on.Grant, commands)
+    assert not every(on.Descend, commands)
+
+
+@pytest.mark.parametrize("reason", ["replica", "climb", "busy node", "no room", "too many moves"])
+def test_the_plan_lifts_nothing_where(reason: str) -> None:
+    cell = Cell(FROG, TOAD, limits=Limits(moves_per_minute=1))
+    rested(cell)
+    if reason == "replica":
+        cell.report("a", replica("f2", FROG, "a", ReplicaState.PARKED))
+    if reason == "climb":
+        cell.acquire()
+    if reason == "busy node":
+        cell.acquire("toad")
+    if reason == "no room":
+        cell.report("a", facts=facts("a", 16 * GIB))
+    if reason == "too many moves":
+        start = only(on.StartClimb, cell.do(on.Planned({}, {}, {"toad": "a"})))
+        cell.finish(start, "t1")
+    assert not every(on.StartClimb, cell.do(on.Planned({}, {}, {"frog": "a"})))
+
+
+def test_without_a_snapshot_it_is_not_started_cold() -> None:
+    cell = Cell(FROG)
+    served(cell, replica("f1", FROG, "a"))
+    wakes(cell, "frog", 3600.0)
+    cell.report("a")
+    cell.wait(3500.0)
+    assert planned(cell).choices == {}
+
+
+def test_where_its_room_is_taken_by_one_that_is_wanted_less_that_one_goes_first() -> None:
+    cell = Cell(FROG, TOAD)
+    small = facts("a", memory_bytes=6 * GIB)
+    lies = pointer(FROG)
+    cell.do(on.SnapshotListed(lies))
+    cell.report("a", replica("f1", FROG, "a"), facts=replace(small, memory_promised_bytes=4 * GIB))
+    cell.do(on.UsageReported("r", (ReplicaUsage("f1", 0, started=1),)))
+    wakes(cell, "frog", 3600.0)
+    toad = replica("t1", TOAD, "a", ReplicaState.PARKED)
+    full = replace(small, memory_promised_bytes=4 * GIB)
+    cell.report("a", toad, facts=full, residents=(resident(lies.manifest, lies.size_bytes),))
+    cell.do(on.UsageReported("r", (ReplicaUsage("t1", 0, started=1),)))
+    wakes(cell, "toad", 86400.0)
+    cell.wait(3550.0)
+    planned(cell)
+    view = cell.state.view
+    assert view.replicas["t1"].descending is Rung.FROZEN
+    cell.do(on.DescendFinished("t1", Rung.FROZEN))
+    cell.report("a", facts=small)
+    planned(cell)
+    assert view.nodes["a"].climbs == 1
+
+
+def test_descents_by_the_plan_are_bounded_in_number() -> None:
+    models = [replace(FROG, name=f"m{n}", weights=spec(f"m{n}").weights) for n in range(4)]
+    cell = Cell(*models, limits=Limits(moves_per_minute=2))
+    rests = [replica(m.name, m, "a", ReplicaState.PARKED) for m in models]
+    cell.report("a", *rests, facts=facts("a", 16 * GIB))
+    down = {each.replica_id: Rung.FROZEN for each in rests}
+    first = every(on.Descend, cell.do(on.Planned(down)))
+    assert len(first) == 2
+    later = cell.wait(59.0)
+    assert not every(on.Descend, later)
+    assert len(every(on.Descend, cell.wait(2.0))) == 2
+
+
+def test_a_window_of_moves_ends_a_minute_after_its_first() -> None:
+    moves = Moves(2)
+    for now in (0.0, 30.0):
+        assert moves.free_at("a", now) == now
+        moves.note("a", now)
+    assert moves.free_at("a", 40.0) == 60.0
+    assert moves.free_at("a", 61.0) == 61.0
+    assert moves.free_at("b", 40.0) == 40.0
+    moves.forget("a")
+    assert moves.free_at("a", 40.0) == 40.0
+
+
+# --- deadlines ---
+
+
+def test_a_models_own_deadline_ends_the_wait() -> None:
+    model = replace(FROG, deadline_s=3.0)
+    cell = Cell(model)
+    cell.acquire()
+    assert cell.wait(2.9) == []
+    assert only(on.Refuse, cell.wait(0.2)).reason == "ACQUIRE_DEADLINE"
+
+
+def test_room_that_comes_goes_to_the_model_that_counts_more_then_to_the_nearer_deadline() -> None:
+    models = [
+        replace(FROG, deadline_s=30.0),
+        replace(TOAD, deadline_s=20.0),
+        replace(FROG, name="newt", weights=spec("newt").weights, priority=5.0),
+    ]
+    cell = Cell(*models)
+    busy = replica("x", replace(FROG, name="x"), "a")
+    cell.report("a", busy, facts=facts("a", 16 * GIB, memory_bytes=16 * GIB))
+    cell.state._board.awaited.add("b")  # so that requests wait for room
+    for model in ("frog", "toad", "newt"):
+        assert every(on.StartClimb, cell.acquire(model)) == []
+    starts = every(on.StartClimb, cell.report("a", facts=facts("a", 8 * GIB)))
+    assert [start.spec.name for start in starts] == ["newt", "toad"]
