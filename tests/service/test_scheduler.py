@@ -197,10 +197,17 @@ async def test_a_refusal_leads_to_the_second_choice_and_then_to_none(bench: Benc
     acquired = await bench.client.acquire("frog", timeout_s=WAIT_S)
     assert acquired.replica.node == "b"
     assert [len(agent.climbs) for agent in agents] == [1, 1]
+    await bench.catalog.add_model(spec("toad", replicas_max=3, slots=1))
+    await bench.until(lambda view: len(view.models) == 2)
     with pytest.raises(ResourceExhausted) as refused:
-        await bench.client.acquire("frog", timeout_s=WAIT_S)
+        await bench.client.acquire("toad", timeout_s=WAIT_S)
     assert refused.value.reason == "NO_CAPACITY"
     assert refused.value.retry_after_s == 1.0
+    later = asyncio.create_task(bench.client.acquire("frog", timeout_s=WAIT_S))
+    await asyncio.sleep(0.2)
+    assert not later.done()  # it waits for the slot of the one that serves
+    await bench.client.release(acquired.placement_id)
+    assert (await later).replica == acquired.replica
     with pytest.raises(NotFound) as unknown:
         await bench.client.acquire("newt", timeout_s=WAIT_S)
     assert unknown.value.reason == "MODEL_NOT_FOUND"

@@ -1,5 +1,6 @@
 """What the parts of the state share: the view, who waits, and the commands of the event at hand. Pure."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from woodfrog.scheduler.demand import Demand
 from woodfrog.scheduler.estimates import Estimates
 from woodfrog.scheduler.events import Announce, Command, Descend, Grant, Refusal, Refuse
 from woodfrog.scheduler.moves import Moves
+from woodfrog.scheduler.service_times import ServiceTimes
 from woodfrog.scheduler.timers import Timers
 from woodfrog.scheduler.usage import Usage
 from woodfrog.scheduler.view import ClusterView, ReplicaRecord, fingerprint_key
@@ -63,6 +65,7 @@ class Board:
         self.estimates = estimates
         self.demand = Demand()
         self.moves = Moves(limits.moves_per_minute)
+        self.service_times = ServiceTimes()
         #: Where idle replicas are to rest, by the plan; others go by the clock.
         self.planned: Mapping[str, Rung] = {}
         self.now = float("-inf")
@@ -71,6 +74,7 @@ class Board:
         self.timers = Timers()
         self.tickets: dict[int, Ticket] = {}
         self.waiting: dict[str, dict[int, Ticket]] = {}  #: by model; never empty
+        self.joined: Counter[str] = Counter()  #: tickets that wait for climbs, by model; never 0
         self.listed = False  #: the catalog came once
         self.starting: set[str] = (
             set()
@@ -128,6 +132,11 @@ class Board:
         if not waiting:
             self.waiting.pop(ticket.model, None)
 
+    def unjoin(self, model: str, count: int) -> None:
+        self.joined[model] -= count
+        if not self.joined[model]:
+            del self.joined[model]
+
     def close(self, ticket: Ticket) -> None:
         """It is answered, or nobody wants the answer."""
         self.stop_waiting(ticket)
@@ -160,6 +169,7 @@ class Board:
         placement_id = f"{self.epoch}-{self._placements}@{replica_id}"
         self.close(ticket)
         self.usage.promise(placement_id, replica_id, ticket.router)
+        self.service_times.began(ticket.model, 1)
         self.timers.set(("placement", placement_id), self.now + self.limits.promise_s)
         record.busy = True
         record.quiet = False

@@ -1,13 +1,11 @@
 """Climbs under way: who waits for which, what is tried next when one fails. Pure."""
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
 from woodfrog.model.node import Replica, ReplicaState
-from woodfrog.model.rung import Rung
 from woodfrog.model.spec import ModelSpec
-from woodfrog.scheduler import reservations
+from woodfrog.scheduler import bursts, climb_checks, reservations
 from woodfrog.scheduler.board import Board, Ticket, Waited
 from woodfrog.scheduler.climb import RETRIES, Climb, Effort, Phase
 from woodfrog.scheduler.events import (
@@ -23,9 +21,9 @@ from woodfrog.scheduler.policy import (
     NoCapacity,
     Placement,
     PlaceRequest,
-    could_take,
     make_room,
     place,
+    room_is_coming,
 )
 from woodfrog.scheduler.refusals import no_capacity
 from woodfrog.scheduler.room import facts_off_gpu, facts_with, facts_without, yields
@@ -57,24 +55,44 @@ class Climbs:
         """Joins a climb or starts one. False: the ticket must wait, for a slot, or for nodes that may come."""
         board = self._board
         pointers = board.view.pointers(spec)
+        queue_s = bursts.queue_s(board, ticket, self.of_model(spec.name))
         request = PlaceRequest(spec, pointers, excluded_replicas=ticket.excluded)
         thaw = place(replace(request, new=False), board.view, board.estimates)
         climb = self._open(ticket, spec, thaw_only=isinstance(thaw, Placement))
-        if climb is not None:
+        if climb is not None and (queue_s is None or queue_s >= bursts.left_s(board, climb)):
             self._join(climb, ticket)
             return True
         if isinstance(thaw, Placement):
-            self._start(ticket, spec, thaw)
-            return True
+            return self._if_it_pays(ticket, spec, thaw, queue_s)
         new = self._replica_count(spec) < spec.replicas_max
         found = self._find(replace(request, new=new))
         if not isinstance(found, NoCapacity):
-            self._start(ticket, spec, found)
-            return True
-        if not new or board.awaited or self._room_is_coming(spec):
+            return self._if_it_pays(ticket, spec, found, queue_s)
+        if not new or board.awaited or room_is_coming(board.view, spec) or self._serves(ticket):
             return False
         self._refuse_no_capacity(ticket, spec, found)
         return True
+
+    def _if_it_pays(
+        self, ticket: Ticket, spec: ModelSpec, found: Placement | Eviction, queue_s: float | None
+    ) -> bool:
+        """One more replica, unless a slot of those there are comes sooner; once waiting took as long as a climb, it does."""
+        board = self._board
+        placement = found.placement if isinstance(found, Eviction) else found
+        waits_until = ticket.came + placement.predicted_s
+        if bursts.pays(queue_s, placement.predicted_s) or board.now >= waits_until:
+            self._start(ticket, spec, found)
+            return True
+        board.timers.set(("queue", spec.name), waits_until)
+        return False
+
+    def _serves(self, ticket: Ticket) -> bool:
+        """Whether a slot for the ticket may come free, or is on its way."""
+        view = self._board.view
+        offered = (record for record in view.replicas_of(ticket.model) if view.offered(record))
+        return any(record.replica.replica_id not in ticket.excluded for record in offered) or any(
+            self.of_model(ticket.model)
+        )
 
     def climb_ahead(self, spec: ModelSpec, node: str = "") -> bool:
         """Lifts one more replica though nobody asked: on the node, if it has room there, else anywhere.
@@ -90,19 +108,17 @@ class Climbs:
         self._begin(self._name(spec, ticket=0, ahead=True), found)
         return True
 
-    def _room_is_coming(self, spec: ModelSpec) -> bool:
-        """Whether a replica is leaving what the model needs, on a node that could take it."""
-        return any(
-            record.descending is Rung.FROZEN or (record.descending and spec.gpu_bytes)
-            for node in self._board.view.nodes.values()
-            if could_take(node.facts, spec)
-            for record in node.replicas.values()
-        )
-
     def leave(self, ticket: Ticket) -> None:
         """The climb goes on: its result is kept for the next."""
         if ticket.climb is not None:
             del self._climbs[ticket.climb].waiters[ticket.number]
+            self._board.unjoin(ticket.model, 1)
+            ticket.climb = None
+
+    def joined(self, model: str) -> list[Ticket]:
+        """Who waits for climbs of the model, first come first."""
+        found = [ticket for climb in self.of_model(model) for ticket in climb.waiters.values()]
+        return sorted(found, key=lambda ticket: ticket.number)
 
     def _open(self, ticket: Ticket, spec: ModelSpec, *, thaw_only: bool) -> Climb | None:
         """One that will have a slot for the ticket; of several the fullest, then the oldest."""
@@ -131,6 +147,7 @@ class Climbs:
     def _join(self, climb: Climb, ticket: Ticket) -> None:
         self._board.stop_waiting(ticket)
         climb.waiters[ticket.number] = ticket
+        self._board.joined[climb.spec.name] += 1
         ticket.climb = climb.name
 
     def _find(self, request: PlaceRequest) -> Placement | Eviction | NoCapacity:
@@ -232,6 +249,7 @@ class Climbs:
         if not of_model:
             del self._of_model[climb.spec.name]
         self._board.lacks(climb.spec.name)
+        self._board.unjoin(climb.spec.name, len(climb.waiters))
         for ticket in climb.waiters.values():
             ticket.climb = None
         return list(climb.waiters.values())
@@ -477,23 +495,4 @@ class Climbs:
         self._board.refuse(ticket, refusal, "NO_CAPACITY", message, retry_s)
 
     def check(self) -> None:
-        board = self._board
-        for name, climb in self._climbs.items():
-            assert self._of_model[climb.spec.name][name] is climb
-            assert len(climb.waiters) <= climb.spec.slots
-            for number, ticket in climb.waiters.items():
-                assert board.tickets[number] is ticket
-                assert ticket.climb == name
-            if climb.replica_id is not None:
-                assert board.view.replicas[climb.replica_id].climb == name
-            assert bool(climb.victims) == (climb.phase is Phase.ROOM)
-            assert all(self._victims[victim] is climb for victim in climb.victims)
-        assert sum(map(len, self._of_model.values())) == len(self._climbs)
-        reservations.check(board.view, self._climbs.values())
-        running = Counter(c.node for c in self._climbs.values() if c.phase is Phase.RUNNING)
-        assert all(node.climbs == running[name] for name, node in board.view.nodes.items())
-        for record in board.view.replicas.values():
-            if record.climb is not None:
-                assert self._climbs[record.climb].replica_id == record.replica.replica_id
-        for ticket in board.tickets.values():
-            assert ticket.climb is None or ticket.number in self._climbs[ticket.climb].waiters
+        climb_checks.check(self._board, self._climbs, self._of_model, self._victims)

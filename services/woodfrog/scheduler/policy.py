@@ -160,6 +160,16 @@ def could_take(facts: NodeFacts, spec: ModelSpec) -> bool:
     )
 
 
+def room_is_coming(view: ClusterView, spec: ModelSpec) -> bool:
+    """Whether a replica is leaving what the model needs, on a node that could take it."""
+    return any(
+        record.descending is Rung.FROZEN or (record.descending and spec.gpu_bytes)
+        for node in view.nodes.values()
+        if could_take(node.facts, spec)
+        for record in node.replicas.values()
+    )
+
+
 def _could_hold(gpu: GpuFacts, spec: ModelSpec) -> bool:
     return spec.gpu_bytes + spec.weights_bytes <= gpu.memory_bytes
 

@@ -16,7 +16,11 @@ class Rest:
         record = board.view.replicas.get(replica_id)
         if record is None:
             return
-        busy = board.usage.active(replica_id) > 0
+        active = board.usage.active(replica_id)
+        model = record.replica.model
+        board.service_times.held(model, record.active * (board.now - record.active_since))
+        record.active, record.active_since = active, board.now
+        busy = active > 0
         if busy or record.busy:
             record.use(board.now)
         record.busy = busy
@@ -31,8 +35,8 @@ class Rest:
         offered = board.view.offered(record)
         if offered != record.announced:
             board.announce(record, offered)
-        if record.replica.model in board.waiting:
-            board.stirred[record.replica.model] = None
+        if model in board.waiting or model in board.joined:
+            board.stirred[model] = None
 
     def plan(self, replica_id: str) -> None:
         """Lowers the replica if it is time, else notes when to look again."""

@@ -160,7 +160,11 @@ class SchedulerState:
 
     def _usage_reported(self, event: on.UsageReported) -> None:
         for usage in event.usage:
-            self._board.end_promises(self._board.usage.report(event.router, usage))
+            kept = self._board.usage.report(event.router, usage)
+            self._board.end_promises(kept)
+            if (record := self.view.replicas.get(usage.replica_id)) is not None:
+                more = usage.started - len(kept)  # that came without Acquire
+                self._board.service_times.began(record.replica.model, max(0, more))
             self._used(usage.replica_id, usage.started > 0)
 
     def _router_lost(self, event: on.RouterLost) -> None:
@@ -249,6 +253,8 @@ class SchedulerState:
                 board.awaited.discard(name)
                 board.starting.discard(name)
                 board.stir_all()
+            case "queue":
+                board.stirred[name] = None
             case "ahead":
                 board.lacks(name)
             case "refused":
@@ -305,11 +311,24 @@ class SchedulerState:
         return -(record.spec.priority if record is not None else 0.0), deadline
 
     def _serve(self, model: str) -> None:
-        """First come, first served; who excludes replicas does not hold up the others."""
-        for number in sorted(self._board.waiting.get(model, {})):
-            ticket = self._board.tickets[number]
+        """First come, first served; who excludes replicas does not hold up the others.
+
+        Where the first waits on, the last may still be better off with one more replica. Where nobody waits for a slot,
+        those that wait for climbs may have it.
+        """
+        board = self._board
+        for number in sorted(board.waiting.get(model, {})):
+            ticket = board.tickets[number]
             if not self._decide(ticket) and not ticket.excluded:
+                break
+        while waiting := board.waiting.get(model):
+            if not self._decide(waiting[max(waiting)]):
                 return
+        for ticket in self._climbs.joined(model):
+            free = [r for r in self.view.replicas_of(model) if board.has_slot(r, ticket)]
+            if free:
+                self._climbs.leave(ticket)
+                board.grant(ticket, min(free, key=self._load))
 
     def _decide(self, ticket: Ticket) -> bool:
         """False when the ticket waits on."""

@@ -32,6 +32,8 @@ class ReplicaRecord:
     descend_began: float = 0.0  #: when it was asked
     descend_after: float = float("-inf")  #: its node did not lower it; counts as used until then
     busy: bool = False  #: requests run on it
+    active: int = 0  #: so many
+    active_since: float = 0.0  #: up to when the time that they took is accounted for
     quiet: bool = False  #: it may be lowered: live, not busy, and `descend_after` is over
     announced: bool = False  #: routers were told that it is ready
     kept: bool = False  #: its `keep_hot_s` is not over

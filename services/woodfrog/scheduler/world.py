@@ -128,6 +128,7 @@ class World:
         if self._view.models.pop(model, None) is not None:
             self._board.estimates.forget(model)
             self._board.demand.forget(model)
+            self._board.service_times.forget(model)
             self._board.minded.discard(model)
             self._stop_climbs(model)
             self._look_again(model)
