@@ -2,6 +2,8 @@
 
 import asyncio
 import concurrent.futures
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +250,25 @@ def _mappings(pid: int) -> dict[str, dict[str, int]]:
             name, _, value = line.partition(":")
             current[name] = current.get(name, 0) + int(value.split()[0]) * 1024
     return found
+
+
+def test_a_model_with_a_minimum_serves_unasked_and_again_when_its_replica_dies(
+    running: Running,
+) -> None:
+    def serves(before: str = "") -> bool:
+        states = [(each.state.value, each.replica_id) for each in running.replicas("always")]
+        return len(states) == 1 and states[0][0] == "serving" and states[0][1] != before
+
+    others = {*running.cluster.run_dir.glob("*/engine.sock")}
+    running.add("always", replicas_min=1, park_after_s=0.0, freeze_after_s=0.0)
+    wait(serves, "a replica that nobody asked for")
+    (first,) = running.replicas("always")
+    assert running.ask(QUESTION, "always").rung == "serving"
+    wait(lambda: bool(running.snapshots("always")), "a snapshot")
+    (socket,) = {*running.cluster.run_dir.glob("*/engine.sock")} - others
+    os.kill(replica_pid(socket), signal.SIGKILL)
+    wait(lambda: serves(first.replica_id), "another replica in its place")
+    climbed = [each for each in running.log("scheduler") if each.get("model") == "always"]
+    assert climbed[-1]["rung"] == "frozen"
+    running.remove("always")
+    wait(lambda: not running.replicas("always"), "no replica")
