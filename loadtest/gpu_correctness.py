@@ -1,6 +1,6 @@
 """Whether a model on a GPU is the same after each rung, and whether trouble costs latency and nothing else.
 
-    python -m loadtest.gpu_correctness [--shape llama-1b] [--cycles 100] [--gpus 1] [--tokenizer DIR] [--work DIR] [--simulated]
+    python -m loadtest.gpu_correctness [--shape llama-1b] [--cycles 100] [--gpus 1] [--tokenizer DIR] [--work DIR] [--simulated] [--room]
 
 Answers are compared token for token, and the log-probabilities of the 20 likeliest tokens of each step (float32, over the
 whole vocabulary) to the last bit. With `--gpus 2` what was frozen on one GPU wakes on both at once. `--simulated` runs on
@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,8 +31,9 @@ from loadtest.report import RESULTS, Bench
 from woodfrog.cli import models
 from woodfrog.clients.node_agent import NodeAgentClient
 from woodfrog.errors import WoodfrogError
-from woodfrog.model.node import Climbed
+from woodfrog.model.node import Climbed, NodeUpdate
 from woodfrog.model.rung import Rung
+from woodfrog.node_agent.gpu_state import need_of
 from woodfrog.replica.client import ControlClient
 
 _CHAT = {"role": "user", "content": "Say in one short sentence what a frog does in winter."}
@@ -187,6 +188,53 @@ class Case:
         asyncio.run(self._end([c.replica.replica_id for c in climbed]))
         self.leaves_nothing("replicas on two GPUs")
 
+    def makes_room(self) -> None:
+        """Three rest and a fourth needs room: one of them goes, whose turn it is, and no other; the rest wake as they were."""
+        self.lab.descend(MODEL, Rung.FROZEN)
+        ids = [each.replica.replica_id for each in asyncio.run(self._climb(3))]
+        turns = (ids[1], ids[2], ids[0])
+        short, fourth, left = asyncio.run(self._crowd(turns))
+        gone = [name for name in ids if name not in left]
+        named = [ids.index(name) + 1 for name in gone]
+        same = self.ask(Path(fourth.replica.socket_path)).tokens == self.expected
+        found = f"{short >> 20} MiB short: replica {named} of 3 went, the fourth the same: {same}"
+        self.report.check("who makes room is whose turn it is", gone == [ids[1]] and same, found)
+        asyncio.run(self._end([fourth.replica.replica_id]))
+        lifted = [asyncio.run(self._thawed(name)) for name in left]
+        same = all(self.ask(Path(c.replica.socket_path)).tokens == self.expected for c in lifted)
+        self.report.check("those that stayed wake", same, f"{len(lifted)}, the same: {same}")
+        asyncio.run(self._end(left))
+        self.leaves_nothing("replicas that made room")
+
+    async def _crowd(self, turns: tuple[str, ...]) -> tuple[int, Climbed, list[str]]:
+        """All to rest, then one more, a little too large: what was missing, that one, and who is left of them."""
+        async with models.connect(self.lab.cluster) as cell:
+            spec = await cell.catalog.get_model(MODEL)
+        async with NodeAgentClient(self.lab.cluster.address("node_agent")) as agent:
+            for replica_id in turns:
+                await agent.descend(replica_id, Rung.PARKED)
+            update = await _now(agent)
+            assert update.facts is not None
+            (before,) = update.facts.gpus
+            short = update.replicas[0].gpu_bytes // 2  # of what each holds at rest
+            need = need_of(spec, "")
+            assert need is not None
+            free = before.memory_bytes - before.promised_bytes - need.weights_bytes
+            larger = replace(spec, gpu_bytes=free + short)
+            climbed = await agent.climb(
+                larger, self.pointer, None,
+                request_id=os.urandom(4).hex(), timeout_s=WAIT_S, yields=turns,
+            )  # fmt: skip
+            there = {each.replica_id for each in (await _now(agent)).replicas}
+            return short, climbed, [name for name in turns if name in there]
+
+    async def _thawed(self, replica_id: str) -> Climbed:
+        async with models.connect(self.lab.cluster) as cell:
+            spec = await cell.catalog.get_model(MODEL)
+        async with NodeAgentClient(self.lab.cluster.address("node_agent")) as agent:
+            key = os.urandom(4).hex()
+            return await agent.climb(spec, None, replica_id, request_id=key, timeout_s=WAIT_S)
+
     def full_arena(self) -> None:
         """Pinned memory is taken by others: weights go through small pieces of it."""
         self.lab.descend(MODEL, Rung.FROZEN)
@@ -270,18 +318,12 @@ class Case:
 
     async def _lifted(self, climbed: list[Climbed], rung: Rung) -> list[Climbed]:
         """The same replicas, after a rest."""
-        async with models.connect(self.lab.cluster) as cell:
-            spec = await cell.catalog.get_model(MODEL)
-        async with NodeAgentClient(self.lab.cluster.address("node_agent")) as agent:
-            lifted = []
-            for each in climbed:
-                replica_id = each.replica.replica_id
-                await agent.descend(replica_id, rung)
-                key = os.urandom(4).hex()
-                lifted.append(
-                    await agent.climb(spec, None, replica_id, request_id=key, timeout_s=WAIT_S)
-                )
-            return lifted
+        lifted = []
+        for each in climbed:
+            async with NodeAgentClient(self.lab.cluster.address("node_agent")) as agent:
+                await agent.descend(each.replica.replica_id, rung)
+            lifted.append(await self._thawed(each.replica.replica_id))
+        return lifted
 
     async def _end(self, replica_ids: list[str]) -> None:
         async with NodeAgentClient(self.lab.cluster.address("node_agent")) as agent:
@@ -318,6 +360,14 @@ def kill_replicas(lab: Lab) -> int:
             except (OSError, StopIteration):
                 continue
     return count
+
+
+async def _now(agent: NodeAgentClient) -> NodeUpdate:
+    """What the node says of itself."""
+    async with aclosing(agent.watch()) as updates:
+        async for update in updates:
+            return update
+    raise AssertionError("a watch never just ends")
 
 
 async def _control(climbed: Climbed, verb: str) -> dict[str, Any]:
@@ -377,6 +427,7 @@ def run(case: Case, cycles: int, kills: list[float], simulated: bool) -> None:
         case.clones(count)
     case.kills(kills)
     case.kills_at_rest()
+    case.makes_room()
     case.full_arena()
     case.wrong_fingerprint()
     if not simulated:  # nobody else can fill a simulated one
@@ -395,6 +446,7 @@ def main() -> None:
         "--work", type=Path, default=None, help="where the weights are made and kept"
     )
     parser.add_argument("--simulated", action="store_true")
+    parser.add_argument("--room", action="store_true", help="only who makes room")
     args = parser.parse_args()
     with TemporaryDirectory(prefix="woodfrog-shapes-") as temporary:
         folder = (args.work or Path(temporary)) / args.shape
@@ -415,9 +467,12 @@ def main() -> None:
                 case = Case(gpu, report, used)
                 if args.gpus == 2:
                     case.moves()
+                elif args.room:
+                    case.makes_room()
                 else:
                     run(case, args.cycles, delays, args.simulated)
-    _write(report, f"{args.shape}{'.two-gpus' * (args.gpus == 2)}", args.simulated)
+    part = ".two-gpus" if args.gpus == 2 else ".room" if args.room else ""
+    _write(report, args.shape + part, args.simulated)
     if report.failures:
         raise SystemExit("\n".join(report.failures))
 

@@ -3,7 +3,7 @@
 # runs out of time is interrupted, so that it prints the services' logs.
 # Usage: loadtest/on_gpu.sh BUNDLE OUT PART...   (as root, in the repository; BUNDLE by deploy/bundle.sh, with a folder `tok`
 #        that holds a tokenizer.json, and if wanted `rivals` with wheels of other loaders)
-# Parts: correctness, two-gpus, layers, or a shape of loadtest.shapes, "llama-8b:CASES:RUNS:NAME" (NAME of its results, where
+# Parts: correctness, room, two-gpus, layers, or a shape of loadtest.shapes, "llama-8b:CASES:RUNS:NAME" (NAME of its results, where
 #        they take several runs); "llama-8b+compile" compiles it.
 # PYTHON=… names an interpreter that has PyTorch with CUDA. Weights are made in WORK, in memory for the largest.
 set -u
@@ -29,6 +29,7 @@ for part in "$@"; do
   IFS=: read -r shape cases runs name <<<"$part"
   case $shape in
     correctness) within 400 correctness loadtest.gpu_correctness --tokenizer "$BUNDLE/tok" --kills 0.03,0.12,0.25 ;;
+    room) within 120 room loadtest.gpu_correctness --tokenizer "$BUNDLE/tok" --room ;;
     two-gpus) within 150 two-gpus loadtest.gpu_correctness --tokenizer "$BUNDLE/tok" --gpus 2 ;;
     layers) timeout -k 10 90 "$PYTHON" -m loadtest.quantized_layers >"$OUT/layers.log" 2>&1 ;;
     *)
