@@ -12,9 +12,6 @@ import asyncio
 import http.client
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +23,7 @@ from typing import Any
 
 from loadtest import shapes
 from loadtest.gpu_ladder import GIB, MODEL, GpuLab, agent_settings, gpu_memory
+from loadtest.gpu_trouble import hog, kill_replicas
 from loadtest.lab import WAIT_S, Lab, laboratory, unix
 from loadtest.report import RESULTS, Bench
 from woodfrog.cli import models
@@ -344,24 +342,6 @@ class Case:
         return f"{killed} killed, served from {climbed.from_rung.value}"
 
 
-def kill_replicas(lab: Lab) -> int:
-    """Every process in a sandbox of the cluster that is not a sandbox's init; how many."""
-    count = 0
-    for procs in Path("/sys/fs/cgroup").rglob("cgroup.procs"):
-        if lab.cluster.node not in str(procs):
-            continue
-        for pid in procs.read_text().split():
-            try:
-                status = Path(f"/proc/{pid}/status").read_text()
-                inside = next(line for line in status.splitlines() if line.startswith("NSpid:"))
-                if len(inside.split()) > 2 and int(inside.split()[-1]) >= 1000:
-                    os.kill(int(pid), signal.SIGKILL)
-                    count += 1
-            except (OSError, StopIteration):
-                continue
-    return count
-
-
 async def _now(agent: NodeAgentClient) -> NodeUpdate:
     """What the node says of itself."""
     async with aclosing(agent.watch()) as updates:
@@ -373,26 +353,6 @@ async def _now(agent: NodeAgentClient) -> NodeUpdate:
 async def _control(climbed: Climbed, verb: str) -> dict[str, Any]:
     path = Path(climbed.replica.socket_path).with_name("control.sock")
     return await ControlClient(path).call(verb, 30)
-
-
-@contextmanager
-def hog(free_bytes: int) -> Iterator[None]:
-    """Another process takes all of the GPU's memory but that much."""
-    script = (
-        "import sys,torch;f,_=torch.cuda.mem_get_info();"
-        f"x=torch.empty(f-{free_bytes},dtype=torch.uint8,device='cuda');print('ready',flush=True);"
-        "sys.stdin.read()"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    try:
-        assert process.stdout is not None
-        process.stdout.readline()
-        yield
-    finally:
-        process.kill()
-        process.wait()
 
 
 def full_gpu(case: Case) -> None:
