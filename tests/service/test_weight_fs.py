@@ -306,7 +306,8 @@ async def test_residency_is_streamed(node: Node) -> None:
     async with asyncio.timeout(20):
         watch = node.client.watch()
         first = await anext(watch)
-        assert first == (True, (), ())
+        assert (first.full, first.trees, first.gone) == (True, (), ())
+        assert first.cache_bytes_max > 0
         await node.client.fetch(SNAPSHOT)
         async for update in watch:
             assert (update.full, update.gone) == (False, ())
@@ -316,7 +317,7 @@ async def test_residency_is_streamed(node: Node) -> None:
             if found.complete and found.page_cache_bytes >= weight:
                 break
         again = await anext(node.client.watch())
-        assert again == (True, (found,), ())
+        assert again == first._replace(trees=(found,))
         await evicted(node, SNAPSHOT)
         async for update in watch:
             if update.gone:

@@ -122,9 +122,11 @@ def facts_to_pb(facts: NodeFacts) -> pb.NodeFacts:
                 memory_bytes=gpu.memory_bytes,
                 promised_bytes=gpu.promised_bytes,
                 weights=gpu.weights,
+                pinned_bytes=gpu.pinned_bytes,
             )
             for gpu in facts.gpus
         ],
+        disk_bytes=facts.disk_bytes,
     )
 
 
@@ -137,9 +139,16 @@ def facts(message: pb.NodeFacts) -> NodeFacts:
         replica_count_max=message.replica_count_max,
         draining=message.draining,
         gpus=tuple(
-            GpuFacts(gpu.uuid, gpu.memory_bytes, gpu.promised_bytes, tuple(gpu.weights))
+            GpuFacts(
+                gpu.uuid,
+                gpu.memory_bytes,
+                gpu.promised_bytes,
+                tuple(gpu.weights),
+                gpu.pinned_bytes,
+            )
             for gpu in message.gpus
         ),
+        disk_bytes=message.disk_bytes,
     )
 
 

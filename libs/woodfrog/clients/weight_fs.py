@@ -41,6 +41,7 @@ class ResidencyUpdate(NamedTuple):
     full: bool
     trees: tuple[Residency, ...]
     gone: tuple[str, ...]  # digests
+    cache_bytes_max: int = 0  # that the cache may hold on disk; set when `full`
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +152,11 @@ def residency_from_pb(message: pb.Residency) -> Residency:
 
 def update_to_pb(update: ResidencyUpdate) -> pb.WatchResponse:
     trees = map(residency_to_pb, update.trees)
-    return pb.WatchResponse(full=update.full, trees=trees, gone=update.gone)
+    return pb.WatchResponse(
+        full=update.full, trees=trees, gone=update.gone, cache_bytes_max=update.cache_bytes_max
+    )
 
 
 def update_from_pb(message: pb.WatchResponse) -> ResidencyUpdate:
     trees = tuple(map(residency_from_pb, message.trees))
-    return ResidencyUpdate(message.full, trees, tuple(message.gone))
+    return ResidencyUpdate(message.full, trees, tuple(message.gone), message.cache_bytes_max)

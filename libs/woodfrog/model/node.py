@@ -40,6 +40,7 @@ class GpuFacts:
     weights: tuple[
         str, ...
     ]  # digests of weights manifests that lie on it, in use or kept: no second copy is needed
+    pinned_bytes: int = 0  # of host memory, in which weights wait for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class NodeFacts:
     replica_count_max: int
     draining: bool = False  # takes no new replica
     gpus: tuple[GpuFacts, ...] = ()
+    disk_bytes: int = 0  # that its cache may hold; 0 while that is not known
 
 
 @dataclass(frozen=True, slots=True)

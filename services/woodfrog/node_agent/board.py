@@ -27,6 +27,7 @@ class Board:
         self.broken = asyncio.Event()  # an invariant does not hold
         self._state = node_state
         self._residents: dict[str, Resident] = {}
+        self._disk_bytes = 0
         self._watchers: set[asyncio.Queue[NodeUpdate]] = set()
 
     def decide(self, event: state.Event) -> state.Command:
@@ -123,9 +124,12 @@ class Board:
         for manifest in lost:
             self._residents.pop(manifest, None)
         self._residents.update(fresh)
-        self._publish(
-            NodeUpdate(False, residents=tuple(fresh.values()), residents_gone=tuple(sorted(lost)))
-        )
+        facts = None
+        if update.cache_bytes_max not in (0, self._disk_bytes):
+            self._disk_bytes = update.cache_bytes_max
+            facts = self._facts()
+        residents, gone = tuple(fresh.values()), tuple(sorted(lost))
+        self._publish(NodeUpdate(False, facts, residents=residents, residents_gone=gone))
         return lost | {manifest for manifest, tree in fresh.items() if not tree.complete}
 
     @property
@@ -157,6 +161,7 @@ class Board:
             memory_promised_bytes=self._state.memory_promised_bytes,
             replica_count_max=self._state.replica_count_max,
             gpus=tuple(gpu.facts() for gpu in self._state.gpus.values()),
+            disk_bytes=self._disk_bytes,
         )
 
     def _full(self) -> NodeUpdate:

@@ -94,6 +94,7 @@ class GpuState:
             self.memory_bytes,
             self.memory_bytes - self.free_bytes - idle,
             tuple(sorted(digest for digest in self.weights if digest in used)),
+            self.arena_bytes,
         )
 
     def check(self) -> None:

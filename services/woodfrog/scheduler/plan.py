@@ -76,11 +76,16 @@ def value_of(item: Item, option: Option, prices: Prices) -> float:
     value = saved - paid
     if item.now is None:
         return value - INERTIA * max(0.0, saved)
-    if item.options[item.now] is not option:
+    if not _same_rest(item.options[item.now], option):
         return value
-    others = [other.wake_s for other in item.options if other is not option]
+    others = [other.wake_s for other in item.options if not _same_rest(other, option)]
     step_s = min(abs(other_s - option.wake_s) for other_s in (*others, item.away_s))
     return value + INERTIA * item.priority * item.wakes_s * step_s
+
+
+def _same_rest(one: Option, other: Option) -> bool:
+    """Nothing is moved from one to the other."""
+    return (one.group, one.rung) == (other.group, other.rung)
 
 
 class Planner:

@@ -62,11 +62,14 @@ def _kept(
         has_them = replica.own_weights and replica.state is ReplicaState.HOT
         context = max(0, replica.gpu_bytes - (spec.weights_bytes if has_them else 0))
     spec = replace(spec, memory_bytes=replica.memory_bytes)  # as it was started with
-    options = tuple(_options(spec, replica.node, node, estimates, context if gpu else None))
+    options = tuple(
+        _options(spec, replica.node, node, estimates, context if gpu else None, away.seconds)
+    )
     rung = Rung.HOT if gpu else Rung.PARKED
     rests = Rung(replica.state.value) if replica.state in RESTING else rung
     at = next((n for n, option in enumerate(options) if option.rung is rests), None)
-    return Item(spec.name, 1 / wait_s, away.seconds, options, spec.priority, at)
+    away_s = away.seconds + _unpinned_s(spec, estimates)
+    return Item(spec.name, 1 / wait_s, away_s, options, spec.priority, at)
 
 
 def _lifted(view: ClusterView, spec: ModelSpec, estimates: Estimates, wait_s: float) -> Item | None:
@@ -84,8 +87,9 @@ def _lifted(view: ClusterView, spec: ModelSpec, estimates: Estimates, wait_s: fl
         return None
     context = min(spec.gpu_bytes, CONTEXT_BYTES) if spec.gpu_bytes else None
     node = view.nodes[placement.node]
-    options = tuple(_options(spec, placement.node, node, estimates, context))
-    return Item(spec.name, 1 / wait_s, placement.predicted_s, options, spec.priority)
+    options = tuple(_options(spec, placement.node, node, estimates, context, placement.predicted_s))
+    away_s = placement.predicted_s + _unpinned_s(spec, estimates)
+    return Item(spec.name, 1 / wait_s, away_s, options, spec.priority)
 
 
 def limits(view: ClusterView, planned: Mapping[str, Item], room: float = 1.0) -> Limits:
@@ -99,6 +103,7 @@ def limits(view: ClusterView, planned: Mapping[str, Item], room: float = 1.0) ->
             Resource.REPLICAS: facts.replica_count_max * room - node.reserved_count,
             Resource.GPU: sum(gpu.memory_bytes for gpu in facts.gpus) * part
             - sum(node.reserved_gpu_bytes.values()),
+            Resource.PINNED: sum(gpu.pinned_bytes for gpu in facts.gpus) * room,
         }
         held: dict[str, int] = {}  # weights on a GPU that others use
         for record in node.replicas.values():
@@ -142,7 +147,8 @@ def rests(view: ClusterView, planned: Mapping[str, Item], solution: Solution) ->
     ahead: dict[str, Choice] = {}
     for model in planned:
         choice = solution.choices.get(model)
-        if choice is not None and not any(view.replicas_of(model)):
+        rises = choice is not None and choice.option.rung is not Rung.FROZEN
+        if choice is not None and rises and not any(view.replicas_of(model)):
             ahead[model] = choice
         replicas = [record for record in view.replicas_of(model) if _plannable(view, record)]
         if not replicas:  # since the plan was begun, or it is to be lifted
@@ -186,9 +192,13 @@ def told(view: ClusterView, planned: Mapping[str, Item], solution: Solution) -> 
 
 
 def _options(
-    spec: ModelSpec, name: str, node: NodeRecord, estimates: Estimates, context: int | None
-) -> Iterator[Option]:
-    """For one replica on the node, which holds `context` bytes of a GPU beside the weights; None: it runs on the CPU."""
+    spec: ModelSpec, name: str, node: NodeRecord, estimates: Estimates, context: int | None,
+    frozen_s: float,
+) -> Iterator[Option]:  # fmt: skip
+    """For one replica on the node, which holds `context` bytes of a GPU beside the weights; None: it runs on the CPU.
+
+    A wake from frozen, its weights pinned, takes `frozen_s`.
+    """
     priors = estimates.priors
     own = {Resource.MEMORY: float(spec.memory_bytes), Resource.REPLICAS: 1.0}
     if context is None:
@@ -196,11 +206,22 @@ def _options(
         yield Option(name, Rung.PARKED, estimates.forecast(way, Branch(priors.thaw_s)).seconds, own)
         return
     hot = estimates.forecast(Way(node.print_key, spec.name, Rung.HOT), Branch(priors.hot_s))
-    held = float(context + spec.weights_bytes)
-    yield Option(name, Rung.HOT, hot.seconds, {**own, Resource.GPU: held})
+    there = float(context + spec.weights_bytes)
+    yield Option(name, Rung.HOT, hot.seconds, {**own, Resource.GPU: there})
     way = Way(node.print_key, spec.name, Rung.PARKED, copies=True)
     parked = estimates.forecast(way, Branch(priors.thaw_prior_s(True, spec.weights_bytes)))
-    yield Option(name, Rung.PARKED, parked.seconds, {**own, Resource.GPU: float(context)})
+    pinned = {Resource.PINNED: float(spec.weights_bytes)}
+    held = {**own, Resource.GPU: float(context)}
+    yield Option(name, Rung.PARKED, parked.seconds, {**held, **pinned})
+    yield Option(name, Rung.PARKED, parked.seconds + _unpinned_s(spec, estimates), held)
+    yield Option(name, Rung.FROZEN, frozen_s, pinned)
+
+
+def _unpinned_s(spec: ModelSpec, estimates: Estimates) -> float:
+    """That a wake takes longer when its weights come from the page cache. Which are pinned is the node's to say, by use."""
+    priors = estimates.priors
+    slower_s = spec.weights_bytes * (1 / priors.unpinned_bytes_s - 1 / priors.pcie_bytes_s)
+    return max(0.0, slower_s) if spec.gpu_bytes else 0.0
 
 
 def _plannable(view: ClusterView, record: ReplicaRecord) -> bool:

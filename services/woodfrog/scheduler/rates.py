@@ -12,7 +12,8 @@ class Rates:
     thaw_s: float = 0.01
     cuda_s: float = 0.2  # of a process's context on a GPU
     hot_s: float = 0.03  # to thaw what is on a GPU, its weights there
-    pcie_bytes_s: float = 50e9  # weights from memory onto a GPU
+    pcie_bytes_s: float = 50e9  # weights from pinned memory onto a GPU
+    unpinned_bytes_s: float = 25e9  # from the page cache
     lower_s: float = 0.1  # a replica to the rung where its room is free
     cold_s: float = 5.0  # imports and loading, weights at hand
 

@@ -34,7 +34,7 @@ class ResidencyWatch:
         """First everything, then what changed since the last step."""
         newer = self._newer
         seen = self._look()
-        yield ResidencyUpdate(True, tuple(seen.values()), ())
+        yield ResidencyUpdate(True, tuple(seen.values()), (), self._cache.bytes_max)
         while True:
             await asyncio.shield(newer)
             newer, view = self._newer, self._view

@@ -63,9 +63,11 @@ def on_gpu(told: Replica, gpu_bytes: int, gpu: str = "GPU-0") -> Replica:
     return replace(told, gpu=gpu, gpu_bytes=gpu_bytes)
 
 
-def gpu(*promised: int, memory: int = 80 * GIB, weights: tuple[str, ...] = ()) -> GpuFacts:
+def gpu(
+    *promised: int, memory: int = 80 * GIB, weights: tuple[str, ...] = (), pinned: int = 64 * GIB
+) -> GpuFacts:
     """GPU-0, unless told otherwise."""
-    return GpuFacts("GPU-0", memory, sum(promised), weights)
+    return GpuFacts("GPU-0", memory, sum(promised), weights, pinned)
 
 
 def resident(manifest: str, size: int, disk: float = 1.0, page_cache: float = 1.0) -> Resident:

@@ -187,6 +187,21 @@ def test_a_gpu_that_costs_is_left_by_who_is_rarely_wanted(price: float, rung: Ru
     assert planned(cell, price).choices["olm"].option.rung is rung
 
 
+def test_pinned_memory_is_for_who_is_wanted_more() -> None:
+    cell = Cell(OLM, EFT)
+    parked = [on_gpu(replica(m.name, m, "a", ReplicaState.PARKED), GIB // 64) for m in (OLM, EFT)]
+    told = replace(facts("a", 8 * GIB), gpus=(gpu(GIB // 32, memory=4 * GIB, pinned=8 * GIB),))
+    cell.report("a", *parked, facts=told)
+    for model, gap_s in (("olm", 4000.0), ("eft", 400.0)):
+        cell.state.view.models[model].active = cell.now
+        wakes(cell, model, gap_s)
+    cell.wait(60.0)
+    choices = planned(cell).choices  # the GPU is too small for either to be hot
+    pinned = {name for name, c in choices.items() if Resource.PINNED in c.option.uses}
+    assert {c.option.rung for c in choices.values()} == {Rung.PARKED}
+    assert ({*choices}, pinned) == ({"olm", "eft"}, {"eft"})
+
+
 def test_idle_time_before_each_wake_is_noted_and_not_what_runs_on() -> None:
     cell = Cell(FROG)
     served(cell, replica("f1", FROG, "a"))
