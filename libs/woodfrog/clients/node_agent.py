@@ -122,6 +122,7 @@ def facts_to_pb(facts: NodeFacts) -> pb.NodeFacts:
                 memory_bytes=gpu.memory_bytes,
                 promised_bytes=gpu.promised_bytes,
                 weights=gpu.weights,
+                at_hand=gpu.at_hand,
             )
             for gpu in facts.gpus
         ],
@@ -137,7 +138,13 @@ def facts(message: pb.NodeFacts) -> NodeFacts:
         replica_count_max=message.replica_count_max,
         draining=message.draining,
         gpus=tuple(
-            GpuFacts(gpu.uuid, gpu.memory_bytes, gpu.promised_bytes, tuple(gpu.weights))
+            GpuFacts(
+                gpu.uuid,
+                gpu.memory_bytes,
+                gpu.promised_bytes,
+                tuple(gpu.weights),
+                tuple(gpu.at_hand),
+            )
             for gpu in message.gpus
         ),
     )
@@ -239,4 +246,9 @@ def refused(error: WoodfrogError, known: NodeFacts) -> NodeFacts | None:
 
 
 def _gpus(text: str) -> tuple[GpuFacts, ...]:
-    return tuple(GpuFacts(**{**gpu, "weights": tuple(gpu["weights"])}) for gpu in json.loads(text))
+    return tuple(
+        GpuFacts(
+            **{**gpu, "weights": tuple(gpu["weights"]), "at_hand": tuple(gpu.get("at_hand", ()))}
+        )
+        for gpu in json.loads(text)
+    )

@@ -146,6 +146,7 @@ def facts_off_gpu(node: NodeRecord, replica: Replica) -> NodeFacts:
             gpu,
             promised_bytes=max(0, gpu.promised_bytes - _freed_bytes(node, gpu, (replica,))),
             weights=tuple(weights for weights in gpu.weights if weights not in orphaned),
+            at_hand=tuple(sorted(orphaned.union(gpu.at_hand))),
         )
 
     gpus = (without_it(gpu) if gpu.uuid == replica.gpu else gpu for gpu in node.facts.gpus)

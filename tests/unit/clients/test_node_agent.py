@@ -16,7 +16,10 @@ from woodfrog.model.node import (
 )
 from woodfrog.model.rung import Rung
 
-GPUS = (GpuFacts("GPU-0", 80, 30, ("sha256:00", "sha256:22")), GpuFacts("GPU-1", 80, 0, ()))
+GPUS = (
+    GpuFacts("GPU-0", 80, 30, ("sha256:00", "sha256:22"), ("sha256:33",)),
+    GpuFacts("GPU-1", 80, 0, ()),
+)
 FACTS = NodeFacts("a", {"kernel": "6.18", "cpu": "one"}, 9, 4, 3, draining=True, gpus=GPUS)
 REPLICA = Replica(
     "a-1", "org/m", "sha256:00", ReplicaState.HOT, "/run/s", 4, "a", 7, "GPU-0", 5, True
