@@ -19,12 +19,13 @@ from woodfrog.scheduler.events import (
     StartClimb,
 )
 from woodfrog.scheduler.policy import (
+    SOON_S,
     Eviction,
     NoCapacity,
     Placement,
     PlaceRequest,
     could_take,
-    make_room,
+    find,
     place,
 )
 from woodfrog.scheduler.room import facts_off_gpu, facts_with, facts_without, yields
@@ -58,15 +59,16 @@ class Climbs:
         pointers = board.view.pointers(spec)
         request = PlaceRequest(spec, pointers, excluded_replicas=ticket.excluded)
         thaw = place(replace(request, new=False), board.view, board.estimates)
-        climb = self._open(ticket, spec, thaw_only=isinstance(thaw, Placement))
+        quick = isinstance(thaw, Placement) and thaw.predicted_s < SOON_S
+        climb = self._open(ticket, spec, thaw_only=quick)
         if climb is not None:
             self._join(climb, ticket)
             return True
-        if isinstance(thaw, Placement):
+        if quick and isinstance(thaw, Placement):
             self._start(ticket, spec, thaw)
             return True
         new = self._replica_count(spec) < spec.replicas_max
-        found = self._find(replace(request, new=new))
+        found = find(replace(request, new=new), board.view, board.estimates)
         if not isinstance(found, NoCapacity):
             self._start(ticket, spec, found)
             return True
@@ -114,15 +116,6 @@ class Climbs:
         self._board.stop_waiting(ticket)
         climb.waiters[ticket.number] = ticket
         ticket.climb = climb.name
-
-    def _find(self, request: PlaceRequest) -> Placement | Eviction | NoCapacity:
-        board = self._board
-        found = place(request, board.view, board.estimates)
-        return (
-            found
-            if isinstance(found, Placement)
-            else make_room(request, board.view, board.estimates)
-        )
 
     def _replica_count(self, spec: ModelSpec) -> int:
         """Replicas that answer or will answer for the model, and climbs to new ones."""
@@ -422,7 +415,7 @@ class Climbs:
                 frozenset().union(*(ticket.excluded for ticket in climb.waiters.values())),
                 new=not climb.thaws or self._replica_count(spec) <= spec.replicas_max,
             )
-            found = self._find(request)
+            found = find(request, self._board.view, self._board.estimates)
             if not isinstance(found, NoCapacity):
                 climb.effort = effort
                 self._begin(climb, found)

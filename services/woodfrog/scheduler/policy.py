@@ -19,6 +19,8 @@ from woodfrog.scheduler.view import RESTING, ClusterView, NodeRecord, ReplicaRec
 
 _FULL = candidates.FULL
 _Found = tuple[GpuFacts, int]  # a GPU, and what is taken there
+#: What others' rest is worth: nobody is lowered to save less.
+SOON_S = 1.0
 _LASTING = ("too small", "without a GPU")
 
 
@@ -137,6 +139,26 @@ def make_room(
             names = tuple(record.replica.replica_id for record in victims)
             best, best_cost = Eviction(placement, names, rung), cost
     return best or NoCapacity(misfits)
+
+
+def find(
+    request: PlaceRequest, view: ClusterView, estimates: Estimates
+) -> Placement | Eviction | NoCapacity:
+    """Where there is room, unless it is reached a second sooner, or more, where room must be made first."""
+    found = place(request, view, estimates)
+    if isinstance(found, Placement) and found.predicted_s < SOON_S:
+        return found
+    made = make_room(request, view, estimates)
+    if isinstance(found, NoCapacity):
+        return made
+    if isinstance(made, Eviction):
+        kind = view.nodes[made.placement.node].print_key
+        if (
+            made.placement.predicted_s + estimates.lower_s(kind, made.rung)
+            < found.predicted_s - SOON_S
+        ):
+            return made
+    return found
 
 
 def _near(
@@ -283,6 +305,11 @@ def _copies(
     )
 
 
+def _at_hand(spec: ModelSpec, found: _Found) -> bool:
+    """Whether its weights come onto the GPU quickly, wherever else they are."""
+    return spec.weights in found[0].at_hand
+
+
 def _home(node: NodeRecord, request: PlaceRequest) -> str:
     """The GPU that the snapshot for the node is from."""
     pointer = request.pointers.get(node.print_key)
@@ -308,7 +335,8 @@ def _thaw(
     copies = not hot and _copies(spec, found, replica)
     resident = node.residents.get(spec.weights)
     missing = Missing()
-    if resident is not None and not hot:
+    needs = not hot and (found is None or (copies and not _at_hand(spec, found)))
+    if resident is not None and needs:
         missing = Missing(disk_bytes=resident.disk_bytes - resident.page_cache_bytes)
     copied = spec.weights_bytes if copies else 0
     prior_s = priors.hot_s if hot else priors.thaw_prior_s(found is not None, copied)
@@ -340,7 +368,9 @@ def _climb(
     copied = spec.weights_bytes if copies else 0
     restore_s, over_s = priors.restore_prior_s(found is not None, copied)
     if found is not None:
-        weights = Branch(max(weights.prior_s, over_s), weights.missing) if copies else Branch(0.0)
+        if not copies or _at_hand(spec, found):
+            weights = Branch(0.0)
+        weights = Branch(max(weights.prior_s, over_s), weights.missing)
     pointer = request.pointers.get(node.print_key)
     if pointer is None:
         rung, process = Rung.ABSENT, Branch(priors.cold_s)
