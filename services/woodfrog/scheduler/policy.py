@@ -1,6 +1,6 @@
 """Where a model should climb: the node with the least predicted seconds, and whom to lower when none has room. Pure.
 
-Ties go to the node with the fewest replicas, then by name.
+Ties go to the node whose replicas have the fewest bytes of weights, then to that with the fewest replicas, then by name.
 """
 
 from collections import Counter
@@ -14,7 +14,15 @@ from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler import candidates
 from woodfrog.scheduler.estimates import Branch, Estimates, Forecast, Missing, Way
 from woodfrog.scheduler.rates import Rates
-from woodfrog.scheduler.room import best_gpu, gpus_of, need_bytes, rest_order, room_bytes, sharable
+from woodfrog.scheduler.room import (
+    best_gpu,
+    gpus_of,
+    load,
+    need_bytes,
+    rest_order,
+    room_bytes,
+    sharable,
+)
 from woodfrog.scheduler.view import RESTING, ClusterView, NodeRecord, ReplicaRecord
 
 _FULL = candidates.FULL
@@ -77,7 +85,7 @@ def place(request: PlaceRequest, view: ClusterView, estimates: Estimates) -> Pla
     """Linear in nodes, independent of models. The snapshot must fit the node, or the climb is a cold start."""
     spec = request.spec
     best: Placement | None = None
-    best_cost = (float("inf"), 0, "", "")
+    best_cost = (float("inf"), (0, 0, ""), "")
     for record in view.replicas_of(spec.name):
         node = view.nodes[record.replica.node]
         found = best_gpu(node, spec, record.replica)
@@ -85,7 +93,7 @@ def place(request: PlaceRequest, view: ClusterView, estimates: Estimates) -> Pla
             continue
         placement = _thaw(record, node, spec, estimates, found)
         name = record.replica.replica_id
-        thaw_cost = (placement.predicted_s, len(node.replicas), placement.node, name)
+        thaw_cost = (placement.predicted_s, load(placement.node, node), name)
         if thaw_cost < best_cost:
             best, best_cost = placement, thaw_cost
     near = _near(view, request, candidates.with_room)
@@ -99,7 +107,7 @@ def place(request: PlaceRequest, view: ClusterView, estimates: Estimates) -> Pla
                 continue
             found = best_gpu(node, spec, home=_home(node, request))
             placement = _climb(name, node, request, estimates, found)
-            cost = (placement.predicted_s, len(node.replicas) + node.reserved_count, name, "")
+            cost = (placement.predicted_s, load(name, node), "")
             if cost < best_cost:
                 best, best_cost = placement, cost
     return best or NoCapacity(misfits)
