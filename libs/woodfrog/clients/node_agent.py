@@ -122,6 +122,7 @@ def facts_to_pb(facts: NodeFacts) -> pb.NodeFacts:
                 memory_bytes=gpu.memory_bytes,
                 promised_bytes=gpu.promised_bytes,
                 weights=gpu.weights,
+                at_hand=gpu.at_hand,
                 pinned_bytes=gpu.pinned_bytes,
             )
             for gpu in facts.gpus
@@ -144,6 +145,7 @@ def facts(message: pb.NodeFacts) -> NodeFacts:
                 gpu.memory_bytes,
                 gpu.promised_bytes,
                 tuple(gpu.weights),
+                tuple(gpu.at_hand),
                 gpu.pinned_bytes,
             )
             for gpu in message.gpus
@@ -248,4 +250,9 @@ def refused(error: WoodfrogError, known: NodeFacts) -> NodeFacts | None:
 
 
 def _gpus(text: str) -> tuple[GpuFacts, ...]:
-    return tuple(GpuFacts(**{**gpu, "weights": tuple(gpu["weights"])}) for gpu in json.loads(text))
+    return tuple(
+        GpuFacts(
+            **{**gpu, "weights": tuple(gpu["weights"]), "at_hand": tuple(gpu.get("at_hand", ()))}
+        )
+        for gpu in json.loads(text)
+    )

@@ -39,7 +39,8 @@ class GpuFacts:
     promised_bytes: int  # part of it: of replicas, and of the weights below
     weights: tuple[
         str, ...
-    ]  # digests of weights manifests that lie on it, in use or kept: no second copy is needed
+    ]  # digests of weights manifests that lie on it and are in use: no second copy is needed
+    at_hand: tuple[str, ...] = ()  # of those in pinned memory, or left on it by their last user
     pinned_bytes: int = 0  # of host memory, in which weights wait for it
 
 

@@ -88,12 +88,14 @@ class GpuState:
 
     def facts(self) -> GpuFacts:
         used = self.used_weights
-        idle = sum(size for digest, size in self.weights.items() if digest not in used)
+        idle = self.weights.keys() - used
+        idle_bytes = sum(self.weights[digest] for digest in idle)
         return GpuFacts(
             self.uuid,
             self.memory_bytes,
-            self.memory_bytes - self.free_bytes - idle,
-            tuple(sorted(digest for digest in self.weights if digest in used)),
+            self.memory_bytes - self.free_bytes - idle_bytes,
+            tuple(sorted(self.weights.keys() & used)),
+            tuple(sorted(self.pinned.keys() | idle)),
             self.arena_bytes,
         )
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.model.spec import ModelSpec
-from woodfrog.scheduler.room import room_bytes
+from woodfrog.scheduler.room import load, room_bytes
 from woodfrog.scheduler.view import ClusterView, NodeRecord
 
 FEW_NODES = 32  # all are looked at
@@ -37,7 +37,7 @@ class Summary:
     quiet_bytes: int  # of replicas that may be lowered
     quiet_count: int
     longest_idle: float  # when the first of these was used; inf when there is none
-    load: tuple[int, int, str]  # climbs, replicas and the name: who comes first of equals
+    load: tuple[int, tuple[int, int, str]]  # climbs, and `room.load`: who comes first of equals
 
 
 def summary_of(name: str, node: NodeRecord) -> Summary:
@@ -59,7 +59,7 @@ def summary_of(name: str, node: NodeRecord) -> Summary:
         sum(record.replica.memory_bytes for record in quiet),
         len(quiet),
         min((record.used for record in quiet), default=float("inf")),
-        (node.climbs, len(node.replicas) + node.reserved_count, name),
+        (node.climbs, load(name, node)),
     )
 
 
@@ -111,7 +111,7 @@ def with_room(
     holders = _holders(view, spec, pointers)
     whys = _whys(view, spec, holders, excluded)
     misfits = Counter(why for why in whys.values() if why)
-    kinds: dict[str, list[tuple[tuple[int, int, str], str]]] = {}
+    kinds: dict[str, list[tuple[tuple[int, tuple[int, int, str]], str]]] = {}
     holding = []
     for name, why in whys.items():
         found = view.summaries[name]

@@ -17,11 +17,12 @@ from woodfrog.scheduler.events import (
     StartClimb,
 )
 from woodfrog.scheduler.policy import (
+    SOON_S,
     Eviction,
     NoCapacity,
     Placement,
     PlaceRequest,
-    make_room,
+    find,
     place,
     room_is_coming,
 )
@@ -58,14 +59,15 @@ class Climbs:
         queue_s = bursts.queue_s(board, ticket, self.of_model(spec.name))
         request = PlaceRequest(spec, pointers, excluded_replicas=ticket.excluded)
         thaw = place(replace(request, new=False), board.view, board.estimates)
-        climb = self._open(ticket, spec, thaw_only=isinstance(thaw, Placement))
+        quick = isinstance(thaw, Placement) and thaw.predicted_s < SOON_S
+        climb = self._open(ticket, spec, thaw_only=quick)
         if climb is not None and (queue_s is None or queue_s >= bursts.left_s(board, climb)):
             self._join(climb, ticket)
             return True
-        if isinstance(thaw, Placement):
+        if quick and isinstance(thaw, Placement):
             return self._if_it_pays(ticket, spec, thaw, queue_s)
         new = self._replica_count(spec) < spec.replicas_max
-        found = self._find(replace(request, new=new))
+        found = find(replace(request, new=new), board.view, board.estimates)
         if not isinstance(found, NoCapacity):
             return self._if_it_pays(ticket, spec, found, queue_s)
         if not new or board.awaited or room_is_coming(board.view, spec) or self._serves(ticket):
@@ -102,7 +104,7 @@ class Climbs:
         view = self._board.view
         new = self._replica_count(spec) < spec.replicas_max
         request = PlaceRequest(spec, view.pointers(spec), new=new, node=node)
-        found = place(request, view, self._board.estimates) if node else self._find(request)
+        found = (place if node else find)(request, view, self._board.estimates)
         if isinstance(found, NoCapacity):
             return False
         self._begin(self._name(spec, ticket=0, ahead=True), found)
@@ -149,15 +151,6 @@ class Climbs:
         climb.waiters[ticket.number] = ticket
         self._board.joined[climb.spec.name] += 1
         ticket.climb = climb.name
-
-    def _find(self, request: PlaceRequest) -> Placement | Eviction | NoCapacity:
-        board = self._board
-        found = place(request, board.view, board.estimates)
-        return (
-            found
-            if isinstance(found, Placement)
-            else make_room(request, board.view, board.estimates)
-        )
 
     def _replica_count(self, spec: ModelSpec) -> int:
         """Replicas that answer or will answer for the model, and climbs to new ones."""
@@ -462,7 +455,7 @@ class Climbs:
                 frozenset().union(*(ticket.excluded for ticket in climb.waiters.values())),
                 new=not climb.thaws or self._replica_count(spec) <= spec.replicas_max,
             )
-            found = self._find(request)
+            found = find(request, self._board.view, self._board.estimates)
             if not isinstance(found, NoCapacity):
                 climb.effort = effort
                 self._begin(climb, found)

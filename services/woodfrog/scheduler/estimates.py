@@ -24,6 +24,8 @@ FEW_BYTES = 4 << 20  # that may be missing without being felt
 MANY_BYTES = 32 << 20  # that a rate can be learned from
 _SMALL_SHARE = 0.3  # of a climb's time: a transfer that estimates may be subtracted of
 
+_HIDDEN = 1.2  # times what a climb takes without bytes that are away: they made it no longer
+
 K = TypeVar("K")
 
 
@@ -110,7 +112,7 @@ class Estimates:
         quiet_s = took_s / (1 + forecast.beside * share)
         more = max(forecast.process.missing, forecast.weights.missing, key=lambda m: m.total)
         if more.total > FEW_BYTES:
-            self._learn_moving(way, more, quiet_s, known)
+            self._learn_moving(way, more, quiet_s, known, beside=more is forecast.weights.missing)
         elif forecast.beside and known is not None:
             share = (took_s / known - 1) / forecast.beside
             _add(self._beside, way.kind, min(max(0.0, share), BESIDE_MAX))
@@ -137,7 +139,10 @@ class Estimates:
         """It was removed."""
         self._alone = {way: found for way, found in self._alone.items() if way.model != model}
 
-    def _learn_moving(self, way: Way, missing: Missing, took_s: float, known: float | None) -> None:
+    def _learn_moving(
+        self, way: Way, missing: Missing, took_s: float, known: float | None, *, beside: bool
+    ) -> None:
+        """`beside`: the bytes came while the process did."""
         moving_s = self._moving_s(way.kind, missing)
         if known is None:
             if moving_s < _SMALL_SHARE * took_s:
@@ -145,7 +150,9 @@ class Estimates:
             return
         if missing.total < MANY_BYTES:
             return
-        extra_s = max(0.0, took_s - known)
+        if beside and moving_s <= took_s < known * _HIDDEN:
+            return  # behind the process, and no slower than thought
+        extra_s = took_s if beside else max(0.0, took_s - known)
         if missing.store_bytes >= missing.disk_bytes:
             disk_s = self._moving_s(way.kind, replace(missing, store_bytes=0))
             _add(self._store, way.kind, max(0.0, extra_s - disk_s) / missing.store_bytes)

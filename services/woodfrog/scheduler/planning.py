@@ -15,19 +15,12 @@ from woodfrog.scheduler.demand import Demand
 from woodfrog.scheduler.estimates import Branch, Estimates, Way
 from woodfrog.scheduler.events import Planned
 from woodfrog.scheduler.plan import Choice, Item, Limits, Option, Prices, Resource, Solution
-from woodfrog.scheduler.policy import (
-    Eviction,
-    NoCapacity,
-    Placement,
-    PlaceRequest,
-    make_room,
-    place,
-)
+from woodfrog.scheduler.policy import Eviction, NoCapacity, PlaceRequest, find
 from woodfrog.scheduler.view import RESTING, ClusterView, NodeRecord, ReplicaRecord
 
 HEADROOM = 0.1  # of a node stays free, so that a climb finds room at once
 CONTEXT_BYTES = 1 << 30  # of a GPU, by a replica that never rested there yet
-SOON_S = 300.0  # what is expected later is not lifted yet
+_SOON_S = 300.0  # what is expected later is not lifted yet
 
 
 def items(
@@ -42,7 +35,7 @@ def items(
         replicas = [record for record in view.replicas_of(name) if _plannable(view, record)]
         if replicas:
             yield _kept(view, min(replicas, key=_order), model.spec, estimates, wait_s)
-        elif wait_s <= SOON_S and not any(view.replicas_of(name)):
+        elif wait_s <= _SOON_S and not any(view.replicas_of(name)):
             yield _lifted(view, model.spec, estimates, wait_s)
         else:
             yield None
@@ -77,9 +70,7 @@ def _lifted(view: ClusterView, spec: ModelSpec, estimates: Estimates, wait_s: fl
     where that is made. None without a snapshot that fits: a cold start is too much to do unasked.
     """
     request = PlaceRequest(spec, view.pointers(spec))
-    found: Placement | Eviction | NoCapacity = place(request, view, estimates)
-    if isinstance(found, NoCapacity):
-        found = make_room(request, view, estimates)
+    found = find(request, view, estimates)
     if isinstance(found, NoCapacity):
         return None
     placement = found.placement if isinstance(found, Eviction) else found

@@ -1,6 +1,6 @@
 """Where a model should climb: the node with the least predicted seconds, and whom to lower when none has room. Pure.
 
-Ties go to the node with the fewest replicas, then by name.
+Ties go to the node whose replicas have the fewest bytes of weights, then to that with the fewest replicas, then by name.
 """
 
 from collections import Counter
@@ -14,11 +14,21 @@ from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler import candidates
 from woodfrog.scheduler.estimates import Branch, Estimates, Forecast, Missing, Way
 from woodfrog.scheduler.rates import Rates
-from woodfrog.scheduler.room import best_gpu, gpus_of, need_bytes, rest_order, room_bytes, sharable
+from woodfrog.scheduler.room import (
+    best_gpu,
+    gpus_of,
+    load,
+    need_bytes,
+    rest_order,
+    room_bytes,
+    sharable,
+)
 from woodfrog.scheduler.view import RESTING, ClusterView, NodeRecord, ReplicaRecord
 
 _FULL = candidates.FULL
 _Found = tuple[GpuFacts, int]  # a GPU, and what is taken there
+#: What others' rest is worth: nobody is lowered to save less.
+SOON_S = 1.0
 _LASTING = ("too small", "without a GPU")
 
 
@@ -76,7 +86,7 @@ def place(request: PlaceRequest, view: ClusterView, estimates: Estimates) -> Pla
     """Linear in nodes, independent of models. The snapshot must fit the node, or the climb is a cold start."""
     spec = request.spec
     best: Placement | None = None
-    best_cost = (float("inf"), 0, "", "")
+    best_cost = (float("inf"), (0, 0, ""), "")
     for record in view.replicas_of(spec.name):
         node = view.nodes[record.replica.node]
         found = best_gpu(node, spec, record.replica)
@@ -84,7 +94,7 @@ def place(request: PlaceRequest, view: ClusterView, estimates: Estimates) -> Pla
             continue
         placement = _thaw(record, node, spec, estimates, found)
         name = record.replica.replica_id
-        thaw_cost = (placement.predicted_s, len(node.replicas), placement.node, name)
+        thaw_cost = (placement.predicted_s, load(placement.node, node), name)
         if thaw_cost < best_cost:
             best, best_cost = placement, thaw_cost
     near = _near(view, request, candidates.with_room)
@@ -98,7 +108,7 @@ def place(request: PlaceRequest, view: ClusterView, estimates: Estimates) -> Pla
                 continue
             found = best_gpu(node, spec, home=_home(node, request))
             placement = _climb(name, node, request, estimates, found)
-            cost = (placement.predicted_s, len(node.replicas) + node.reserved_count, name, "")
+            cost = (placement.predicted_s, load(name, node), "")
             if cost < best_cost:
                 best, best_cost = placement, cost
     return best or NoCapacity(misfits)
@@ -138,6 +148,26 @@ def make_room(
             names = tuple(record.replica.replica_id for record in victims)
             best, best_cost = Eviction(placement, names, rung), cost
     return best or NoCapacity(misfits)
+
+
+def find(
+    request: PlaceRequest, view: ClusterView, estimates: Estimates
+) -> Placement | Eviction | NoCapacity:
+    """Where there is room, unless it is reached a second sooner, or more, where room must be made first."""
+    found = place(request, view, estimates)
+    if isinstance(found, Placement) and found.predicted_s < SOON_S:
+        return found
+    made = make_room(request, view, estimates)
+    if isinstance(found, NoCapacity):
+        return made
+    if isinstance(made, Eviction):
+        kind = view.nodes[made.placement.node].print_key
+        if (
+            made.placement.predicted_s + estimates.lower_s(kind, made.rung)
+            < found.predicted_s - SOON_S
+        ):
+            return made
+    return found
 
 
 def _near(
@@ -296,6 +326,11 @@ def _copies(
     )
 
 
+def _at_hand(spec: ModelSpec, found: _Found) -> bool:
+    """Whether its weights come onto the GPU quickly, wherever else they are."""
+    return spec.weights in found[0].at_hand
+
+
 def _home(node: NodeRecord, request: PlaceRequest) -> str:
     """The GPU that the snapshot for the node is from."""
     pointer = request.pointers.get(node.print_key)
@@ -321,7 +356,8 @@ def _thaw(
     copies = not hot and _copies(spec, found, replica)
     resident = node.residents.get(spec.weights)
     missing = Missing()
-    if resident is not None and not hot:
+    needs = not hot and (found is None or (copies and not _at_hand(spec, found)))
+    if resident is not None and needs:
         missing = Missing(disk_bytes=resident.disk_bytes - resident.page_cache_bytes)
     copied = spec.weights_bytes if copies else 0
     prior_s = priors.hot_s if hot else priors.thaw_prior_s(found is not None, copied)
@@ -353,7 +389,9 @@ def _climb(
     copied = spec.weights_bytes if copies else 0
     restore_s, over_s = priors.restore_prior_s(found is not None, copied)
     if found is not None:
-        weights = Branch(max(weights.prior_s, over_s), weights.missing) if copies else Branch(0.0)
+        if not copies or _at_hand(spec, found):
+            weights = Branch(0.0)
+        weights = Branch(max(weights.prior_s, over_s), weights.missing)
     pointer = request.pointers.get(node.print_key)
     if pointer is None:
         rung, process = Rung.ABSENT, Branch(priors.cold_s)

@@ -110,6 +110,13 @@ def _freed_bytes(
     return private + sum(_size(node, weights) for weights in orphaned)
 
 
+def load(name: str, node: NodeRecord) -> tuple[int, int, str]:
+    """Who comes first of nodes where a climb takes equally long: bytes of weights that replicas there want near, replicas, name."""
+    wanted = {record.replica.weights for record in node.replicas.values()}
+    count = len(node.replicas) + node.reserved_count
+    return sum(_size(node, weights) for weights in wanted), count, name
+
+
 def facts_with(
     facts: NodeFacts, spec: ModelSpec, replica: Replica, before: Replica | None
 ) -> NodeFacts:
@@ -146,6 +153,7 @@ def facts_off_gpu(node: NodeRecord, replica: Replica) -> NodeFacts:
             gpu,
             promised_bytes=max(0, gpu.promised_bytes - _freed_bytes(node, gpu, (replica,))),
             weights=tuple(weights for weights in gpu.weights if weights not in orphaned),
+            at_hand=tuple(sorted(orphaned.union(gpu.at_hand))),
         )
 
     gpus = (without_it(gpu) if gpu.uuid == replica.gpu else gpu for gpu in node.facts.gpus)

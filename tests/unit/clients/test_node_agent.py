@@ -16,7 +16,10 @@ from woodfrog.model.node import (
 )
 from woodfrog.model.rung import Rung
 
-GPUS = (GpuFacts("GPU-0", 80, 30, ("sha256:00", "sha256:22"), 7), GpuFacts("GPU-1", 80, 0, ()))
+GPUS = (
+    GpuFacts("GPU-0", 80, 30, ("sha256:00", "sha256:22"), ("sha256:33",), 7),
+    GpuFacts("GPU-1", 80, 0, ()),
+)
 FACTS = NodeFacts(
     "a", {"kernel": "6.18", "cpu": "one"}, 9, 4, 3, draining=True, gpus=GPUS, disk_bytes=11
 )

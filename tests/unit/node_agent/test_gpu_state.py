@@ -179,6 +179,18 @@ def test_the_gpu_with_the_weights_is_chosen() -> None:
         assert command.bring.gpu == "gpu-1"
 
 
+def test_weights_that_nobody_uses_are_at_hand_and_take_no_room() -> None:
+    node = NodeState(64 * GIB, 8, [GpuState("gpu-0", 20 * GIB, 4 * GIB, GIB)])
+    on_gpu(node, "a", need("w1"))
+    node.handle(state.ClimbFinished("a"))
+    told = node.gpus["gpu-0"].facts()
+    assert (told.promised_bytes, told.weights, told.at_hand) == (6 * GIB, ("w1",), ("w1",))
+    on_gpu(node, "b", need("w2"))  # pinned instead of w1
+    node.handle(state.ReplicaEnded("a"))
+    told = node.gpus["gpu-0"].facts()
+    assert (told.promised_bytes, told.weights, told.at_hand) == (6 * GIB, ("w2",), ("w1", "w2"))
+
+
 def test_one_that_was_frozen_elsewhere_has_weights_of_its_own() -> None:
     """Private 2, weights 4, on GPUs of 11; a context keeps 1."""
     node = NodeState(64 * GIB, 8, [gpu(11)])

@@ -67,7 +67,7 @@ def gpu(
     *promised: int, memory: int = 80 * GIB, weights: tuple[str, ...] = (), pinned: int = 64 * GIB
 ) -> GpuFacts:
     """GPU-0, unless told otherwise."""
-    return GpuFacts("GPU-0", memory, sum(promised), weights, pinned)
+    return GpuFacts("GPU-0", memory, sum(promised), weights, (), pinned)
 
 
 def resident(manifest: str, size: int, disk: float = 1.0, page_cache: float = 1.0) -> Resident:

@@ -67,6 +67,18 @@ def test_rates_are_learned_from_what_bytes_cost_beyond_the_climb_itself() -> Non
     assert estimates.forecast(FROZEN, PROCESS).seconds == pytest.approx(0.2)
 
 
+def test_bytes_that_come_behind_the_process_teach_a_rate_only_where_they_made_it_longer() -> None:
+    estimates = learned(4.0)
+    few, many = Missing(disk_bytes=2000 * MB), Missing(disk_bytes=40_000 * MB)
+    for _ in range(SAMPLES):
+        estimates.learn(estimates.forecast(FROZEN, PROCESS, Branch(0.1, few)), FROZEN.rung, (), 4.0)
+    assert estimates.forecast(FROZEN, PROCESS, Branch(0.1, many)).seconds == pytest.approx(40.0)
+    estimates.learn(estimates.forecast(FROZEN, PROCESS, Branch(0.1, many)), FROZEN.rung, (), 20.0)
+    assert estimates.forecast(FROZEN, PROCESS, Branch(0.1, many)).seconds == pytest.approx(20.0)
+    estimates.learn(estimates.forecast(FROZEN, PROCESS, Branch(0.1, many)), FROZEN.rung, (), 4.0)
+    assert estimates.forecast(FROZEN, PROCESS, Branch(0.1, many)).seconds == pytest.approx(12.0)
+
+
 def test_climbs_beside_it_cost_what_they_did() -> None:
     estimates = learned(0.2)
     crowded = estimates.forecast(FROZEN, PROCESS, beside=2)

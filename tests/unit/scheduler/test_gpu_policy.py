@@ -23,6 +23,7 @@ from woodfrog.scheduler.policy import (
     NoCapacity,
     Placement,
     PlaceRequest,
+    find,
     make_room,
     place,
 )
@@ -34,6 +35,7 @@ TOAD = spec("toad", gpu_bytes=10 * GIB, weights_bytes=20 * GIB)
 NEWT = spec("newt", gpu_bytes=30 * GIB, weights_bytes=2 * GIB)
 RATES = Rates()
 ESTIMATES = Estimates(RATES)
+SNAPSHOT_BYTES = [resident(pointer(FROG).manifest, pointer(FROG).size_bytes)]
 
 
 def view(*told: NodeFacts) -> ClusterView:
@@ -134,6 +136,61 @@ def test_the_node_where_the_weights_are_on_a_gpu_already_wins() -> None:
     assert isinstance(found, Placement)
     assert (found.node, found.rung) == ("b", Rung.FROZEN)
     assert found.predicted_s < FROG.weights_bytes / RATES.page_cache_bytes_s
+
+
+@pytest.mark.parametrize("parked", [False, True])
+def test_weights_at_hand_are_as_good_as_in_memory(parked: bool) -> None:
+    near = replace(gpu(), at_hand=(FROG.weights,))
+    cluster = view(facts("a", gpus=(gpu(),)), facts("b", gpus=(near,)))
+    for node in ("a", "b"):
+        cluster.put_residents(
+            node, [resident(FROG.weights, FROG.weights_bytes, page_cache=0.0), *SNAPSHOT_BYTES]
+        )
+        if parked:
+            idle(cluster, node, (f"f-{node}", FROG, ReplicaState.PARKED, GIB))
+    request = PlaceRequest(FROG, {fingerprint_key(PRINT): pointer(FROG)}, new=not parked)
+    found = place(request, cluster, ESTIMATES)
+    assert isinstance(found, Placement)
+    assert found.node == "b"
+    assert found.predicted_s < 1.0
+
+
+def test_a_thaw_whose_weights_lie_on_its_gpu_waits_for_no_disk() -> None:
+    cluster = view(facts("a", gpus=(gpu(20 * GIB, weights=(FROG.weights,)),)))
+    cluster.put_residents("a", [resident(FROG.weights, FROG.weights_bytes, page_cache=0.0)])
+    idle(cluster, "a", ("f1", FROG, ReplicaState.PARKED, GIB))
+    assert placed(cluster, new=False).predicted_s < 0.1
+
+
+@pytest.mark.parametrize(
+    ("on_b", "quiet", "victims"),
+    [
+        (None, True, ("t1",)),  # from the store
+        (0.0, True, ("t1",)),  # from the disk
+        (0.97, True, ()),  # for half a second nobody is lowered
+        (None, False, ()),  # nobody may be
+    ],
+)
+def test_others_are_lowered_where_that_is_a_second_sooner(
+    on_b: float | None, quiet: bool, victims: tuple[str, ...]
+) -> None:
+    """Node a is full and has all in memory; b has room, and so much of the weights in memory."""
+    told = gpu(51 * GIB, weights=(TOAD.weights,))
+    cluster = view(facts("a", gpus=(told,)), facts("b", gpus=(gpu(),)))
+    toads = resident(TOAD.weights, TOAD.weights_bytes)
+    near = resident(FROG.weights, FROG.weights_bytes)
+    cluster.put_residents("a", [near, toads, *SNAPSHOT_BYTES])
+    if on_b is not None:
+        far = resident(FROG.weights, FROG.weights_bytes, page_cache=on_b)
+        cluster.put_residents("b", [far, *SNAPSHOT_BYTES])
+    idle(cluster, "a", ("t1", TOAD, ReplicaState.SERVING, 31 * GIB))
+    cluster.replicas["t1"].quiet = quiet
+    found = find(PlaceRequest(FROG, {fingerprint_key(PRINT): pointer(FROG)}), cluster, ESTIMATES)
+    assert not isinstance(found, NoCapacity)
+    if isinstance(found, Eviction):
+        assert (found.placement.node, found.victims) == ("a", victims)
+    else:
+        assert (found.node, ()) == ("b", victims)
 
 
 def test_a_node_that_refused_is_asked_for_less_only() -> None:

@@ -10,6 +10,7 @@ from tests.unit.scheduler.cell import (
     gpu,
     on_gpu,
     only,
+    pointer,
     replica,
     resident,
     spec,
@@ -195,3 +196,22 @@ def test_without_capacity_the_gpu_is_named() -> None:
         assert "4.0 GiB and 50.0 GiB of one GPU" in refuse.message
         assert mend in refuse.message
         assert (refuse.retry_after_s is None) == (gpus == ())
+
+
+def test_a_thaw_that_waits_for_the_disk_is_passed_over_where_a_restore_is_sooner() -> None:
+    for page_cache, node in ((0.0, "b"), (1.0, "a")):
+        frog = replace(FROG, replicas_max=2)
+        cell = Cell(frog, nodes=("a", "b"))
+        cell.do(on.SnapshotListed(pointer(frog)))
+        pages = resident(pointer(frog).manifest, pointer(frog).size_bytes)
+        weights = resident(frog.weights, frog.weights_bytes, page_cache=page_cache)
+        parked = on_gpu(replica("f1", frog, "a", ReplicaState.PARKED), GIB)
+        there = facts("a", parked.memory_bytes, gpus=(gpu(GIB),))
+        cell.report("a", parked, facts=there, residents=(weights, pages))
+        near = replace(gpu(), at_hand=(frog.weights,))
+        weights = resident(frog.weights, frog.weights_bytes)
+        cell.report("b", facts=facts("b", gpus=(near,)), residents=(weights, pages))
+        start = only(on.StartClimb, cell.acquire())
+        assert start.node == node
+        assert start.replica_id == ("f1" if node == "a" else None)
+        assert every(on.StartClimb, cell.acquire()) == [], "a second request joins it"

@@ -114,6 +114,16 @@ def test_equals_go_to_the_emptier_node_then_by_name() -> None:
     assert placed(PlaceRequest(FROG), cluster).node == "c"
 
 
+def test_of_equals_the_one_whose_memory_has_least_to_hold() -> None:
+    toad, newt = spec("toad", weights_bytes=9 * GIB), spec("newt", weights_bytes=GIB)
+    cluster = view(facts("a"), facts("b"))
+    cluster.put_residents("a", [resident(toad.weights, toad.weights_bytes)])
+    cluster.put_residents("b", [resident(newt.weights, newt.weights_bytes)])
+    for name, model, node in (("t1", toad, "a"), ("n1", newt, "b"), ("n2", newt, "b")):
+        cluster.put_replica(replica(name, model, node, ReplicaState.PARKED), 0.0)
+    assert placed(PlaceRequest(FROG), cluster).node == "b"
+
+
 def test_a_thaw_needs_no_room() -> None:
     cluster = view(facts("a", 16 * GIB, draining=True))
     cluster.put_replica(replica("f1", FROG, "a", ReplicaState.PARKED), 0.0)
