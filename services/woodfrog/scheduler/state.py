@@ -323,7 +323,7 @@ class SchedulerState:
                 break
         while waiting := board.waiting.get(model):
             if not self._decide(waiting[max(waiting)]):
-                return
+                break
         for ticket in self._climbs.joined(model):
             free = [r for r in self.view.replicas_of(model) if board.has_slot(r, ticket)]
             if free:

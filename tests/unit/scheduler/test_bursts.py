@@ -80,6 +80,18 @@ def test_a_slot_that_comes_free_goes_to_who_waits_for_a_climb_and_the_climb_goes
     assert only(on.Announce, cell.finish(start, "f2")).ready[0].replica_id == "f2"
 
 
+def test_who_will_not_have_the_free_slot_does_not_keep_it_from_who_waits_for_a_climb() -> None:
+    model = spec("frog", slots=1, replicas_max=2)
+    cell = Cell(model)
+    cell.report("a", replica("f1", model, "a"), facts=facts("a", 4 * GIB, memory_bytes=8 * GIB))
+    grant = only(on.Grant, cell.acquire())
+    only(on.StartClimb, cell.acquire())
+    assert not every(on.Grant, cell.acquire("frog", "f1"))  # waits, for anything but f1
+    cell.report("a", replica("f1", model, "a"), facts=facts("a", 4 * GIB, memory_bytes=8 * GIB))
+    later = cell.do(on.Released(grant.acquired.placement_id))
+    assert only(on.Grant, later).ticket == 2
+
+
 def test_a_model_that_serves_waits_for_its_slots_where_no_node_has_room_for_more() -> None:
     cell = Cell(FROG)
     cell.report("a", replica("f1", FROG, "a"), facts=facts("a", 16 * GIB))
