@@ -128,7 +128,7 @@ class Climbs:
         """Replicas that answer or will answer for the model, and climbs to new ones."""
         view = self._board.view
         named = sum(
-            record.suspect_since is None and view.usable(record)
+            record.suspect_since is None and view.usable(record) and not view.leaves(record)
             for record in view.replicas_of(spec.name)
         )
         return named + sum(climb.replica_id is None for climb in self.of_model(spec.name))

@@ -1,7 +1,7 @@
 """The scheduler's decisions: events in, commands out. Pure; `loop.py` carries the commands out.
 
 `board.py` is what the parts share, `world.py` notes
-what catalog and nodes say, `climbs.py` lifts, `rest.py` lowers. Each event is handled in three steps: write down
+what catalog and nodes say, `climbs.py` lifts, `rest.py` lowers, `drains.py` empties nodes. Each event is handled in three steps: write down
 what happened, give waiting tickets what they can have now, lower what is due.
 """
 
@@ -16,6 +16,7 @@ from woodfrog.scheduler import events as on
 from woodfrog.scheduler.board import Board, Limits, Ticket
 from woodfrog.scheduler.climbs import Climbs
 from woodfrog.scheduler.demand import Demand
+from woodfrog.scheduler.drains import Drains
 from woodfrog.scheduler.estimates import Estimates
 from woodfrog.scheduler.events import Command, Event, Refusal
 from woodfrog.scheduler.rates import Rates
@@ -39,7 +40,8 @@ class SchedulerState:
         self._board = Board(epoch, limits, estimates or Estimates(Rates()))
         self._rest = Rest(self._board)
         self._climbs = Climbs(self._board)
-        world = World(self._board, self._climbs)
+        self._drains = Drains(self._board)
+        self._world = world = World(self._board, self._climbs)
         self._handlers: dict[type[Any], Callable[[Any], None]] = {
             on.AcquireRequested: self._acquire_requested,
             on.AcquireCancelled: self._acquire_cancelled,
@@ -51,15 +53,17 @@ class SchedulerState:
             on.ClimbFailed: self._climbs.failed,
             on.DescendFinished: self._descended,
             on.DescendFailed: self._descended,
+            on.PrefetchFinished: self._drains.finished,
+            on.PrefetchFailed: self._drains.failed,
             on.CatalogListed: world.catalog_listed,
             on.ModelListed: world.model_listed,
             on.ModelRemoved: world.model_removed,
             on.SnapshotListed: world.snapshot_listed,
             on.SnapshotRemoved: world.snapshot_removed,
             on.NodeListed: world.node_listed,
-            on.NodeReported: world.node_reported,
+            on.NodeReported: self._node_reported,
             on.NodeSilent: world.node_silent,
-            on.NodeLost: world.node_lost,
+            on.NodeLost: self._node_lost,
             on.Planned: self._planned,
             on.Ticked: self._ticked,
         }
@@ -80,6 +84,10 @@ class SchedulerState:
     @property
     def demand(self) -> Demand:
         return self._board.demand
+
+    def moving(self, node: str) -> int:
+        """Models that are still to move from a node that drains."""
+        return self._drains.waiting(node)
 
     def next_time(self) -> float | None:
         """When a Ticked is wanted."""
@@ -108,6 +116,7 @@ class SchedulerState:
         """The invariants; AssertionError when one is broken."""
         self._board.check()
         self._climbs.check()
+        self._drains.check()
         candidates.check(self.view)
         for model, waiting in self._board.waiting.items():
             for ticket in waiting.values():
@@ -204,6 +213,14 @@ class SchedulerState:
 
     # --- nodes ---
 
+    def _node_reported(self, event: on.NodeReported) -> None:
+        self._world.node_reported(event)
+        self._drains.heard(event.node)
+
+    def _node_lost(self, event: on.NodeLost) -> None:
+        self._world.node_lost(event)
+        self._drains.heard(event.node)
+
     def _descended(self, event: on.DescendFinished | on.DescendFailed) -> None:
         record = self.view.replicas.get(event.replica_id)
         if record is None or record.descending is None:
@@ -242,6 +259,8 @@ class SchedulerState:
                 board.awaited.discard(name)
                 board.starting.discard(name)
                 board.stir_all()
+            case "drain":
+                self._drains.look(name)
             case "refused":
                 if name in self.view.nodes:
                     self.view.nodes[name].refused_bytes = None
