@@ -35,9 +35,12 @@ from woodfrog.errors import (
 from woodfrog.host.cgroup import Cgroups
 from woodfrog.model import digest as digests
 from woodfrog.model.manifest import CHUNK_BYTES, Kind
+from woodfrog.model.snapshot import Fingerprint, SnapshotPointer
+from woodfrog.model.spec import ModelSpec
 from woodfrog.node_agent.climb import Climber
 from woodfrog.node_agent.criu import Criu
 from woodfrog.node_agent.gpus import Adapters, Gpus
+from woodfrog.node_agent.prefetch import Prefetcher
 from woodfrog.node_agent.sandbox import SandboxConfig, SandboxPool
 from woodfrog.weight_fs.stale_mount import mounted
 
@@ -474,6 +477,52 @@ async def test_an_agent_finds_out_at_its_pin_that_a_tree_which_it_knew_was_evict
     again = await climber.tree(SNAPSHOT, "replica-2")  # no news of the eviction reached it
     assert again.cache_path is None
     assert await off_loop(same, again.mount_path, FILES)
+
+
+async def test_an_agent_prefetches_both_trees_and_keeps_neither(
+    node: Node, store: Store, tmp_path: Path
+) -> None:
+    pool = SandboxPool(Cgroups("unused"), SandboxConfig(tmp_path, (), tmp_path), 0)
+    climber = Climber(node.client, pool, Criu(tmp_path), Gpus((), Adapters("", "", "")), 1.0)
+    prefetcher = Prefetcher("n", climber, node.client)
+    spec = ModelSpec("m", WEIGHTS, 1)
+    pointer = SnapshotPointer("m", SNAPSHOT, Fingerprint({}, {}, WEIGHTS), 1, 1.0)
+    whole = sum(len(data) for data in (*FILES.values(), *OTHER.values())) - CHUNK_BYTES
+    given_up = asyncio.create_task(prefetcher.prefetch(spec, pointer))
+    await asyncio.sleep(0)
+    given_up.cancel()
+    await asyncio.wait([given_up])
+    assert given_up.cancelled()
+    moved = await asyncio.gather(*(prefetcher.prefetch(spec, pointer) for _ in range(2)))
+    assert max(moved) <= whole
+    assert min(moved) > 0
+    for digest, files in ((SNAPSHOT, FILES), (WEIGHTS, OTHER)):
+        tree = await node.client.open(digest)
+        assert tree.cache_path
+        assert same(tree.cache_path, files)
+    store.process.kill9()  # nothing is fetched any more
+    assert await prefetcher.prefetch(spec, pointer) == 0
+    assert not climber.owners
+    for digest in (SNAPSHOT, WEIGHTS):
+        await evictable(node, digest)
+        assert await node.client.evict(digest) > 0
+
+
+async def test_a_prefetch_says_why_it_failed(make: Make, tmp_path: Path) -> None:
+    node = await make(cache_bytes_max=13 << 20)  # the larger tree fits, both do not
+    pool = SandboxPool(Cgroups("unused"), SandboxConfig(tmp_path, (), tmp_path), 0)
+    climber = Climber(node.client, pool, Criu(tmp_path), Gpus((), Adapters("", "", "")), 1.0)
+    prefetcher = Prefetcher("n", climber, node.client)
+    spec = ModelSpec("m", WEIGHTS, 1)
+    with pytest.raises(ResourceExhausted) as caught:
+        await prefetcher.prefetch(
+            spec, SnapshotPointer("m", SNAPSHOT, Fingerprint({}, {}, WEIGHTS), 1, 1.0)
+        )
+    assert caught.value.reason == "CACHE_FULL"
+    with pytest.raises(NotFound) as missing:
+        await prefetcher.prefetch(ModelSpec("m", digests.of_bytes(b"no"), 1), None)
+    assert missing.value.reason == "MANIFEST_NOT_FOUND"
+    assert not climber.owners
 
 
 async def evictable(node: Node, digest: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from woodfrog import rpc
 from woodfrog.api.node_agent.v1 import replicas_pb2 as pb
 from woodfrog.api.node_agent.v1 import replicas_pb2_grpc
+from woodfrog.clients.weight_fs import FETCH_TIMEOUT_S
 from woodfrog.errors import ResourceExhausted, Unavailable, WoodfrogError
 from woodfrog.model.node import (
     Climbed,
@@ -24,6 +25,7 @@ from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.model.spec import ModelSpec
 
 DESCEND_TIMEOUT_S = 60.0
+DRAIN_TIMEOUT_S = 10.0
 
 
 class NodeAgentClient:
@@ -67,6 +69,23 @@ class NodeAgentClient:
         request = pb.DescendRequest(replica_id=replica_id, rung=rung.value)
         response = await rpc.call(self._stub.Descend, request, timeout_s=DESCEND_TIMEOUT_S)
         return Rung(response.rung)
+
+    async def prefetch(self, spec: ModelSpec, snapshot: SnapshotPointer | None) -> int:
+        """Bytes that came from the store, once weights and snapshot are whole on the node. Cancelling gives it up.
+
+        Raises NotFound MANIFEST_NOT_FOUND, ResourceExhausted CACHE_FULL, DataLoss CHUNK_DAMAGED, Unavailable.
+        """
+        request = pb.PrefetchRequest(
+            spec=spec.encode(), snapshot=snapshot.encode() if snapshot else b""
+        )
+        response = await rpc.call(self._stub.Prefetch, request, timeout_s=2 * FETCH_TIMEOUT_S)
+        fetched_bytes: int = response.fetched_bytes
+        return fetched_bytes
+
+    async def drain(self, draining: bool) -> None:
+        """It takes no climb any more, or takes climbs again; kept over a restart of the agent."""
+        request = pb.DrainRequest(draining=draining)
+        await rpc.call(self._stub.Drain, request, timeout_s=DRAIN_TIMEOUT_S)
 
     async def watch(self) -> AsyncGenerator[NodeUpdate, None]:
         """First everything, then each change. Raises Unavailable when the stream breaks; it never just ends."""

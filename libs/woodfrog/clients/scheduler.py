@@ -229,6 +229,8 @@ def cluster_view_to_pb(view: ClusterView) -> pb.DescribeResponse:
                 )
                 for gpu in node.gpus
             ],
+            draining=node.draining,
+            moving_count=node.moving,
         )
         for node in view.nodes
     ]
@@ -259,6 +261,8 @@ def cluster_view(message: pb.DescribeResponse) -> ClusterView:
                 GpuFacts(gpu.uuid, gpu.memory_bytes, gpu.promised_bytes, tuple(gpu.weights))
                 for gpu in node.gpus
             ),
+            node.draining,
+            node.moving_count,
         )
         for node in message.nodes
     )

@@ -93,12 +93,18 @@ class WeightFsClient:
         return Path(reply.cache_path)
 
     async def fetch(
-        self, digest: str, extents: Iterable[Extent] = (), *, timeout_s: float = FETCH_TIMEOUT_S
+        self,
+        digest: str,
+        extents: Iterable[Extent] = (),
+        *,
+        ahead: bool = False,
+        timeout_s: float = FETCH_TIMEOUT_S,
     ) -> Fetched:
-        """In the order of the extents; without any, all of the tree."""
+        """In the order of the extents; without any, all of the tree. `ahead`: behind fetches that somebody waits for."""
         request = pb.FetchRequest(
             manifest_digest=digest,
             extents=[pb.FileExtent(path=p, offset=o, length=n) for p, o, n in extents],
+            ahead=ahead,
         )
         reply = await _call(self._stub.Fetch, request, timeout_s=timeout_s)
         return Fetched(reply.fetched_bytes, reply.present_bytes)

@@ -68,6 +68,8 @@ class NodeView:
     memory_bytes: int
     memory_promised_bytes: int
     gpus: tuple[GpuFacts, ...] = ()
+    draining: bool = False
+    moving: int = 0  # models whose bytes are still to go to another node, where it drains
 
 
 @dataclass(frozen=True, slots=True)

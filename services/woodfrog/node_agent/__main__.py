@@ -19,9 +19,11 @@ from woodfrog.node_agent.board import Board
 from woodfrog.node_agent.checkpoint import Checkpointer
 from woodfrog.node_agent.climb import Climber
 from woodfrog.node_agent.criu import Criu
+from woodfrog.node_agent.drain import Drain
 from woodfrog.node_agent.engines import code_folders
 from woodfrog.node_agent.gpus import Adapters, Gpus
 from woodfrog.node_agent.loop import NodeLoop, Parts
+from woodfrog.node_agent.prefetch import Prefetcher
 from woodfrog.node_agent.recovery import recover
 from woodfrog.node_agent.sandbox import SandboxConfig, SandboxPool
 from woodfrog.node_agent.service import ReplicasServicer
@@ -66,8 +68,10 @@ async def main(stop: asyncio.Event) -> None:
         )
         board = Board(settings.node, state, fingerprint.of_node(criu_version, gpus.print))
         loop = NodeLoop(board, Parts(climber, checkpointer, weight_fs, pool, gpus))
+        prefetcher = Prefetcher(settings.node, climber, weight_fs)
+        servicer = ReplicasServicer(loop, prefetcher, Drain(board, settings.state_dir))
         add = replicas_pb2_grpc.add_ReplicasServicer_to_server
-        add(ReplicasServicer(loop), server.grpc)  # type: ignore[no-untyped-call]
+        add(servicer, server.grpc)  # type: ignore[no-untyped-call]
         running = asyncio.create_task(loop.run(), name="loop")
         try:
             await server.start(SERVICE)

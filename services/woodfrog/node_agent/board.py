@@ -39,7 +39,7 @@ class Board:
             self.broken.set()
             raise
         if isinstance(command, state.Refuse):
-            if command.reason == "NODE_FULL":
+            if command.reason in ("NODE_FULL", "NODE_DRAINING"):
                 raise node_full(self._facts(), command.reason, command.message)
             raise FailedPrecondition(command.reason, command.message)
         return command
@@ -72,6 +72,10 @@ class Board:
         promise = self._state.promises.get(live.replica_id)
         known = self.live.get(live.replica_id) is live
         return known and promise is not None and promise.state in states
+
+    def set_draining(self, draining: bool) -> None:
+        self.decide(state.DrainSet(draining))
+        self._publish(NodeUpdate(False, facts=self._facts()))
 
     def forget(self, replica_id: str) -> None:
         self.decide(state.ReplicaEnded(replica_id))
@@ -160,6 +164,7 @@ class Board:
             memory_bytes=self._state.memory_bytes,
             memory_promised_bytes=self._state.memory_promised_bytes,
             replica_count_max=self._state.replica_count_max,
+            draining=self._state.draining,
             gpus=tuple(gpu.facts() for gpu in self._state.gpus.values()),
             disk_bytes=self._disk_bytes,
         )

@@ -47,7 +47,8 @@ _HEALTH_S = 5.0  # between two looks at the replicas, and how long each may take
 _CLIMBS_KEPT_MAX = 1024
 _ROOM_TRIES = 3
 _AWAKE = frozenset((ReplicaState.SERVING, ReplicaState.HOT))  # their processes run
-_REFUSALS = frozenset(("NODE_FULL", "REPLICA_GONE", "REPLICA_BUSY"))  # the scheduler decides again
+#: The scheduler decides again.
+_REFUSALS = frozenset(("NODE_FULL", "NODE_DRAINING", "REPLICA_GONE", "REPLICA_BUSY"))
 # Once they may have another cause, e.g. a file system that went away. Twice in a row the snapshot is given up.
 _BLAMES_SNAPSHOT = frozenset(("CRIU_RESTORE_FAILED", "REPLICA_UNREACHABLE", "REPLICA_SILENT"))
 

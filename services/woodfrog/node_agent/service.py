@@ -8,14 +8,18 @@ from woodfrog.errors import InvalidArgument
 from woodfrog.model.rung import Rung
 from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.model.spec import ModelSpec
+from woodfrog.node_agent.drain import Drain
 from woodfrog.node_agent.engines import ENGINES
 from woodfrog.node_agent.loop import NodeLoop
+from woodfrog.node_agent.prefetch import Prefetcher
 from woodfrog.node_agent.state import Order
 
 
 class ReplicasServicer(replicas_pb2_grpc.ReplicasServicer):
-    def __init__(self, loop: NodeLoop) -> None:
+    def __init__(self, loop: NodeLoop, prefetcher: Prefetcher, drain: Drain) -> None:
         self._loop = loop
+        self._prefetcher = prefetcher
+        self._drain = drain
 
     async def Climb(
         self, request: replicas_pb2.ClimbRequest, context: object
@@ -42,6 +46,23 @@ class ReplicasServicer(replicas_pb2_grpc.ReplicasServicer):
             )
         rung = await self._loop.descend(request.replica_id, Rung(request.rung))
         return replicas_pb2.DescendResponse(rung=rung.value)
+
+    async def Prefetch(
+        self, request: replicas_pb2.PrefetchRequest, context: object
+    ) -> replicas_pb2.PrefetchResponse:
+        try:
+            spec = ModelSpec.decode(request.spec)
+            pointer = SnapshotPointer.decode(request.snapshot) if request.snapshot else None
+        except ValueError as error:
+            raise InvalidArgument("BAD_PREFETCH", f"the prefetch cannot be read: {error}") from None
+        fetched_bytes = await self._prefetcher.prefetch(spec, pointer)
+        return replicas_pb2.PrefetchResponse(fetched_bytes=fetched_bytes)
+
+    async def Drain(
+        self, request: replicas_pb2.DrainRequest, context: object
+    ) -> replicas_pb2.DrainResponse:
+        self._drain.set(request.draining)
+        return replicas_pb2.DrainResponse()
 
     async def Watch(
         self, request: replicas_pb2.WatchRequest, context: object

@@ -117,6 +117,13 @@ class VaultDied:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainSet:
+    """Whether it drains: then no replica climbs here, also none that rests."""
+
+    draining: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     replica_id: str
     bring: Bring | None = None
@@ -154,13 +161,20 @@ class Nothing:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    reason: str  # NODE_FULL, REPLICA_GONE or REPLICA_BUSY
+    reason: str  # NODE_FULL, NODE_DRAINING, REPLICA_GONE or REPLICA_BUSY
     message: str
 
 
 Request = StartRequested | ThawRequested | DescendRequested | ProofRequested | ColdRequested
 Fact = (
-    ClimbFinished | DescendFinished | EndBegun | ReplicaEnded | ProofEnded | WeightsLost | VaultDied
+    ClimbFinished
+    | DescendFinished
+    | EndBegun
+    | ReplicaEnded
+    | ProofEnded
+    | WeightsLost
+    | VaultDied
+    | DrainSet
 )
 Event = Request | Fact
 Command = Start | Thaw | Lower | Park | Freeze | Nothing | Refuse
@@ -173,6 +187,7 @@ TRANSITIONS: dict[tuple[State, type], State] = {
     (State.PARKED, DescendRequested): State.DESCENDING,
     (State.HOT, DescendRequested): State.DESCENDING,
 }
+_DRAINS = Refuse("NODE_DRAINING", "it drains")
 _DEPTH = {State.SERVING: 0, State.HOT: 1, State.PARKED: 2}  # and FROZEN is 3
 
 
@@ -187,6 +202,7 @@ class NodeState:
         self.gpus = {gpu.uuid: gpu for gpu in gpus}
         self.promises: dict[str, Promise] = {}
         self.proofs: dict[str, str] = {}  # to their GPU
+        self.draining = False
 
     @property
     def memory_promised_bytes(self) -> int:
@@ -237,6 +253,8 @@ class NodeState:
                 promise = self.promises.pop(replica_id, None)
                 if promise is not None and promise.gpu:
                     self.gpus[promise.gpu].leave(replica_id)
+            case DrainSet(draining):
+                self.draining = draining
             case _:
                 self._note_of_gpu(event)
 
@@ -252,6 +270,8 @@ class NodeState:
 
     def _start(self, event: StartRequested) -> Command:
         assert event.replica_id not in self.promises
+        if self.draining:
+            return _DRAINS
         free = self.memory_bytes - self.memory_promised_bytes
         if event.memory_bytes > free:
             return Refuse(
@@ -291,6 +311,8 @@ class NodeState:
             return Nothing()
         if promise.state is State.CLIMBING:
             return Refuse("REPLICA_BUSY", f"replica {replica_id} is climbing already")
+        if self.draining:
+            return _DRAINS
         bring = None
         stopped = promise.state is State.PARKED
         if promise.gpu:

@@ -16,8 +16,7 @@ class Ahead:
     def mark(self) -> None:
         """Which of a model's replicas it must keep may be others now."""
         for model in self._board.lacking:
-            for record in self._board.view.replicas_of(model):
-                self._board.touched[record.replica.replica_id] = None
+            self._touch(model)
 
     def look(self) -> None:
         """Lifts what is lacking to `replicas_min`, as far as there is room."""
@@ -31,6 +30,7 @@ class Ahead:
                 if not self._climbs.climb_ahead(board.view.models[model].spec):
                     board.try_ahead_later(model)
                     break
+                self._touch(model)
 
     def planned(self, wanted: Mapping[str, str]) -> None:
         """Models and nodes; the first are worth most. A node that has a climb under way is left alone until the next plan."""
@@ -46,6 +46,10 @@ class Ahead:
             if self._climbs.climb_ahead(record.spec, name):
                 board.moves.note(name, board.now)
 
+    def _touch(self, model: str) -> None:
+        for record in self._board.view.replicas_of(model):
+            self._board.touched[record.replica.replica_id] = None
+
     def _lacks(self, model: str) -> bool:
         board = self._board
         spec = board.view.models[model].spec
@@ -54,10 +58,16 @@ class Ahead:
         return serving + nameless < spec.replicas_min
 
     def _serves(self, record: ReplicaRecord) -> bool:
-        """Now, or soon."""
+        """Now, or soon, and on a node that stays."""
+        drains = self._board.view.nodes[record.replica.node].facts.draining
         rises = (
             record.climb is not None
             or record.replica.state is ReplicaState.CLIMBING
             or (record.replica.state is ReplicaState.SERVING and record.descending is None)
         )
-        return rises and record.suspect_since is None and self._board.view.usable(record)
+        return (
+            rises
+            and not drains
+            and record.suspect_since is None
+            and self._board.view.usable(record)
+        )

@@ -74,6 +74,7 @@ class Board:
         self.timers = Timers()
         self.tickets: dict[int, Ticket] = {}
         self.waiting: dict[str, dict[int, Ticket]] = {}  #: by model; never empty
+        self.rising: Counter[str] = Counter()  #: climbs under way, by model; never 0
         self.joined: Counter[str] = Counter()  #: tickets that wait for climbs, by model; never 0
         self.listed = False  #: the catalog came once
         self.starting: set[str] = (
@@ -115,6 +116,9 @@ class Board:
         """What nobody asked for is not tried again at once."""
         self.timers.set(("ahead", model), self.now + self.limits.ahead_retry_s)
 
+    def stir(self, model: str) -> None:
+        self.stirred[model] = None
+
     def stir_all(self) -> None:
         """Room or hope changed somewhere."""
         self.stirred.update(dict.fromkeys(self.waiting))
@@ -133,9 +137,12 @@ class Board:
             self.waiting.pop(ticket.model, None)
 
     def unjoin(self, model: str, count: int) -> None:
-        self.joined[model] -= count
-        if not self.joined[model]:
-            del self.joined[model]
+        _less(self.joined, model, count)
+
+    def risen(self, model: str) -> None:
+        """A climb of it is over."""
+        _less(self.rising, model, 1)
+        self.lacks(model)
 
     def close(self, ticket: Ticket) -> None:
         """It is answered, or nobody wants the answer."""
@@ -204,6 +211,9 @@ class Board:
     def put_facts(self, node: str, facts: NodeFacts) -> None:
         record = self.view.nodes[node]
         if facts != record.facts:
+            if facts.draining != record.facts.draining:
+                for each in record.replicas.values():
+                    self.lacks(each.replica.model)
             record.facts = facts
             record.print_key = fingerprint_key(facts.fingerprint)
             record.refused_bytes = None
@@ -247,3 +257,9 @@ class Board:
                 assert ("replica", replica_id) in self.timers, "an idle replica is forgotten"
         assert not self.touched
         assert not self.stirred
+
+
+def _less(counts: Counter[str], name: str, count: int) -> None:
+    counts[name] -= count
+    if not counts[name]:
+        del counts[name]

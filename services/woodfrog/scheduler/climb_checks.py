@@ -30,6 +30,7 @@ def check(
         assert bool(climb.victims) == (climb.phase is Phase.ROOM)
         assert all(victims[victim] is climb for victim in climb.victims)
     assert board.joined == +joined
+    assert board.rising == Counter(climb.spec.name for climb in climbs.values())
     assert sum(map(len, of_model.values())) == len(climbs)
     reservations.check(board.view, climbs.values())
     running = Counter(c.node for c in climbs.values() if c.phase is Phase.RUNNING)

@@ -102,7 +102,11 @@ class Climbs:
         False when there is no room, or the model has as many as it may have.
         """
         view = self._board.view
-        new = self._replica_count(spec) < spec.replicas_max
+        drained = sum(
+            view.offered(record) and view.nodes[record.replica.node].facts.draining
+            for record in view.replicas_of(spec.name)
+        )
+        new = self._replica_count(spec) - drained < spec.replicas_max  # it takes their place
         request = PlaceRequest(spec, view.pointers(spec), new=new, node=node)
         found = (place if node else find)(request, view, self._board.estimates)
         if isinstance(found, NoCapacity):
@@ -143,6 +147,7 @@ class Climbs:
         self._count += 1
         name = f"{self._board.epoch}-c{self._count}"
         climb = self._climbs[name] = Climb(name, spec, ticket, self._board.now, ahead)
+        self._board.rising[spec.name] += 1
         self._of_model.setdefault(spec.name, {})[name] = climb
         return climb
 
@@ -156,7 +161,7 @@ class Climbs:
         """Replicas that answer or will answer for the model, and climbs to new ones."""
         view = self._board.view
         named = sum(
-            record.suspect_since is None and view.usable(record)
+            record.suspect_since is None and view.usable(record) and not view.leaves(record)
             for record in view.replicas_of(spec.name)
         )
         return named + sum(climb.replica_id is None for climb in self.of_model(spec.name))
@@ -241,7 +246,7 @@ class Climbs:
         del of_model[climb.name]
         if not of_model:
             del self._of_model[climb.spec.name]
-        self._board.lacks(climb.spec.name)
+        self._board.risen(climb.spec.name)
         self._board.unjoin(climb.spec.name, len(climb.waiters))
         for ticket in climb.waiters.values():
             ticket.climb = None

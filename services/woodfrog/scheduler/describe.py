@@ -19,7 +19,14 @@ def describe(state: SchedulerState, now: float) -> ClusterView:
         _model(state, model, now, predict=predict) for _, model in sorted(view.models.items())
     ]
     nodes = [
-        NodeView(name, node.facts.memory_bytes, node.facts.memory_promised_bytes, node.facts.gpus)
+        NodeView(
+            name,
+            node.facts.memory_bytes,
+            node.facts.memory_promised_bytes,
+            node.facts.gpus,
+            node.facts.draining,
+            state.moving(name),
+        )
         for name, node in sorted(view.nodes.items())
     ]
     return ClusterView(tuple(models), tuple(nodes), state.estimates.predictions())

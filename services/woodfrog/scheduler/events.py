@@ -130,6 +130,18 @@ class DescendFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefetchFinished:
+    attempt: str
+
+
+@dataclass(frozen=True, slots=True)
+class PrefetchFailed:
+    attempt: str
+    reason: str  # ErrorInfo reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Planned:
     """Where idle replicas are to rest: HOT, PARKED or FROZEN. Those that are not named go by the clock."""
 
@@ -164,6 +176,8 @@ Event = (
     | ClimbFailed
     | DescendFinished
     | DescendFailed
+    | PrefetchFinished
+    | PrefetchFailed
     | Planned
     | Ticked
 )
@@ -213,6 +227,16 @@ class Descend:
 
 
 @dataclass(frozen=True, slots=True)
+class Prefetch:
+    """Answers with PrefetchFinished or PrefetchFailed of the same `attempt`. Twice is harmless."""
+
+    attempt: str  # unique, also over restarts of the scheduler
+    node: str
+    spec: ModelSpec
+    snapshot: SnapshotPointer | None  # None: the weights alone
+
+
+@dataclass(frozen=True, slots=True)
 class Grant:
     ticket: int
     acquired: Acquired  # without a traceparent: that is the shell's to know
@@ -236,4 +260,4 @@ class Announce:
     gone: tuple[str, ...]
 
 
-Command = StartClimb | CancelClimb | Descend | Grant | Refuse | Announce
+Command = StartClimb | CancelClimb | Descend | Prefetch | Grant | Refuse | Announce

@@ -322,6 +322,8 @@ class SchedulerLoop:
                 self._forget_spans()
             case on.Descend():
                 self._spawn(self._descend(command), command.replica_id)
+            case on.Prefetch():
+                self._spawn(self._prefetch(command), command.attempt)
             case on.Grant():
                 self._grant(command)
             case on.Refuse(ticket, refusal, reason, message, retry_after_s):
@@ -411,6 +413,10 @@ class SchedulerLoop:
             node = self._state.view.nodes.get(order.node)
             facts = node_agent.refused(error, node.facts) if node is not None else None
             if facts is not None:
+                if (
+                    error.reason == "NODE_DRAINING"
+                ):  # perhaps not any more: its stream has the last word
+                    self._links.doubt(order.node)
                 return on.ClimbRefused(order.attempt, facts, error.message)
             if error.reason == status.UNREACHABLE:
                 self._links.doubt(order.node)
@@ -430,6 +436,17 @@ class SchedulerLoop:
             return
         log.info("replica lowered", extra={"replica": order.replica_id, "rung": rung.value})
         self.submit(on.DescendFinished(order.replica_id, rung))
+
+    async def _prefetch(self, order: on.Prefetch) -> None:
+        extra = {"model": order.spec.name, "node": order.node}
+        try:
+            fetched_bytes = await self._client(order.node).prefetch(order.spec, order.snapshot)
+        except WoodfrogError as error:
+            log.warning("model not prefetched", extra=extra | {"error": error.message})
+            self.submit(on.PrefetchFailed(order.attempt, error.reason, error.message))
+            return
+        log.info("model prefetched", extra=extra | {"fetched_bytes": fetched_bytes})
+        self.submit(on.PrefetchFinished(order.attempt))
 
     def _client(self, node: str) -> node_agent.NodeAgentClient:
         client = self._links.client(node)

@@ -26,6 +26,7 @@ from woodfrog.scheduler.room import (
 from woodfrog.scheduler.view import RESTING, ClusterView, NodeRecord, ReplicaRecord
 
 _FULL = candidates.FULL
+_REFUSING = "refusing"
 _Found = tuple[GpuFacts, int]  # a GPU, and what is taken there
 #: What others' rest is worth: nobody is lowered to save less.
 SOON_S = 1.0
@@ -170,6 +171,21 @@ def find(
     return found
 
 
+def homes(
+    request: PlaceRequest, view: ClusterView, estimates: Estimates, *, crowded: bool
+) -> list[Placement]:
+    """Where a new replica has room now, in a large cell on the few that may be best; or where room must be made first."""
+    names = tuple(view.nodes) if crowded else _near(view, request, candidates.with_room).nodes
+    wanted = (_FULL, _REFUSING) if crowded else (None,)
+    return [
+        _climb(
+            name, node, request, estimates, best_gpu(node, request.spec, home=_home(node, request))
+        )
+        for name in names
+        if _misfit(name, node := view.nodes[name], request) in wanted
+    ]
+
+
 def _near(
     view: ClusterView, request: PlaceRequest, find: Callable[..., candidates.Found]
 ) -> candidates.Found:
@@ -222,7 +238,7 @@ def _misfit(name: str, node: NodeRecord, request: PlaceRequest) -> str | None:
     if full or (spec.gpu_bytes and found is None):
         return _FULL
     if node.refuses(spec.memory_bytes, found[1] if found else 0):
-        return "refusing"
+        return _REFUSING
     return None
 
 
@@ -314,6 +330,7 @@ def _thawable(record: ReplicaRecord, node: NodeRecord, request: PlaceRequest) ->
         and replica.replica_id not in request.excluded_replicas
         and replica.node not in request.excluded_nodes
         and not node.silent
+        and not node.facts.draining
     )
 
 

@@ -76,17 +76,20 @@ class Rest:
         self._board.touch(record.replica.replica_id)
 
     def _needed(self, record: ReplicaRecord) -> bool:
-        """Of a model's replicas that serve, the first `replicas_min` by name are."""
-        model = record.replica.model
-        if model not in self._board.minded or not self._board.view.offered(record):
+        """Of a model's replicas that serve, the first `replicas_min` by name are; those on nodes that drain are the last,
+        and only while others climb in their place.
+        """
+        model, view = record.replica.model, self._board.view
+        if model not in self._board.minded or not view.offered(record):
             return False
-        offered = [
-            each.replica.replica_id
-            for each in self._board.view.replicas_of(model)
-            if self._board.view.offered(each)
-        ]
-        count = self._board.view.models[model].spec.replicas_min
-        return record.replica.replica_id in sorted(offered)[:count]
+
+        def order(each: ReplicaRecord) -> tuple[bool, str]:
+            return view.nodes[each.replica.node].facts.draining, each.replica.replica_id
+
+        if order(record)[0] and not self._board.rising[model]:
+            return False
+        offered = sorted(order(each) for each in view.replicas_of(model) if view.offered(each))
+        return order(record) in offered[: view.models[model].spec.replicas_min]
 
     def _kept_until(self, record: ReplicaRecord) -> float:
         model = self._board.view.models.get(record.replica.model)

@@ -1,7 +1,7 @@
 """The scheduler's decisions: events in, commands out. Pure; `loop.py` carries the commands out.
 
 `board.py` is what the parts share, `world.py` notes
-what catalog and nodes say, `climbs.py` lifts, `rest.py` lowers. Each event is handled in three steps: write down
+what catalog and nodes say, `climbs.py` lifts, `rest.py` lowers, `drains.py` empties nodes. Each event is handled in three steps: write down
 what happened, give waiting tickets what they can have now, lower what is due.
 """
 
@@ -17,6 +17,7 @@ from woodfrog.scheduler.ahead import Ahead
 from woodfrog.scheduler.board import Board, Limits, Ticket
 from woodfrog.scheduler.climbs import Climbs
 from woodfrog.scheduler.demand import Demand
+from woodfrog.scheduler.drains import Drains
 from woodfrog.scheduler.estimates import Estimates
 from woodfrog.scheduler.events import Command, Event, Refusal
 from woodfrog.scheduler.rates import Rates
@@ -41,7 +42,18 @@ class SchedulerState:
         self._rest = Rest(self._board)
         self._climbs = Climbs(self._board)
         self._ahead = Ahead(self._board, self._climbs)
-        world = World(self._board, self._climbs)
+        self._drains = Drains(self._board)
+        self._world = world = World(self._board, self._climbs)
+        self._alarms: dict[str, Callable[[str], None]] = {
+            "ticket": lambda number: self._deadline_passed(self._board.tickets[int(number)]),
+            "replica": self._board.touch,
+            "placement": self._placement_is_old,
+            "awaited": self._awaited_long,
+            "refused": self._refused_long_ago,
+            "queue": self._board.stir,
+            "ahead": self._board.lacks,
+            "drain": self._drains.look,
+        }
         self._handlers: dict[type[Any], Callable[[Any], None]] = {
             on.AcquireRequested: self._acquire_requested,
             on.AcquireCancelled: self._acquire_cancelled,
@@ -53,15 +65,17 @@ class SchedulerState:
             on.ClimbFailed: self._climbs.failed,
             on.DescendFinished: self._descended,
             on.DescendFailed: self._descended,
+            on.PrefetchFinished: self._drains.finished,
+            on.PrefetchFailed: self._drains.failed,
             on.CatalogListed: world.catalog_listed,
             on.ModelListed: world.model_listed,
             on.ModelRemoved: world.model_removed,
             on.SnapshotListed: world.snapshot_listed,
             on.SnapshotRemoved: world.snapshot_removed,
             on.NodeListed: world.node_listed,
-            on.NodeReported: world.node_reported,
+            on.NodeReported: self._node_reported,
             on.NodeSilent: world.node_silent,
-            on.NodeLost: world.node_lost,
+            on.NodeLost: self._node_lost,
             on.Planned: self._planned,
             on.Ticked: self._ticked,
         }
@@ -82,6 +96,10 @@ class SchedulerState:
     @property
     def demand(self) -> Demand:
         return self._board.demand
+
+    def moving(self, node: str) -> int:
+        """Models that are still to move from a node that drains."""
+        return self._drains.waiting(node)
 
     def next_time(self) -> float | None:
         """When a Ticked is wanted."""
@@ -111,6 +129,7 @@ class SchedulerState:
         self._board.check()
         self._climbs.check()
         self._rest.check()
+        self._drains.check()
         candidates.check(self.view)
         for model, waiting in self._board.waiting.items():
             for ticket in waiting.values():
@@ -215,6 +234,14 @@ class SchedulerState:
 
     # --- nodes ---
 
+    def _node_reported(self, event: on.NodeReported) -> None:
+        self._world.node_reported(event)
+        self._drains.heard(event.node)
+
+    def _node_lost(self, event: on.NodeLost) -> None:
+        self._world.node_lost(event)
+        self._drains.heard(event.node)
+
     def _descended(self, event: on.DescendFinished | on.DescendFailed) -> None:
         record = self.view.replicas.get(event.replica_id)
         if record is None or record.descending is None:
@@ -236,31 +263,22 @@ class SchedulerState:
 
     def _ticked(self, event: on.Ticked) -> None:
         for kind, name in self._board.timers.due(self._board.now):
-            self._came_up(kind, name)
+            self._alarms[kind](name)
 
-    def _came_up(self, kind: str, name: str) -> None:
-        board = self._board
-        match kind:
-            case "ticket":
-                self._deadline_passed(board.tickets[int(name)])
-            case "replica":
-                board.touch(name)
-            case "placement":
-                replica_id = board.usage.keep(name)
-                if replica_id is not None:
-                    board.touch(replica_id)
-            case "awaited":
-                board.awaited.discard(name)
-                board.starting.discard(name)
-                board.stir_all()
-            case "queue":
-                board.stirred[name] = None
-            case "ahead":
-                board.lacks(name)
-            case "refused":
-                if name in self.view.nodes:
-                    self.view.nodes[name].refused_bytes = None
-                    board.stir_all()
+    def _placement_is_old(self, placement_id: str) -> None:
+        replica_id = self._board.usage.keep(placement_id)
+        if replica_id is not None:
+            self._board.touch(replica_id)
+
+    def _awaited_long(self, node: str) -> None:
+        self._board.awaited.discard(node)
+        self._board.starting.discard(node)
+        self._board.stir_all()
+
+    def _refused_long_ago(self, node: str) -> None:
+        if node in self.view.nodes:
+            self.view.nodes[node].refused_bytes = None
+            self._board.stir_all()
 
     def _deadline_passed(self, ticket: Ticket) -> None:
         board = self._board

@@ -38,6 +38,7 @@ class ReplicaRecord:
     announced: bool = False  #: routers were told that it is ready
     kept: bool = False  #: its `keep_hot_s` is not over
     needed: bool = False  #: it is one of the `replicas_min` that serve always
+    leaving: bool = False  #: its node drains and its model can climb elsewhere: offered no more
     #: What the plan gives for its rest; it knows nothing of those that were used since.
     value: float = float("inf")
 
@@ -156,7 +157,14 @@ class ClusterView:
 
     def offered(self, record: ReplicaRecord) -> bool:
         serving = record.live and record.replica.state is ReplicaState.SERVING
-        return serving and record.suspect_since is None and self.usable(record)
+        asked = record.suspect_since is None and not record.leaving
+        return serving and asked and self.usable(record)
+
+    def leaves(self, record: ReplicaRecord) -> bool:
+        """No new request finds it: it leaves a node that drains, or rests on one."""
+        replica = record.replica
+        stuck = replica.state in RESTING and self.nodes[replica.node].facts.draining
+        return record.leaving or stuck
 
     def put_replica(self, replica: Replica, now: float) -> ReplicaRecord:
         """Its node must be known, and a replica never changes its node or model."""

@@ -28,7 +28,8 @@ _HINTS_MAX = 64  # chunks queued that nobody waits for
 class Priority(IntEnum):
     DEMAND = 0  #: somebody's read waits
     PREFETCH = 1
-    VERIFY = 2  #: chunks that lay in the cache when the process started
+    AHEAD = 2  #: nobody waits for it yet
+    VERIFY = 3  #: chunks that lay in the cache when the process started
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,8 @@ class TreesServicer(pb_grpc.TreesServicer):
     async def Fetch(self, request: pb.FetchRequest, _: Context) -> pb.FetchResponse:
         tree = await self._cache.open(request.manifest_digest)
         numbers = _numbers(tree, request.extents)
-        moved = await self._fetcher.ensure(tree, numbers, Priority.PREFETCH)
+        priority = Priority.AHEAD if request.ahead else Priority.PREFETCH
+        moved = await self._fetcher.ensure(tree, numbers, priority)
         return pb.FetchResponse(
             fetched_bytes=moved.fetched_bytes, present_bytes=moved.present_bytes
         )

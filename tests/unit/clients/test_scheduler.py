@@ -41,6 +41,8 @@ def test_view() -> None:
     )
     gpus = (GpuFacts("GPU-0", 80, 30, ("sha256:00",)), GpuFacts("GPU-1", 80, 0, ()))
     view = ClusterView(
-        models, (NodeView("a", 9, 4), NodeView("b", 9, 4, gpus)), Predictions(7, 0.15)
+        models,
+        (NodeView("a", 9, 4), NodeView("b", 9, 4, gpus, draining=True, moving=3)),
+        Predictions(7, 0.15),
     )
     assert convert.cluster_view(convert.cluster_view_to_pb(view)) == view

@@ -80,6 +80,27 @@ def test_a_replica_that_is_being_ended_is_nobody_s_and_keeps_its_memory() -> Non
     assert node.handle(state.StartRequested("b", "m", GIB)) == state.Start("b")
 
 
+def test_a_draining_node_starts_and_thaws_nothing_and_lowers_what_it_has() -> None:
+    node = NodeState(memory_bytes=4 * GIB, replica_count_max=8)
+    for name in "abc":
+        serving(node, name)
+    node.handle(state.StartRequested("d", "m", GIB))
+    node.handle(state.DescendRequested("a", Rung.PARKED))
+    node.handle(state.DescendFinished("a", ReplicaState.PARKED))
+    node.handle(state.DrainSet(True))
+    for asked in (state.StartRequested("e", "m", 0), state.ThawRequested("a")):
+        refused = node.handle(asked)
+        assert isinstance(refused, state.Refuse)
+        assert refused.reason == "NODE_DRAINING"
+    node.handle(state.ClimbFinished("d"))  # it was under way
+    assert node.promises["d"].state is ReplicaState.SERVING
+    assert node.handle(state.ThawRequested("b")) == state.Nothing()  # it serves already
+    assert node.handle(state.DescendRequested("a", Rung.FROZEN)) == state.Freeze("a")
+    node.handle(state.ReplicaEnded("a"))
+    node.handle(state.DrainSet(False))
+    assert node.handle(state.StartRequested("e", "m", GIB)) == state.Start("e")
+
+
 def test_the_end_of_a_climb_that_already_ended_changes_nothing() -> None:
     node = NodeState(memory_bytes=4 * GIB, replica_count_max=8)
     node.handle(state.StartRequested("a", "m", GIB))
@@ -107,7 +128,8 @@ class Machine(RuleBasedStateMachine):
     @rule(replica=IDS, memory=st.integers(0, 2 * GIB))
     def start(self, replica: str, memory: int) -> None:
         if replica not in self.node.promises:
-            self.node.handle(state.StartRequested(replica, "m", memory))
+            command = self.node.handle(state.StartRequested(replica, "m", memory))
+            assert isinstance(command, state.Refuse) or not self.node.draining
 
     @rule(replica=IDS)
     def thaw(self, replica: str) -> None:
@@ -129,6 +151,10 @@ class Machine(RuleBasedStateMachine):
     def descent_finishes(self, data: st.DataObject, to: ReplicaState) -> None:
         if descending := self.in_state(ReplicaState.DESCENDING):
             self.node.handle(state.DescendFinished(data.draw(st.sampled_from(descending)), to))
+
+    @rule(draining=st.booleans())
+    def drains(self, draining: bool) -> None:
+        self.node.handle(state.DrainSet(draining))
 
     @rule(replica=IDS)
     def ends(self, replica: str) -> None:

@@ -125,12 +125,18 @@ def test_of_equals_the_one_whose_memory_has_least_to_hold() -> None:
 
 
 def test_a_thaw_needs_no_room() -> None:
-    cluster = view(facts("a", 16 * GIB, draining=True))
+    cluster = view(facts("a", 16 * GIB))
     cluster.put_replica(replica("f1", FROG, "a", ReplicaState.PARKED), 0.0)
     found = placed(PlaceRequest(FROG, new=False), cluster)
     assert (found.replica_id, found.rung) == ("f1", Rung.PARKED)
     excluded = PlaceRequest(FROG, excluded_replicas=frozenset({"f1"}))
     assert isinstance(place(excluded, cluster, ESTIMATES), NoCapacity)
+
+
+def test_nothing_is_thawed_on_a_node_that_drains() -> None:
+    cluster = view(facts("a", draining=True))
+    cluster.put_replica(replica("f1", FROG, "a", ReplicaState.PARKED), 0.0)
+    assert isinstance(place(PlaceRequest(FROG, new=False), cluster, ESTIMATES), NoCapacity)
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.lifting: dict[str, str] = {}  # attempt, replica: those that a node took up
         self.seen: set[str] = set()
         self.descents: dict[str, on.Descend] = {}
+        self.prefetches: dict[str, on.Prefetch] = {}  # that wait for an answer
         self.late_descents: dict[str, on.Descend] = {}  # ordered before their node was lost
         self.placements: dict[str, str] = {}  # placement, router
         self.routed: set[str] = set()  # replicas that routers think ready
@@ -178,6 +179,10 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert self.state.active(replica_id) == 0, "a replica in use is lowered"
                 assert replica_id not in self.descents
                 self.descents[replica_id] = command
+            case on.Prefetch(attempt):
+                assert attempt not in self.seen, "an attempt's name came twice"
+                self.seen.add(attempt)
+                self.prefetches[attempt] = command
             case on.Announce(ready, gone):
                 self.routed -= set(gone)
                 self.routed |= {each.replica_id for each in ready}
@@ -317,7 +322,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         known = agent.replicas.get(start.replica_id)
         if known is None or known.state not in RESTING:
             self.answer(on.ClimbFailed(start.attempt, "REPLICA_GONE", "it is gone"))
-        elif not agent.takes(start.spec, known.own_weights, known):
+        elif agent.draining or not agent.takes(start.spec, known.own_weights, known):
             self.answer(on.ClimbRefused(start.attempt, agent.facts, "full"))
         else:
             agent.climbs(known, start.spec, known.own_weights)
@@ -346,6 +351,17 @@ class SchedulerMachine(RuleBasedStateMachine):
     def answer(self, event: on.ClimbFinished | on.ClimbFailed | on.ClimbRefused) -> None:
         if self.attempts.pop(event.attempt, None) is not None:
             self.do(event)
+
+    @precondition(lambda self: self.prefetches)
+    @rule(data=st.data(), works=st.booleans())
+    def prefetch_ends(self, data: st.DataObject, works: bool) -> None:
+        attempt = data.draw(st.sampled_from(sorted(self.prefetches)))
+        self.fetched(attempt, works)
+
+    def fetched(self, attempt: str, works: bool) -> None:
+        del self.prefetches[attempt]
+        failed = on.PrefetchFailed(attempt, "RPC_UNAVAILABLE", "no connection")
+        self.do(on.PrefetchFinished(attempt) if works else failed)
 
     @precondition(lambda self: self.descents or self.late_descents)
     @rule(data=st.data(), luck=st.sampled_from(["done", "done", "busy", "away"]))
@@ -381,6 +397,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         """For a while: what was ordered is done, the streams catch up, requests end. Only so much gets far."""
         for name in sorted(self.descents.keys() - self.late_descents.keys()):
             self.lowers(name, "done")
+        for attempt in sorted(self.prefetches):
+            self.fetched(attempt, works=True)
         for attempt in sorted(self.attempts.keys() - self.lifting.keys()):
             if attempt in self.attempts:
                 self.hears(self.attempts[attempt], "takes")

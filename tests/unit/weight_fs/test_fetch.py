@@ -67,6 +67,20 @@ async def test_a_fault_goes_before_what_is_read_ahead(
     assert source.served == [CHUNKS[n] for n in (0, 4, 1, 2, 3, 5)]
 
 
+async def test_what_somebody_waits_for_goes_before_what_is_fetched_ahead_of_any_use(
+    node: Node, source: MemorySource, tree: CachedTree
+) -> None:
+    source.open.clear()
+    ahead = asyncio.create_task(node.fetcher.ensure(tree, ALL, Priority.AHEAD))
+    await until_asked(source, 1)
+    climb = asyncio.create_task(node.fetcher.ensure(tree, [5, 1], Priority.PREFETCH))
+    await asyncio.sleep(0)
+    source.open.set()
+    await climb
+    await ahead
+    assert source.served == [CHUNKS[n] for n in (0, 5, 1, 2, 3, 4)]
+
+
 async def test_a_short_absence_of_the_store_is_not_seen(
     node: Node, source: MemorySource, tree: CachedTree
 ) -> None:
