@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from woodfrog.model.node import ReplicaState
 from woodfrog.model.rung import Rung
+from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler.board import Board
 from woodfrog.scheduler.events import Prefetch, PrefetchFailed, PrefetchFinished
@@ -32,6 +33,7 @@ class _Move:
     """One model's way to another node."""
 
     target: str = ""
+    sent: tuple[str, SnapshotPointer | None] = "", None  #: digest of the weights, and the snapshot
     attempt: str = ""  #: under way; empty: none is
     failures: int = 0
     failed: frozenset[str] = frozenset()  #: nodes that are not tried again
@@ -124,6 +126,7 @@ class Drains:
             return not full or self._best(spec, move.failed) is None
         self._count += 1
         move.target, move.attempt = found.node, f"{self._board.epoch}-p{self._count}"
+        move.sent = spec.weights, found.snapshot
         self._under_way[move.attempt] = move
         self._board.order(Prefetch(move.attempt, found.node, spec, found.snapshot))
         return False
@@ -131,12 +134,14 @@ class Drains:
     def _elsewhere(self, spec: ModelSpec, move: _Move) -> bool:
         """Whether a node that takes it has all of it, as it says or as we were answered."""
         view = self._view
-        if not move.attempt and self._takes(move.target, spec):
-            return True
         for record in view.replicas_of(spec.name):
             if view.usable(record) and self._takes(record.replica.node, spec):
                 return True
         pointers = view.pointers(spec)
+        if not move.attempt and self._takes(move.target, spec):
+            wanted = spec.weights, pointers.get(view.nodes[move.target].print_key)
+            if move.sent == wanted:
+                return True
         for name in view.holders.get(spec.weights, ()):
             node = view.nodes[name]
             if self._takes(name, spec) and _whole(node, spec.weights):
