@@ -24,6 +24,7 @@ from woodfrog.scheduler.policy import (
 from woodfrog.scheduler.view import NodeRecord, ReplicaRecord
 
 TO_A_NODE_MAX = 2  # prefetches at once: more only share its line
+AT_ONCE_MAX = 16  # in all: more only share the store's
 FAILURES_MAX = 2  # of one model, then it is lowered without
 _LOOK_S = 1.0  # between two looks at what has become idle
 
@@ -98,6 +99,7 @@ class Drains:
             assert not any(r.leaving for r in node.replicas.values()) or name in self._waiting
         assert self._waiting.keys() <= self._view.nodes.keys()
         assert max(self._toward().values(), default=0) <= TO_A_NODE_MAX
+        assert len(self._under_way) <= AT_ONCE_MAX
         assert all(move.attempt == attempt for attempt, move in self._under_way.items())
 
     # --- which models, and where to ---
@@ -118,7 +120,7 @@ class Drains:
         move = self._moves.setdefault(spec.name, _Move())
         if move.failures >= FAILURES_MAX or self._elsewhere(spec, move):
             return True
-        if move.attempt:
+        if move.attempt or len(self._under_way) >= AT_ONCE_MAX:
             return False
         full = {node for node, count in self._toward().items() if count >= TO_A_NODE_MAX}
         found = self._best(spec, move.failed | full)

@@ -22,6 +22,7 @@ from woodfrog.model.placement import ReplicaUsage
 from woodfrog.model.rung import Rung
 from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler import events as on
+from woodfrog.scheduler.drains import AT_ONCE_MAX
 
 FROG = spec(park_after_s=600.0)
 
@@ -201,6 +202,15 @@ def test_models_are_spread_and_two_at_once_go_to_a_node() -> None:
 def test_equals_get_one_each() -> None:
     c = cell(spec("m0"), spec("m1"), nodes="abc")
     assert sorted(order.node for order in every(on.Prefetch, drain(c))) == ["b", "c"]
+
+
+def test_so_many_are_under_way_in_all() -> None:
+    models = [spec(f"m{n}") for n in range(AT_ONCE_MAX + 4)]
+    c = cell(*models, nodes="abcdefghijklmnopqrstuvwxyz")
+    orders = every(on.Prefetch, drain(c))
+    assert len(orders) == AT_ONCE_MAX
+    assert len(every(on.Prefetch, done(c, orders[0]))) == 1
+    assert c.state.moving("a") == len(models) - 1
 
 
 def test_after_two_failures_it_is_lowered_all_the_same() -> None:
