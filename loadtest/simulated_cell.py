@@ -50,6 +50,7 @@ class SimulatedCell:
         self.models = {model.name: model for model in models}
         self.pointers: dict[str, SnapshotPointer] = {}
         self.requests: dict[int, Request] = {}
+        self.drained: list[int] = []  #: replicas that were left on each node when its drain ended
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._names = 0
@@ -216,16 +217,8 @@ class SimulatedCell:
 
     def _carry_out(self, command: on.Command) -> None:
         match command:
-            case on.StartClimb():
-                self._to_node(
-                    command.node, lambda node: node.climb(command),
-                    on.ClimbFailed(command.attempt, "RPC_UNAVAILABLE", "its node is away"),
-                )  # fmt: skip
-            case on.Descend():
-                self._to_node(
-                    command.node, lambda node: node.descend(command),
-                    on.DescendFailed(command.replica_id, "RPC_UNAVAILABLE", "its node is away"),
-                )  # fmt: skip
+            case on.StartClimb() | on.Descend() | on.Prefetch():
+                self._ask_node(command)
             case on.Grant(ticket, acquired):
                 request = self._tickets.pop(ticket, None)
                 if request is None:
@@ -242,6 +235,18 @@ class SimulatedCell:
                     self._model_of[each.replica_id] = each.model
                 for name in gone:
                     self._ready.get(self._model_of.pop(name, ""), {}).pop(name, None)
+
+    def _ask_node(self, order: on.StartClimb | on.Descend | on.Prefetch) -> None:
+        match order:
+            case on.StartClimb(attempt=attempt):
+                away: on.Event = on.ClimbFailed(attempt, "RPC_UNAVAILABLE", "its node is away")
+                self._to_node(order.node, lambda node: node.climb(order), away)
+            case on.Prefetch(attempt):
+                away = on.PrefetchFailed(attempt, "RPC_UNAVAILABLE", "its node is away")
+                self._to_node(order.node, lambda node: node.prefetch(order), away)
+            case on.Descend(replica_id):
+                away = on.DescendFailed(replica_id, "RPC_UNAVAILABLE", "its node is away")
+                self._to_node(order.node, lambda node: node.descend(order), away)
 
     def _to_node(self, name: str, ask: Callable[[SimulatedNode], None], away: on.Event) -> None:
         node = self.nodes[name]
@@ -344,7 +349,7 @@ class SimulatedCell:
         over_s = spec.weights_bytes / timing.pcie_bytes_s if bring and (own or bring.host) else 0.0
         weights_s = 0.0 if own else over_s
         stored = False
-        for manifest, size in self._trees(spec, order.snapshot):
+        for manifest, size in self.trees_of(spec, order.snapshot):
             if manifest in node.trees:
                 node.trees.move_to_end(manifest)
                 continue
@@ -356,9 +361,12 @@ class SimulatedCell:
         rung = Rung.STORED if stored else Rung.FROZEN
         return self.noisy(max(timing.restore_s, weights_s) + (over_s if own else 0.0)), rung
 
-    def _trees(self, spec: ModelSpec, pointer: SnapshotPointer | None) -> list[tuple[str, int]]:
+    def trees_of(self, spec: ModelSpec, pointer: SnapshotPointer | None) -> list[tuple[str, int]]:
         trees = [(spec.weights, spec.weights_bytes)]
         return trees if pointer is None else [*trees, (pointer.manifest, pointer.size_bytes)]
+
+    def store_s(self, size_bytes: int) -> float:
+        return self.noisy(size_bytes / self.timing.store_bytes_s)
 
     def lower_s(self) -> float:
         return self.noisy(self.timing.lower_s)
@@ -406,6 +414,7 @@ class SimulatedCell:
             (faults.node_dies_s, self._kill_node),
             (faults.stream_breaks_s, self._break_stream),
             (faults.scheduler_dies_s, self._kill_scheduler),
+            (faults.node_drains_s, self._drain_node),
         ):
             if mean_s:
                 self._again(mean_s, cause)
@@ -440,6 +449,18 @@ class SimulatedCell:
             node.processes[name].running.clear()
         node.up = False
         self._disconnect(node, self.noisy(self.faults.away_s))
+
+    def _drain_node(self) -> None:
+        """One at a time."""
+        if any(node.draining for node in self.nodes.values()):
+            return
+        node = self.chance.choice(list(self.nodes.values()))
+        node.drain(True)
+        self.after(self.faults.drain_s, lambda: self._undrain_node(node))
+
+    def _undrain_node(self, node: SimulatedNode) -> None:
+        self.drained.append(len(node.processes))
+        node.drain(False)
 
     def _break_stream(self) -> None:
         up = [node for node in self.nodes.values() if node.up and node.name in self._connected]

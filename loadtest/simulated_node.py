@@ -7,6 +7,8 @@ from typing import Protocol
 
 from woodfrog.model.node import GpuFacts, NodeFacts, NodeUpdate, Replica, ReplicaState, Resident
 from woodfrog.model.rung import Rung
+from woodfrog.model.snapshot import SnapshotPointer
+from woodfrog.model.spec import ModelSpec
 from woodfrog.node_agent import state as agent
 from woodfrog.node_agent.gpu_state import Bring, GpuState, Need
 from woodfrog.scheduler import events as on
@@ -36,6 +38,12 @@ class Cell(Protocol):
     ) -> tuple[float, Rung]: ...
 
     def thaw_s(self, order: on.StartClimb, brings: bool) -> tuple[float, Rung]: ...
+
+    def trees_of(
+        self, spec: ModelSpec, pointer: SnapshotPointer | None
+    ) -> list[tuple[str, int]]: ...
+
+    def store_s(self, size_bytes: int) -> float: ...
 
     def breaks(self) -> bool:
         """Whether a climb does."""
@@ -73,6 +81,7 @@ class SimulatedNode:
         self.lives = 0
         self._paid, self._share = 0.0, 0.0
         self._since: float | None = None
+        self.draining = False
         self.trees: OrderedDict[str, int] = OrderedDict()  # bytes, least recently used first
         self.start()
 
@@ -87,12 +96,13 @@ class SimulatedNode:
             for n in range(size.gpu_count)
         ]
         self.state = agent.NodeState(size.memory_bytes, size.replica_count_max, gpus)
+        self.decide(agent.DrainSet(self.draining))
 
     def facts(self) -> NodeFacts:
         gpus: tuple[GpuFacts, ...] = tuple(gpu.facts() for gpu in self.state.gpus.values())
         return NodeFacts(
             self.name, PRINT, self._size.memory_bytes, self.state.memory_promised_bytes,
-            self._size.replica_count_max, gpus=gpus,
+            self._size.replica_count_max, self.state.draining, gpus,
         )  # fmt: skip
 
     def full(self) -> NodeUpdate:
@@ -151,7 +161,33 @@ class SimulatedNode:
         )  # fmt: skip
         self.tell(NodeUpdate(facts=self.facts(), replicas=(process.replica,)))
 
+    def drain(self, draining: bool) -> None:
+        self.draining = draining
+        self.decide(agent.DrainSet(draining))
+        self.tell(NodeUpdate(facts=self.facts()))
+
     # --- what a scheduler asks ---
+
+    def prefetch(self, order: on.Prefetch) -> None:
+        life = self.lives
+        trees = [
+            (manifest, size)
+            for manifest, size in self._cell.trees_of(order.spec, order.snapshot)
+            if manifest not in self.trees
+        ]
+
+        def arrive() -> None:
+            if self.lives != life or not self.up:
+                self._cell.answer(on.PrefetchFailed(order.attempt, "NODE_LOST", "it died"))
+                return
+            for manifest, size in trees:
+                self.keep(manifest, size)
+            self._cell.answer(on.PrefetchFinished(order.attempt))
+
+        if self._cell.breaks():
+            self._cell.answer(on.PrefetchFailed(order.attempt, "CACHE_FULL", "it is full"))
+        else:
+            self._cell.after(self._cell.store_s(sum(size for _, size in trees)), arrive)
 
     def climb(self, order: on.StartClimb) -> None:
         life = self.lives
@@ -178,7 +214,7 @@ class SimulatedNode:
             case agent.Nothing():
                 replica_id, seconds, rung = order.replica_id or "", 0.0, Rung.SERVING
             case agent.Refuse(reason, message):
-                if reason == "NODE_FULL":
+                if reason in ("NODE_FULL", "NODE_DRAINING"):
                     self._cell.answer(on.ClimbRefused(order.attempt, self.facts(), message))
                 else:
                     self._cell.answer(on.ClimbFailed(order.attempt, reason, message))

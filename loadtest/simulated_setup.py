@@ -37,7 +37,9 @@ class Faults:
     node_dies_s: float = 0.0
     stream_breaks_s: float = 0.0
     scheduler_dies_s: float = 0.0
-    climb_fails: float = 0.0  # share
+    node_drains_s: float = 0.0  # from the end of one drain to the next
+    climb_fails: float = 0.0  # share, of prefetches too
+    drain_s: float = 15.0  # how long a node drains, also when it is empty sooner
     away_s: float = 5.0  # how long a node or the scheduler is
 
 

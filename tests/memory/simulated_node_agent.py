@@ -48,6 +48,11 @@ class SimulatedNodeAgent(replicas_pb2_grpc.ReplicasServicer):
         self.busy: set[str] = set()  #: replicas that answer requests just now
         self.climbs: list[pb.ClimbRequest] = []
         self.descents: list[pb.DescendRequest] = []
+        self.prefetches: list[pb.PrefetchRequest] = []
+        self.draining = False
+        self.fetch_gate = asyncio.Event()  #: prefetches end once it is set
+        self.fetch_gate.set()
+        self.fetch_failures: list[WoodfrogError] = []  #: of the next prefetches
         self.traceparents: list[str] = []  #: of the climbs
         self.gate = asyncio.Event()  #: climbs end once it is set
         self.gate.set()
@@ -99,7 +104,9 @@ class SimulatedNodeAgent(replicas_pb2_grpc.ReplicasServicer):
     @property
     def facts(self) -> NodeFacts:
         gpus = (self._gpu,) if self.gpu_bytes else ()
-        return NodeFacts(self.node, PRINT, self.memory_bytes, self._promised_bytes, 8, gpus=gpus)
+        return NodeFacts(
+            self.node, PRINT, self.memory_bytes, self._promised_bytes, 8, self.draining, gpus
+        )
 
     @property
     def _gpu(self) -> GpuFacts:
@@ -143,6 +150,27 @@ class SimulatedNodeAgent(replicas_pb2_grpc.ReplicasServicer):
         await self._put(replace(replica, state=state, gpu_bytes=0))
         return Rung(state.value)
 
+    async def Prefetch(self, request: pb.PrefetchRequest, context: Any) -> pb.PrefetchResponse:
+        self.prefetches.append(request)
+        await self._moved()
+        await self.fetch_gate.wait()
+        if self.fetch_failures:
+            raise self.fetch_failures.pop(0)
+        spec = ModelSpec.decode(request.spec)
+        sizes = {spec.weights: spec.weights_bytes}
+        if request.snapshot:
+            pointer = SnapshotPointer.decode(request.snapshot)
+            sizes[pointer.manifest] = pointer.size_bytes
+        found = tuple(Resident(*each, each[1], each[1], complete=True) for each in sizes.items())
+        self.residents.update({resident.manifest: resident for resident in found})
+        await self._tell(NodeUpdate(False, residents=found))
+        return pb.PrefetchResponse(fetched_bytes=sum(sizes.values()))
+
+    async def Drain(self, request: pb.DrainRequest, context: Any) -> pb.DrainResponse:
+        self.draining = request.draining
+        await self._tell(NodeUpdate(False, self.facts))
+        return pb.DrainResponse()
+
     async def Watch(
         self, request: pb.WatchRequest, context: Any
     ) -> AsyncIterator[pb.WatchResponse]:
@@ -159,6 +187,8 @@ class SimulatedNodeAgent(replicas_pb2_grpc.ReplicasServicer):
     async def _climb(self, request: pb.ClimbRequest) -> Climbed:
         spec = ModelSpec.decode(request.spec)
         pointer = SnapshotPointer.decode(request.snapshot) if request.snapshot else None
+        if self.draining:
+            raise convert.node_full(self.facts, "NODE_DRAINING", "it drains")
         if request.replica_id:
             replica = self.replicas.get(request.replica_id)
             if replica is None:

@@ -129,6 +129,7 @@ async def test_follow_tells_all_in_order(catalog: Catalog) -> None:
         assert await _next(events) == CatalogSnapshot((SPEC,), (), ())
         async with catalog.register_node(node, ttl_s=2):
             assert await _next(events) == NodePut(node)
+            assert await catalog.list_nodes() == (node,)
             await catalog.put_snapshot(POINTER)
             assert await _next(events) == SnapshotPut(POINTER)
             await catalog.remove_model("org/m")
@@ -137,6 +138,7 @@ async def test_follow_tells_all_in_order(catalog: Catalog) -> None:
             await catalog.add_model(SPEC)
             assert await _next(events) == ModelPut(SPEC)
         assert await _next(events) == NodeGone(node)
+        assert await catalog.list_nodes() == ()
 
 
 async def test_follow_goes_on_after_a_restart_of_etcd(etcd: EtcdServer, catalog: Catalog) -> None:

@@ -43,6 +43,11 @@ def arrivals(chance: random.Random, count: int, model_count: int, over_s: float)
 
 
 def simulated(seed: int, faults: Faults, count: int = 250) -> Counter[str]:
+    return run(seed, faults, count)[0]
+
+
+def run(seed: int, faults: Faults, count: int = 250) -> tuple[Counter[str], list[int]]:
+    """Outcomes, and how many replicas were left on each node whose drain ended."""
     cell = SimulatedCell(
         seed,
         models(10),
@@ -51,7 +56,7 @@ def simulated(seed: int, faults: Faults, count: int = 250) -> Counter[str]:
     )
     requests = cell.run(arrivals(random.Random(seed), count, 10, 120.0))
     assert all(r.ended is not None for r in requests)
-    return Counter(r.outcome for r in requests)
+    return Counter(r.outcome for r in requests), cell.drained
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -65,10 +70,19 @@ def test_without_faults_every_request_is_answered(seed: int) -> None:
 def test_whatever_dies_every_request_ends_and_nothing_is_promised_twice(seed: int) -> None:
     faults = Faults(
         replica_dies_s=6.0, node_dies_s=25.0, stream_breaks_s=9.0, scheduler_dies_s=30.0,
-        climb_fails=0.1, away_s=6.0,
+        climb_fails=0.1, away_s=6.0, node_drains_s=5.0,
     )  # fmt: skip
     outcomes = simulated(seed, faults)
     assert outcomes["answered"] > 0.5 * outcomes.total(), (seed, outcomes)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_draining_a_node_empties_it_and_breaks_no_answer(seed: int) -> None:
+    outcomes, left = run(seed, Faults(node_drains_s=3.0, drain_s=25.0))
+    assert outcomes.keys() <= {"answered", "NO_CAPACITY"}, (seed, outcomes)
+    assert outcomes["answered"] > 0.9 * outcomes.total(), (seed, outcomes)
+    assert len(left) >= 3, seed
+    assert not any(left), (seed, left)
 
 
 def test_the_same_seed_is_the_same_story() -> None:

@@ -118,6 +118,10 @@ class Catalog:
         except Aborted:
             return False
 
+    async def list_nodes(self) -> tuple[NodeRecord, ...]:
+        found = await self._list(entries.NODES)
+        return tuple(entry for entry in found if isinstance(entry, NodeRecord))
+
     def register_node(self, record: NodeRecord, ttl_s: int) -> Registration:
         """`async with` it: the node is listed from entering to leaving, and until `ttl_s` after a crash."""
         return Registration(self._session, entries.key_of(record), record.encode(), ttl_s)

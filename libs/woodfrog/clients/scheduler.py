@@ -197,6 +197,7 @@ def track_update(message: pb.TrackResponse) -> TrackUpdate:
 
 
 def cluster_view_to_pb(view: ClusterView) -> pb.DescribeResponse:
+    """What has no value yet is -1 there."""
     models = [
         pb.ModelView(
             model=model.model,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from woodfrog.cli import chat, commands, doctor, up
+from woodfrog.cli import chat, commands, doctor, nodes, up
 from woodfrog.cli.cluster import HOME, Cluster, Tools
 from woodfrog.cli.convert import DTYPES
 from woodfrog.errors import WoodfrogError
@@ -18,6 +18,7 @@ from woodfrog.model.spec import ModelSpec
 _CONTEXT_TOKENS_MIN, _CONTEXT_TOKENS_MAX = 16, 1 << 20
 _GIB_MAX = 1 << 20
 _PORT_MAX = 65_535
+_WAIT_S_MAX = 86_400.0
 
 
 _PARK_S = 60.0  # idle, until a replica parks
@@ -56,6 +57,8 @@ def parser() -> argparse.ArgumentParser:
     rm = models.add_parser("rm", help="remove a model, its snapshots and its weights")
     rm.add_argument("name")
 
+    _take_nodes(verbs.add_parser("nodes", help="list nodes, or empty one"))
+
     snapshots = verbs.add_parser("snapshots", help="list or remove snapshots").add_subparsers(
         dest="action", required=True
     )
@@ -67,6 +70,24 @@ def parser() -> argparse.ArgumentParser:
     talk.add_argument("model")
     talk.add_argument("question", nargs="*", help="ask this and end; without it, a conversation")
     return top
+
+
+def _take_nodes(verb: argparse.ArgumentParser) -> None:
+    actions = verb.add_subparsers(dest="action", required=True)
+    actions.add_parser("list", help="list nodes")
+    drain = actions.add_parser(
+        "drain", help="let a node's models move to others, then its replicas end"
+    )
+    drain.add_argument("name")
+    drain.add_argument(
+        "--wait",
+        type=_seconds,
+        default=nodes.WAIT_S,
+        metavar="S",
+        help="seconds in which it must be empty (%(default)s); it drains on after them",
+    )
+    undrain = actions.add_parser("undrain", help="let a node take replicas again")
+    undrain.add_argument("name")
 
 
 def _take_model(add: argparse.ArgumentParser) -> None:
@@ -138,6 +159,13 @@ def _port(text: str) -> int:
     if not 1 <= int(text) <= _PORT_MAX:
         raise argparse.ArgumentTypeError(f"{text} is not from 1 to {_PORT_MAX}")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds <= _WAIT_S_MAX:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to {_WAIT_S_MAX:g} seconds")
+    return seconds
 
 
 def _path(text: str) -> Path:
@@ -232,6 +260,9 @@ _ACTIONS: dict[tuple[str, str], _Action] = {
     ("models", "add"): _add,
     ("models", "list"): lambda args: commands.models_list(up.running(args.home)),
     ("models", "rm"): lambda args: commands.models_rm(up.running(args.home), args.name),
+    ("nodes", "list"): lambda args: nodes.nodes_list(up.running(args.home)),
+    ("nodes", "drain"): lambda args: nodes.drain(up.running(args.home), args.name, args.wait),
+    ("nodes", "undrain"): lambda args: nodes.undrain(up.running(args.home), args.name),
     ("snapshots", "list"): lambda args: commands.snapshots_list(up.running(args.home)),
     ("snapshots", "rm"): lambda args: commands.snapshots_rm(up.running(args.home), args.model),
 }

@@ -51,7 +51,7 @@ def node_line(node: NodeView) -> str:
     kinds = [("", node.memory_promised_bytes, node.memory_bytes)]
     kinds += [(f"{gpu.uuid} ", gpu.promised_bytes, gpu.memory_bytes) for gpu in node.gpus]
     told = "; ".join(f"{what}{size(part)} of {size(whole)}" for what, part, whole in kinds)
-    return f"node {node.node}: {told} promised"
+    return f"node {node.node}: {told} promised{', draining' if node.draining else ''}"
 
 
 async def plan(cluster: Cluster, given: WhatIf) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from woodfrog.model.node import ReplicaState
 from woodfrog.model.rung import Rung
+from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler.board import Board
 from woodfrog.scheduler.events import Prefetch, PrefetchFailed, PrefetchFinished
@@ -23,6 +24,7 @@ from woodfrog.scheduler.policy import (
 from woodfrog.scheduler.view import NodeRecord, ReplicaRecord
 
 TO_A_NODE_MAX = 2  # prefetches at once: more only share its line
+AT_ONCE_MAX = 16  # in all: more only share the store's
 FAILURES_MAX = 2  # of one model, then it is lowered without
 _LOOK_S = 1.0  # between two looks at what has become idle
 
@@ -32,6 +34,7 @@ class _Move:
     """One model's way to another node."""
 
     target: str = ""
+    sent: tuple[str, SnapshotPointer | None] = "", None  #: digest of the weights, and the snapshot
     attempt: str = ""  #: under way; empty: none is
     failures: int = 0
     failed: frozenset[str] = frozenset()  #: nodes that are not tried again
@@ -96,6 +99,7 @@ class Drains:
             assert not any(r.leaving for r in node.replicas.values()) or name in self._waiting
         assert self._waiting.keys() <= self._view.nodes.keys()
         assert max(self._toward().values(), default=0) <= TO_A_NODE_MAX
+        assert len(self._under_way) <= AT_ONCE_MAX
         assert all(move.attempt == attempt for attempt, move in self._under_way.items())
 
     # --- which models, and where to ---
@@ -116,7 +120,7 @@ class Drains:
         move = self._moves.setdefault(spec.name, _Move())
         if move.failures >= FAILURES_MAX or self._elsewhere(spec, move):
             return True
-        if move.attempt:
+        if move.attempt or len(self._under_way) >= AT_ONCE_MAX:
             return False
         full = {node for node, count in self._toward().items() if count >= TO_A_NODE_MAX}
         found = self._best(spec, move.failed | full)
@@ -124,6 +128,7 @@ class Drains:
             return not full or self._best(spec, move.failed) is None
         self._count += 1
         move.target, move.attempt = found.node, f"{self._board.epoch}-p{self._count}"
+        move.sent = spec.weights, found.snapshot
         self._under_way[move.attempt] = move
         self._board.order(Prefetch(move.attempt, found.node, spec, found.snapshot))
         return False
@@ -131,12 +136,14 @@ class Drains:
     def _elsewhere(self, spec: ModelSpec, move: _Move) -> bool:
         """Whether a node that takes it has all of it, as it says or as we were answered."""
         view = self._view
-        if not move.attempt and self._takes(move.target, spec):
-            return True
         for record in view.replicas_of(spec.name):
             if view.usable(record) and self._takes(record.replica.node, spec):
                 return True
         pointers = view.pointers(spec)
+        if not move.attempt and self._takes(move.target, spec):
+            wanted = spec.weights, pointers.get(view.nodes[move.target].print_key)
+            if move.sent == wanted:
+                return True
         for name in view.holders.get(spec.weights, ()):
             node = view.nodes[name]
             if self._takes(name, spec) and _whole(node, spec.weights):

@@ -413,9 +413,7 @@ class SchedulerLoop:
             node = self._state.view.nodes.get(order.node)
             facts = node_agent.refused(error, node.facts) if node is not None else None
             if facts is not None:
-                if (
-                    error.reason == "NODE_DRAINING"
-                ):  # perhaps not any more: its stream has the last word
+                if error.reason == "NODE_DRAINING":  # perhaps not any more: its stream tells
                     self._links.doubt(order.node)
                 return on.ClimbRefused(order.attempt, facts, error.message)
             if error.reason == status.UNREACHABLE:

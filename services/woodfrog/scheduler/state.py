@@ -1,8 +1,8 @@
 """The scheduler's decisions: events in, commands out. Pure; `loop.py` carries the commands out.
 
-`board.py` is what the parts share, `world.py` notes
-what catalog and nodes say, `climbs.py` lifts, `rest.py` lowers, `drains.py` empties nodes. Each event is handled in three steps: write down
-what happened, give waiting tickets what they can have now, lower what is due.
+`board.py` is what the parts share, `world.py` notes what catalog and nodes say, `climbs.py` lifts, `rest.py` lowers,
+`drains.py` empties nodes. Each event is handled in three steps: write down what happened, give waiting tickets what they
+can have now, lower what is due.
 """
 
 from collections.abc import Callable

@@ -32,6 +32,14 @@ def test_sizes_are_read() -> None:
     assert args.gpu_memory == 3 << 29
 
 
+@pytest.mark.parametrize("wrong", ["nan", "-1", "inf", "soon"])
+def test_a_wait_is_some_seconds(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert parser().parse_args(["nodes", "drain", "a", "--wait", "1.5"]).wait == 1.5
+    with pytest.raises(SystemExit):
+        parser().parse_args(["nodes", "drain", "a", "--wait", wrong])
+    assert "argument --wait: " in capsys.readouterr().err
+
+
 def test_the_bounds_are_those_of_the_engine() -> None:
     assert settings._BOUNDS["context_tokens"] == (cli._CONTEXT_TOKENS_MIN, cli._CONTEXT_TOKENS_MAX)
     assert settings._BOUNDS["slots"] == (1, spec._SLOTS_MAX)

@@ -1,5 +1,7 @@
 """What `ps` says of a node."""
 
+from dataclasses import replace
+
 from woodfrog.cli.commands import node_line
 from woodfrog.model.node import GpuFacts
 from woodfrog.model.placement import NodeView
@@ -8,6 +10,8 @@ from woodfrog.model.placement import NodeView
 def test_a_node_shows_its_memory_and_each_gpu() -> None:
     node = NodeView("a", 16_000_000_000, 4_000_000_000)
     assert node_line(node) == "node a: 4.0 GB of 16.0 GB promised"
+    drained = replace(node, draining=True)
+    assert node_line(drained) == "node a: 4.0 GB of 16.0 GB promised, draining"
     gpus = tuple(GpuFacts(f"GPU-{n}", 80_000_000_000, n * 10**9, ()) for n in (0, 7))
     both = NodeView("a", 16_000_000_000, 4_000_000_000, gpus)
     assert node_line(both) == (

@@ -22,6 +22,7 @@ from woodfrog.model.placement import ReplicaUsage
 from woodfrog.model.rung import Rung
 from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler import events as on
+from woodfrog.scheduler.drains import AT_ONCE_MAX
 
 FROG = spec(park_after_s=600.0)
 
@@ -119,6 +120,27 @@ def test_a_copy_on_a_node_that_could_not_use_it_does_not_count(elsewhere: NodeFa
     assert {order.node for order in orders} == {"c"}
 
 
+def test_a_copy_on_a_silent_node_does_not_count() -> None:
+    c = cell(FROG, nodes="abc")
+    c.report("b", residents=trees(FROG))
+    c.do(on.NodeSilent("b"))
+    assert only(on.Prefetch, drain(c, replica("f1", FROG, "a"))).node == "c"
+
+
+def test_weights_without_their_snapshot_are_no_copy_where_there_is_one() -> None:
+    c = cell(FROG, nodes="abc")
+    c.report("b", residents=trees(FROG)[:1])
+    assert only(on.Prefetch, drain(c, replica("f1", FROG, "a"))).node == "b", "it has the weights"
+
+
+def test_weights_are_all_of_a_model_without_a_snapshot() -> None:
+    c = cell(FROG, nodes="abc", snapshots=False)
+    c.report("b", residents=trees(FROG)[:1])
+    commands = drain(c, replica("f1", FROG, "a"))
+    assert not every(on.Prefetch, commands)
+    assert only(on.Descend, commands).replica_id == "f1"
+
+
 def test_a_snapshot_goes_to_a_node_of_its_kind() -> None:
     c = cell(FROG, nodes="abc")
     c.report("b", facts=facts("b", fingerprint=OTHER_PRINT))
@@ -131,6 +153,19 @@ def test_a_node_of_another_kind_gets_the_weights_if_there_is_no_better() -> None
     order = only(on.Prefetch, drain(c, replica("f1", FROG, "a")))
     assert (order.node, order.snapshot) == ("b", None)
     assert only(on.Descend, done(c, order)).replica_id == "f1"
+
+
+def test_a_snapshot_that_is_made_meanwhile_follows_the_weights() -> None:
+    c = cell(FROG, snapshots=False)
+    c.report("a", replica("f1", FROG, "a"))
+    c.acquire()
+    order = only(on.Prefetch, drain(c, replica("f1", FROG, "a")))
+    assert order.snapshot is None
+    done(c, order)
+    c.do(on.SnapshotListed(pointer(FROG)))
+    after = only(on.Prefetch, c.wait(1.0))
+    assert (after.node, after.snapshot) == ("b", pointer(FROG))
+    assert not every(on.Prefetch, done(c, after))
 
 
 def test_a_model_for_a_gpu_goes_to_a_gpu_with_room() -> None:
@@ -162,6 +197,20 @@ def test_models_are_spread_and_two_at_once_go_to_a_node() -> None:
     assert more.node == orders[0].node
     assert more.spec not in [order.spec for order in orders]
     assert c.state.moving("a") == 6
+
+
+def test_equals_get_one_each() -> None:
+    c = cell(spec("m0"), spec("m1"), nodes="abc")
+    assert sorted(order.node for order in every(on.Prefetch, drain(c))) == ["b", "c"]
+
+
+def test_so_many_are_under_way_in_all() -> None:
+    models = [spec(f"m{n}") for n in range(AT_ONCE_MAX + 4)]
+    c = cell(*models, nodes="abcdefghijklmnopqrstuvwxyz")
+    orders = every(on.Prefetch, drain(c))
+    assert len(orders) == AT_ONCE_MAX
+    assert len(every(on.Prefetch, done(c, orders[0]))) == 1
+    assert c.state.moving("a") == len(models) - 1
 
 
 def test_after_two_failures_it_is_lowered_all_the_same() -> None:

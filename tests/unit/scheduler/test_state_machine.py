@@ -205,6 +205,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         caused = self.open.get(start.ticket)
         if caused is None or caused.excluded or start.ticket <= self.left.get(caused.model, 0):
             return  # room may have been made for it while others left
+        if not self.state._climbs.get(start.climb).waiters:
+            return  # they had a slot before room was made for it
         others = {
             each.climb
             for each in self.attempts.values()

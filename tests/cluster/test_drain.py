@@ -1,0 +1,73 @@
+"""A node of one is drained: nothing climbs there until it is undrained, whatever restarts meanwhile."""
+
+import asyncio
+
+import openai
+import pytest
+
+from tests.cluster.conftest import NAME, Running, wait
+from woodfrog.cli import nodes
+from woodfrog.clients.node_agent import NodeAgentClient
+from woodfrog.errors import DeadlineExceeded, NotFound, ResourceExhausted
+from woodfrog.model.spec import ModelSpec
+
+QUESTION = "Name three animals that live in a forest."
+
+
+def test_a_drained_node_climbs_nothing_until_it_is_undrained(
+    frog: Running, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = frog.cluster
+    expected = frog.ask(QUESTION).text
+    assert len(frog.replicas()) == 1
+    try:
+        asyncio.run(nodes.drain(cluster, cluster.node, 60.0))
+        assert not frog.replicas()
+        assert f"{cluster.node} is empty and takes nothing new" in capsys.readouterr().out
+        with pytest.raises(openai.APIStatusError, match="1 node is draining"):
+            frog.ask(QUESTION)
+        frog.kill9("node_agent")
+        with pytest.raises(openai.APIStatusError, match="1 node is draining"):
+            frog.ask(QUESTION)
+        with pytest.raises(ResourceExhausted) as refused:
+            asyncio.run(climb(frog))
+        assert refused.value.reason == "NODE_DRAINING"
+        asyncio.run(nodes.nodes_list(cluster))
+        assert "drained" in capsys.readouterr().out
+    finally:
+        asyncio.run(nodes.undrain(cluster, cluster.node))
+    answer = frog.ask(QUESTION)
+    assert (answer.rung, answer.text) == ("frozen", expected)
+
+
+def test_a_drain_waits_for_the_answer_under_way_and_says_so(frog: Running) -> None:
+    cluster = frog.cluster
+    stream = frog.client.chat.completions.create(
+        model=NAME,
+        messages=[{"role": "user", "content": "Tell a very long story."}],
+        max_tokens=300,
+        stream=True,
+    )
+    chunks = iter(stream)
+    next(chunks)
+    try:
+        with pytest.raises(DeadlineExceeded, match=r"is serving \(1 active\); no other node takes"):
+            asyncio.run(nodes.drain(cluster, cluster.node, 0.3))
+        assert sum(1 for _ in chunks) > 50, "the answer was cut off"
+        wait(lambda: not frog.replicas(), "the replica to leave")
+    finally:
+        asyncio.run(nodes.undrain(cluster, cluster.node))
+    assert frog.ask(QUESTION).rung == "frozen"
+
+
+def test_a_node_that_is_not_there_is_named(frog: Running) -> None:
+    with pytest.raises(
+        NotFound, match=f"no node 'nowhere' is registered; there is: {frog.cluster.node}"
+    ):
+        asyncio.run(nodes.drain(frog.cluster, "nowhere", 1.0))
+
+
+async def climb(running: Running) -> None:
+    async with NodeAgentClient(running.cluster.address("node_agent")) as agent:
+        spec = ModelSpec("m", "sha256:" + "0" * 64, 0)
+        await agent.climb(spec, None, None, request_id="drain-test", timeout_s=10.0)
