@@ -9,7 +9,8 @@ import heapq
 import random
 from collections.abc import Callable, Iterable, Sequence
 
-from loadtest.simulated_node import PRINT, Process, SimulatedNode
+from loadtest.simulated_cache import Cache, Lane
+from loadtest.simulated_node import PRINT, NodeSize, Process, SimulatedNode
 from loadtest.simulated_setup import Arrival, Request, Setup, plan
 from woodfrog.model import digest
 from woodfrog.model.node import (
@@ -63,20 +64,39 @@ class SimulatedCell:
         self._early: dict[str, float] = {}  # the last message of each stream arrives then
         self._tick_at: float | None = None
         self.nodes = {
-            name: SimulatedNode(self, name, setup.size)
+            name: SimulatedNode(self, name, setup.size, self._cache(setup.size))
             for name in (f"n{number:04}" for number in range(node_count))
         }
         if setup.snapshots:
             eager = (model for model in models if model.snapshot == "eager")
             gpus = [uuid for node in self.nodes.values() for uuid in node.state.gpus]
+            self.chance.shuffle(gpus)  # models of a size are spread
             self.pointers = {
                 model.name: self._pointer(model, gpus[n % len(gpus)] if model.gpu_bytes else "")
                 for n, model in enumerate(eager)
             }
+        self._fill_disks(setup.copies)
         self._start_scheduler()
         self._plan_faults()
         if setup.plan_every_s:
             self._plan(setup.plan_every_s)
+
+    def _cache(self, size: NodeSize) -> Cache:
+        timing = self.timing
+        disk, store = Lane(timing.disk_bytes_s), Lane(timing.store_bytes_s)
+        return Cache(size.disk_bytes, size.page_cache_bytes, disk, store)
+
+    def _fill_disks(self, copies: int) -> None:
+        """Each model's files on so many nodes: those behind the one that its snapshot is from, and that one."""
+        names = list(self.nodes)
+        for n, model in enumerate(self.models.values()):
+            pointer = self.pointers.get(model.name)
+            home = pointer.gpu.rsplit("-", 1)[0] if pointer is not None else ""
+            first = names.index(home) if home else n
+            for step in range(min(copies, len(names))):
+                cache = self.nodes[names[(first + step) % len(names)]].cache
+                if cache.fill(model.weights, model.weights_bytes) and pointer is not None:
+                    cache.fill(pointer.manifest, pointer.size_bytes)
 
     # --- time ---
 
@@ -336,29 +356,39 @@ class SimulatedCell:
     # --- what takes time ---
 
     def climb_s(
-        self, node: SimulatedNode, order: on.StartClimb, bring: Bring | None
+        self, node: SimulatedNode, order: on.StartClimb, bring: Bring | None, pinned: bool
     ) -> tuple[float, Rung]:
         """Of a restore or a cold start: how long, and from which rung. A copy of its own begins when it is restored."""
-        spec, timing = order.spec, self.timing
-        own = bring is not None and bring.own
-        over_s = spec.weights_bytes / timing.pcie_bytes_s if bring and (own or bring.host) else 0.0
-        weights_s = 0.0 if own else over_s
-        stored = False
-        for manifest, size in self._trees(spec, order.snapshot):
-            if manifest in node.trees:
-                node.trees.move_to_end(manifest)
-                continue
-            stored = True
-            weights_s += size / timing.store_bytes_s
-            self.after(size / timing.store_bytes_s, lambda m=manifest, s=size: node.keep(m, s))  # type: ignore[misc]
-        if order.snapshot is None:
-            return self.noisy(timing.cold_s + weights_s), Rung.ABSENT
-        rung = Rung.STORED if stored else Rung.FROZEN
-        return self.noisy(max(timing.restore_s, weights_s) + (over_s if own else 0.0)), rung
+        timing, pointer = self.timing, order.snapshot
+        if pointer is None:
+            away_s, over_s, _ = self._weights_s(node, order.spec, bring, pinned)
+            return self.noisy(max(timing.cold_s, away_s, over_s)), Rung.ABSENT
+        pages_s, stored = node.reach(pointer.manifest, pointer.size_bytes)
+        away_s, over_s, fetched = self._weights_s(node, order.spec, bring, pinned)
+        process_s = pages_s + timing.restore_s
+        if bring is not None and bring.own:
+            seconds = max(process_s, away_s) + over_s
+        elif over_s:
+            seconds = max(process_s, timing.beside_s + max(away_s, over_s))
+        else:
+            seconds = max(process_s, away_s)
+        return self.noisy(seconds), Rung.STORED if stored or fetched else Rung.FROZEN
 
-    def _trees(self, spec: ModelSpec, pointer: SnapshotPointer | None) -> list[tuple[str, int]]:
-        trees = [(spec.weights, spec.weights_bytes)]
-        return trees if pointer is None else [*trees, (pointer.manifest, pointer.size_bytes)]
+    def _weights_s(
+        self, node: SimulatedNode, spec: ModelSpec, bring: Bring | None, pinned: bool
+    ) -> tuple[float, float, bool]:
+        """Until they are in memory, from there onto the GPU meanwhile, and whether they come from the store."""
+        timing = self.timing
+        fits = spec.weights_bytes <= node.size.arena_bytes
+        if bring is not None and not bring.host and (bring.own or fits):  # they lie on the GPU
+            return 0.0, spec.weights_bytes / timing.pcie_bytes_s if bring.own else 0.0, False
+        if pinned:
+            return 0.0, spec.weights_bytes / timing.pcie_bytes_s, False
+        # What is read once, into pinned memory, is what the page cache lets go first.
+        stays = bring is None or not bring.host
+        away_s, stored = node.reach(spec.weights, spec.weights_bytes, stays)
+        over_s = spec.weights_bytes / timing.pin_bytes_s if bring is not None else 0.0
+        return away_s, over_s, stored
 
     def lower_s(self) -> float:
         return self.noisy(self.timing.lower_s)
@@ -366,12 +396,16 @@ class SimulatedCell:
     def breaks(self) -> bool:
         return self.chance.random() < self.faults.climb_fails
 
-    def thaw_s(self, order: on.StartClimb, brings: bool) -> tuple[float, Rung]:
+    def thaw_s(
+        self, node: SimulatedNode, order: on.StartClimb, bring: Bring | None, pinned: bool
+    ) -> tuple[float, Rung]:
         timing = self.timing
         if order.rung is Rung.HOT:
             return self.noisy(timing.hot_s), Rung.HOT
-        copied = order.spec.weights_bytes / timing.pcie_bytes_s if brings else 0.0
-        return self.noisy(timing.parked_s + copied), Rung.PARKED
+        away_s, over_s, _ = (
+            self._weights_s(node, order.spec, bring, pinned) if bring else (0.0, 0.0, False)
+        )
+        return self.noisy(timing.parked_s + max(away_s, over_s)), Rung.PARKED
 
     def climbed(
         self, node: SimulatedNode, order: on.StartClimb, replica: Replica, rung: Rung
