@@ -1,8 +1,8 @@
 """A simulated cell: the scheduler's and the node agents' real decisions, on a clock that is moved, with made-up processes.
 
 Real are `scheduler.state` with all it decides by, and each node's `node_agent.state`, whose word on memory is final. Made up
-are what takes time (climbs, descents, messages, answers), what nodes have in their caches, and what goes wrong: messages are
-late, streams break, replicas, nodes and the scheduler die and come back. All of it follows from one seed.
+are what takes time (climbs, descents, messages, answers) and what nodes have in their caches; in `simulated_faults` also what
+goes wrong. All of it follows from one seed.
 """
 
 import heapq
@@ -44,7 +44,7 @@ class SimulatedCell:
     ) -> None:
         setup = setup or Setup()
         self.chance = random.Random(seed)
-        self.timing, self.faults, self.checked = setup.timing, setup.faults, setup.checked
+        self.timing, self.checked = setup.timing, setup.checked
         self._make_state = setup.make_state
         self._planner, self._gpu_price = Planner(), setup.gpu_price
         self.now = 0.0
@@ -63,6 +63,7 @@ class SimulatedCell:
         self._connected: set[str] = set()
         self._early: dict[str, float] = {}  # the last message of each stream arrives then
         self._tick_at: float | None = None
+        self.climbs: set[str] = set()  # that any scheduler began
         self.nodes = {
             name: SimulatedNode(self, name, setup.size, self._cache(setup.size))
             for name in (f"n{number:04}" for number in range(node_count))
@@ -77,7 +78,6 @@ class SimulatedCell:
             }
         self._fill_disks(setup.copies)
         self._start_scheduler()
-        self._plan_faults()
         if setup.plan_every_s:
             self._plan(setup.plan_every_s)
 
@@ -104,6 +104,14 @@ class SimulatedCell:
         self._count += 1
         heapq.heappush(self._heap, (self.now + seconds, self._count, do))
 
+    def delay(self) -> float:
+        """Of one message."""
+        return self.noisy(self.timing.message_s)
+
+    def loses(self) -> bool:
+        """Whether a call gets lost, there or on its way back."""
+        return False
+
     def noisy(self, seconds: float) -> float:
         return seconds * self.chance.uniform(1 - self.timing.noise, 1 + self.timing.noise)
 
@@ -124,6 +132,13 @@ class SimulatedCell:
             self._ended = 0
         assert not open_requests, f"{open_requests} requests were lost"
         return list(self.requests.values())
+
+    def pass_time(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self._heap and self._heap[0][0] <= end:
+            self.now, _, do = heapq.heappop(self._heap)
+            do()
+        self.now = end
 
     _ended = 0
 
@@ -188,24 +203,24 @@ class SimulatedCell:
     def answer(self, event: on.Event) -> None:
         """To the scheduler that asked; another one does not know of it."""
         asked = self._scheduler
-        self.after(
-            self.noisy(self.timing.message_s),
-            lambda: self._handle(event) if self._scheduler is asked else None,
-        )
+        self.after(self.delay(), lambda: self._handle(event) if self._scheduler is asked else None)
 
     def stream(self, node: SimulatedNode, update: NodeUpdate) -> None:
-        """In order, while the stream is up."""
+        """While the stream is up."""
         if node.name not in self._connected or self._scheduler is None:
             return
         asked = self._scheduler
-        at = max(self.now + self.noisy(self.timing.message_s), self._early.get(node.name, 0.0))
-        self._early[node.name] = at
         life = node.lives
 
         def arrive() -> None:
             if self._scheduler is asked and node.name in self._connected and node.lives == life:
                 self._handle(on.NodeReported(node.name, update))
 
+        self._in_order(node.name, arrive)
+
+    def _in_order(self, stream: str, arrive: Callable[[], None]) -> None:
+        at = max(self.now + self.delay(), self._early.get(stream, 0.0))
+        self._early[stream] = at
         self.after(at - self.now, arrive)
 
     def _connect(self, node: SimulatedNode) -> None:
@@ -237,6 +252,7 @@ class SimulatedCell:
     def _carry_out(self, command: on.Command) -> None:
         match command:
             case on.StartClimb():
+                self.climbs.add(command.climb)
                 self._to_node(
                     command.node, lambda node: node.climb(command),
                     on.ClimbFailed(command.attempt, "RPC_UNAVAILABLE", "its node is away"),
@@ -247,11 +263,7 @@ class SimulatedCell:
                     on.DescendFailed(command.replica_id, "RPC_UNAVAILABLE", "its node is away"),
                 )  # fmt: skip
             case on.Grant(ticket, acquired):
-                request = self._tickets.pop(ticket, None)
-                if request is None:
-                    self.answer(on.Released(acquired.placement_id))
-                else:
-                    self._granted(request, acquired)
+                self._granted(self._tickets.pop(ticket, None), acquired)
             case on.Refuse(ticket, _, reason):
                 request = self._tickets.pop(ticket, None)
                 if request is not None:
@@ -272,7 +284,10 @@ class SimulatedCell:
             else:
                 self.answer(away)
 
-        self.after(self.noisy(self.timing.message_s), arrive)
+        if self.loses():
+            self.after(self.timing.lost_s, lambda: self.answer(away))
+        else:
+            self.after(self.delay(), arrive)
 
     # --- the router ---
 
@@ -289,6 +304,9 @@ class SimulatedCell:
             return
         if self._scheduler is None:
             self.after(0.2, lambda: self._ask(request))
+            return
+        if self.loses():
+            self.after(self.timing.lost_s, lambda: self._ask(request))
             return
         self._count += 1
         ticket = self._count
@@ -338,15 +356,25 @@ class SimulatedCell:
         self._active[request.replica] -= 1
         self._report(request.replica)
 
-    def _granted(self, request: Request, acquired: Acquired) -> None:
-        self.after(
-            self.noisy(self.timing.message_s),
-            lambda: self._forward(request, acquired.replica, acquired.rung, acquired.placement_id),
-        )
+    def _granted(self, request: Request | None, acquired: Acquired) -> None:
+        """Without a request nobody waits any more."""
+        if request is None:
+            self.answer(on.Released(acquired.placement_id))
+        elif self.loses():
+            self.after(self.timing.lost_s, lambda: self._ask(request))
+        else:
+            to, rung, name = acquired.replica, acquired.rung, acquired.placement_id
+            self.after(self.delay(), lambda: self._forward(request, to, rung, name))
 
     def _report(self, replica_id: str, started: int = 0) -> None:
         usage = ReplicaUsage(replica_id, self._active.get(replica_id, 0), started)
-        self.answer(on.UsageReported(_ROUTER, (usage,)))
+        asked = self._scheduler
+
+        def arrive() -> None:
+            if self._scheduler is asked:
+                self._handle(on.UsageReported(_ROUTER, (usage,)))
+
+        self._in_order(_ROUTER, arrive)
 
     def _end(self, request: Request, outcome: str) -> None:
         assert not request.outcome, "a request ended twice"
@@ -394,7 +422,7 @@ class SimulatedCell:
         return self.noisy(self.timing.lower_s)
 
     def breaks(self) -> bool:
-        return self.chance.random() < self.faults.climb_fails
+        return False
 
     def thaw_s(
         self, node: SimulatedNode, order: on.StartClimb, bring: Bring | None, pinned: bool
@@ -430,61 +458,3 @@ class SimulatedCell:
         return SnapshotPointer(
             spec.name, manifest, fingerprint, self.timing.snapshot_bytes, self.now, gpu
         )
-
-    # --- what goes wrong ---
-
-    def _plan_faults(self) -> None:
-        faults = self.faults
-        for mean_s, cause in (
-            (faults.replica_dies_s, self._kill_replica),
-            (faults.node_dies_s, self._kill_node),
-            (faults.stream_breaks_s, self._break_stream),
-            (faults.scheduler_dies_s, self._kill_scheduler),
-        ):
-            if mean_s:
-                self._again(mean_s, cause)
-
-    def _again(self, mean_s: float, cause: Callable[[], None]) -> None:
-        def happen() -> None:
-            cause()
-            self._again(mean_s, cause)
-
-        self.after(self.chance.expovariate(1 / mean_s), happen)
-
-    def _kill_replica(self) -> None:
-        found = [
-            (node, name)
-            for node in self.nodes.values()
-            if node.up
-            for name, process in node.processes.items()
-            if process.replica.state is not ReplicaState.CLIMBING
-        ]
-        if found:
-            node, name = self.chance.choice(found)
-            node.end(name)
-
-    def _kill_node(self) -> None:
-        up = [node for node in self.nodes.values() if node.up]
-        if len(up) < 2:
-            return
-        node = self.chance.choice(up)
-        for name in list(node.processes):
-            for number in sorted(node.processes[name].running):
-                self.broken(number)
-            node.processes[name].running.clear()
-        node.up = False
-        self._disconnect(node, self.noisy(self.faults.away_s))
-
-    def _break_stream(self) -> None:
-        up = [node for node in self.nodes.values() if node.up and node.name in self._connected]
-        if up:
-            self._disconnect(self.chance.choice(up), self.chance.uniform(0.1, 6.0))
-
-    def _kill_scheduler(self) -> None:
-        if self._scheduler is None:
-            return
-        self._scheduler = None
-        self._ready.clear()
-        self._model_of.clear()
-        self._connected.clear()
-        self.after(self.noisy(1.0), self._start_scheduler)

@@ -16,6 +16,7 @@ class Timing:
     """Seconds, and bytes a second: docs/figures.md, first_token_s less warm_request_s, of gpu_ladder.llama-8b if not said."""
 
     message_s: float = 0.001
+    lost_s: float = 0.5  # until a caller knows that its call got lost
     hot_s: float = 0.01  # case hot
     parked_s: float = 0.026  # case parked, less 15.0 GB at `pcie_bytes_s`
     restore_s: float = 0.28  # case frozen of embeddings, vlm and vit, whose weights are small
@@ -39,8 +40,12 @@ class Faults:
     node_dies_s: float = 0.0
     stream_breaks_s: float = 0.0
     scheduler_dies_s: float = 0.0
-    climb_fails: float = 0.0  # share
     away_s: float = 5.0  # how long a node or the scheduler is
+    # Shares.
+    climb_fails: float = 0.0
+    late: float = 0.0  # of messages, which others overtake
+    late_s: float = 1.0  # so much at most
+    lost: float = 0.0  # of calls, there or back
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,6 @@ def plan(state: SchedulerState, planner: Planner, now: float, gpu_price: float) 
 class Setup:
     size: NodeSize = field(default_factory=NodeSize)
     timing: Timing = field(default_factory=Timing)
-    faults: Faults = field(default_factory=Faults)
     checked: bool = True  # invariants after each event; AssertionError when one is broken
     plan_every_s: float = 0.0  # 0: no plan
     gpu_price: float = 0.0
