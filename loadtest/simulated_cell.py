@@ -1,15 +1,16 @@
 """A simulated cell: the scheduler's and the node agents' real decisions, on a clock that is moved, with made-up processes.
 
 Real are `scheduler.state` with all it decides by, and each node's `node_agent.state`, whose word on memory is final. Made up
-are what takes time (climbs, descents, messages, answers), what nodes have in their caches, and what goes wrong: messages are
-late, streams break, replicas, nodes and the scheduler die and come back. All of it follows from one seed.
+are what takes time (climbs, descents, messages, answers) and what nodes have in their caches; in `simulated_faults` also what
+goes wrong. All of it follows from one seed.
 """
 
 import heapq
 import random
 from collections.abc import Callable, Iterable, Sequence
 
-from loadtest.simulated_node import PRINT, Process, SimulatedNode
+from loadtest.simulated_cache import Cache, Lane
+from loadtest.simulated_node import PRINT, NodeSize, Process, SimulatedNode
 from loadtest.simulated_setup import Arrival, Request, Setup, plan
 from woodfrog.model import digest
 from woodfrog.model.node import (
@@ -43,14 +44,13 @@ class SimulatedCell:
     ) -> None:
         setup = setup or Setup()
         self.chance = random.Random(seed)
-        self.timing, self.faults, self.checked = setup.timing, setup.faults, setup.checked
+        self.timing, self.checked = setup.timing, setup.checked
         self._make_state = setup.make_state
         self._planner, self._gpu_price = Planner(), setup.gpu_price
         self.now = 0.0
         self.models = {model.name: model for model in models}
         self.pointers: dict[str, SnapshotPointer] = {}
         self.requests: dict[int, Request] = {}
-        self.drained: list[int] = []  #: replicas that were left on each node when its drain ended
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._names = 0
@@ -63,27 +63,54 @@ class SimulatedCell:
         self._connected: set[str] = set()
         self._early: dict[str, float] = {}  # the last message of each stream arrives then
         self._tick_at: float | None = None
+        self.climbs: set[str] = set()  # that any scheduler began
         self.nodes = {
-            name: SimulatedNode(self, name, setup.size)
+            name: SimulatedNode(self, name, setup.size, self._cache(setup.size))
             for name in (f"n{number:04}" for number in range(node_count))
         }
         if setup.snapshots:
             eager = (model for model in models if model.snapshot == "eager")
             gpus = [uuid for node in self.nodes.values() for uuid in node.state.gpus]
+            self.chance.shuffle(gpus)  # models of a size are spread
             self.pointers = {
                 model.name: self._pointer(model, gpus[n % len(gpus)] if model.gpu_bytes else "")
                 for n, model in enumerate(eager)
             }
+        self._fill_disks(setup.copies)
         self._start_scheduler()
-        self._plan_faults()
         if setup.plan_every_s:
             self._plan(setup.plan_every_s)
+
+    def _cache(self, size: NodeSize) -> Cache:
+        timing = self.timing
+        disk, store = Lane(timing.disk_bytes_s), Lane(timing.store_bytes_s)
+        return Cache(size.disk_bytes, size.page_cache_bytes, disk, store)
+
+    def _fill_disks(self, copies: int) -> None:
+        """Each model's files on so many nodes: those behind the one that its snapshot is from, and that one."""
+        names = list(self.nodes)
+        for n, model in enumerate(self.models.values()):
+            pointer = self.pointers.get(model.name)
+            home = pointer.gpu.rsplit("-", 1)[0] if pointer is not None else ""
+            first = names.index(home) if home else n
+            for step in range(min(copies, len(names))):
+                cache = self.nodes[names[(first + step) % len(names)]].cache
+                if cache.fill(model.weights, model.weights_bytes) and pointer is not None:
+                    cache.fill(pointer.manifest, pointer.size_bytes)
 
     # --- time ---
 
     def after(self, seconds: float, do: Callable[[], None]) -> None:
         self._count += 1
         heapq.heappush(self._heap, (self.now + seconds, self._count, do))
+
+    def delay(self) -> float:
+        """Of one message."""
+        return self.noisy(self.timing.message_s)
+
+    def loses(self) -> bool:
+        """Whether a call gets lost, there or on its way back."""
+        return False
 
     def noisy(self, seconds: float) -> float:
         return seconds * self.chance.uniform(1 - self.timing.noise, 1 + self.timing.noise)
@@ -105,6 +132,13 @@ class SimulatedCell:
             self._ended = 0
         assert not open_requests, f"{open_requests} requests were lost"
         return list(self.requests.values())
+
+    def pass_time(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self._heap and self._heap[0][0] <= end:
+            self.now, _, do = heapq.heappop(self._heap)
+            do()
+        self.now = end
 
     _ended = 0
 
@@ -169,24 +203,24 @@ class SimulatedCell:
     def answer(self, event: on.Event) -> None:
         """To the scheduler that asked; another one does not know of it."""
         asked = self._scheduler
-        self.after(
-            self.noisy(self.timing.message_s),
-            lambda: self._handle(event) if self._scheduler is asked else None,
-        )
+        self.after(self.delay(), lambda: self._handle(event) if self._scheduler is asked else None)
 
     def stream(self, node: SimulatedNode, update: NodeUpdate) -> None:
-        """In order, while the stream is up."""
+        """While the stream is up."""
         if node.name not in self._connected or self._scheduler is None:
             return
         asked = self._scheduler
-        at = max(self.now + self.noisy(self.timing.message_s), self._early.get(node.name, 0.0))
-        self._early[node.name] = at
         life = node.lives
 
         def arrive() -> None:
             if self._scheduler is asked and node.name in self._connected and node.lives == life:
                 self._handle(on.NodeReported(node.name, update))
 
+        self._in_order(node.name, arrive)
+
+    def _in_order(self, stream: str, arrive: Callable[[], None]) -> None:
+        at = max(self.now + self.delay(), self._early.get(stream, 0.0))
+        self._early[stream] = at
         self.after(at - self.now, arrive)
 
     def _connect(self, node: SimulatedNode) -> None:
@@ -220,11 +254,7 @@ class SimulatedCell:
             case on.StartClimb() | on.Descend() | on.Prefetch():
                 self._ask_node(command)
             case on.Grant(ticket, acquired):
-                request = self._tickets.pop(ticket, None)
-                if request is None:
-                    self.answer(on.Released(acquired.placement_id))
-                else:
-                    self._granted(request, acquired)
+                self._granted(self._tickets.pop(ticket, None), acquired)
             case on.Refuse(ticket, _, reason):
                 request = self._tickets.pop(ticket, None)
                 if request is not None:
@@ -239,6 +269,7 @@ class SimulatedCell:
     def _ask_node(self, order: on.StartClimb | on.Descend | on.Prefetch) -> None:
         match order:
             case on.StartClimb(attempt=attempt):
+                self.climbs.add(order.climb)
                 away: on.Event = on.ClimbFailed(attempt, "RPC_UNAVAILABLE", "its node is away")
                 self._to_node(order.node, lambda node: node.climb(order), away)
             case on.Prefetch(attempt):
@@ -257,7 +288,10 @@ class SimulatedCell:
             else:
                 self.answer(away)
 
-        self.after(self.noisy(self.timing.message_s), arrive)
+        if self.loses():
+            self.after(self.timing.lost_s, lambda: self.answer(away))
+        else:
+            self.after(self.delay(), arrive)
 
     # --- the router ---
 
@@ -274,6 +308,9 @@ class SimulatedCell:
             return
         if self._scheduler is None:
             self.after(0.2, lambda: self._ask(request))
+            return
+        if self.loses():
+            self.after(self.timing.lost_s, lambda: self._ask(request))
             return
         self._count += 1
         ticket = self._count
@@ -323,15 +360,25 @@ class SimulatedCell:
         self._active[request.replica] -= 1
         self._report(request.replica)
 
-    def _granted(self, request: Request, acquired: Acquired) -> None:
-        self.after(
-            self.noisy(self.timing.message_s),
-            lambda: self._forward(request, acquired.replica, acquired.rung, acquired.placement_id),
-        )
+    def _granted(self, request: Request | None, acquired: Acquired) -> None:
+        """Without a request nobody waits any more."""
+        if request is None:
+            self.answer(on.Released(acquired.placement_id))
+        elif self.loses():
+            self.after(self.timing.lost_s, lambda: self._ask(request))
+        else:
+            to, rung, name = acquired.replica, acquired.rung, acquired.placement_id
+            self.after(self.delay(), lambda: self._forward(request, to, rung, name))
 
     def _report(self, replica_id: str, started: int = 0) -> None:
         usage = ReplicaUsage(replica_id, self._active.get(replica_id, 0), started)
-        self.answer(on.UsageReported(_ROUTER, (usage,)))
+        asked = self._scheduler
+
+        def arrive() -> None:
+            if self._scheduler is asked:
+                self._handle(on.UsageReported(_ROUTER, (usage,)))
+
+        self._in_order(_ROUTER, arrive)
 
     def _end(self, request: Request, outcome: str) -> None:
         assert not request.outcome, "a request ended twice"
@@ -341,45 +388,56 @@ class SimulatedCell:
     # --- what takes time ---
 
     def climb_s(
-        self, node: SimulatedNode, order: on.StartClimb, bring: Bring | None
+        self, node: SimulatedNode, order: on.StartClimb, bring: Bring | None, pinned: bool
     ) -> tuple[float, Rung]:
         """Of a restore or a cold start: how long, and from which rung. A copy of its own begins when it is restored."""
-        spec, timing = order.spec, self.timing
-        own = bring is not None and bring.own
-        over_s = spec.weights_bytes / timing.pcie_bytes_s if bring and (own or bring.host) else 0.0
-        weights_s = 0.0 if own else over_s
-        stored = False
-        for manifest, size in self.trees_of(spec, order.snapshot):
-            if manifest in node.trees:
-                node.trees.move_to_end(manifest)
-                continue
-            stored = True
-            weights_s += size / timing.store_bytes_s
-            self.after(size / timing.store_bytes_s, lambda m=manifest, s=size: node.keep(m, s))  # type: ignore[misc]
-        if order.snapshot is None:
-            return self.noisy(timing.cold_s + weights_s), Rung.ABSENT
-        rung = Rung.STORED if stored else Rung.FROZEN
-        return self.noisy(max(timing.restore_s, weights_s) + (over_s if own else 0.0)), rung
+        timing, pointer = self.timing, order.snapshot
+        if pointer is None:
+            away_s, over_s, _ = self._weights_s(node, order.spec, bring, pinned)
+            return self.noisy(max(timing.cold_s, away_s, over_s)), Rung.ABSENT
+        pages_s, stored = node.reach(pointer.manifest, pointer.size_bytes)
+        away_s, over_s, fetched = self._weights_s(node, order.spec, bring, pinned)
+        process_s = pages_s + timing.restore_s
+        if bring is not None and bring.own:
+            seconds = max(process_s, away_s) + over_s
+        elif over_s:
+            seconds = max(process_s, timing.beside_s + max(away_s, over_s))
+        else:
+            seconds = max(process_s, away_s)
+        return self.noisy(seconds), Rung.STORED if stored or fetched else Rung.FROZEN
 
-    def trees_of(self, spec: ModelSpec, pointer: SnapshotPointer | None) -> list[tuple[str, int]]:
-        trees = [(spec.weights, spec.weights_bytes)]
-        return trees if pointer is None else [*trees, (pointer.manifest, pointer.size_bytes)]
-
-    def store_s(self, size_bytes: int) -> float:
-        return self.noisy(size_bytes / self.timing.store_bytes_s)
+    def _weights_s(
+        self, node: SimulatedNode, spec: ModelSpec, bring: Bring | None, pinned: bool
+    ) -> tuple[float, float, bool]:
+        """Until they are in memory, from there onto the GPU meanwhile, and whether they come from the store."""
+        timing = self.timing
+        fits = spec.weights_bytes <= node.size.arena_bytes
+        if bring is not None and not bring.host and (bring.own or fits):  # they lie on the GPU
+            return 0.0, spec.weights_bytes / timing.pcie_bytes_s if bring.own else 0.0, False
+        if pinned:
+            return 0.0, spec.weights_bytes / timing.pcie_bytes_s, False
+        # What is read once, into pinned memory, is what the page cache lets go first.
+        stays = bring is None or not bring.host
+        away_s, stored = node.reach(spec.weights, spec.weights_bytes, stays)
+        over_s = spec.weights_bytes / timing.pin_bytes_s if bring is not None else 0.0
+        return away_s, over_s, stored
 
     def lower_s(self) -> float:
         return self.noisy(self.timing.lower_s)
 
     def breaks(self) -> bool:
-        return self.chance.random() < self.faults.climb_fails
+        return False
 
-    def thaw_s(self, order: on.StartClimb, brings: bool) -> tuple[float, Rung]:
+    def thaw_s(
+        self, node: SimulatedNode, order: on.StartClimb, bring: Bring | None, pinned: bool
+    ) -> tuple[float, Rung]:
         timing = self.timing
         if order.rung is Rung.HOT:
             return self.noisy(timing.hot_s), Rung.HOT
-        copied = order.spec.weights_bytes / timing.pcie_bytes_s if brings else 0.0
-        return self.noisy(timing.parked_s + copied), Rung.PARKED
+        away_s, over_s, _ = (
+            self._weights_s(node, order.spec, bring, pinned) if bring else (0.0, 0.0, False)
+        )
+        return self.noisy(timing.parked_s + max(away_s, over_s)), Rung.PARKED
 
     def climbed(
         self, node: SimulatedNode, order: on.StartClimb, replica: Replica, rung: Rung
@@ -404,74 +462,3 @@ class SimulatedCell:
         return SnapshotPointer(
             spec.name, manifest, fingerprint, self.timing.snapshot_bytes, self.now, gpu
         )
-
-    # --- what goes wrong ---
-
-    def _plan_faults(self) -> None:
-        faults = self.faults
-        for mean_s, cause in (
-            (faults.replica_dies_s, self._kill_replica),
-            (faults.node_dies_s, self._kill_node),
-            (faults.stream_breaks_s, self._break_stream),
-            (faults.scheduler_dies_s, self._kill_scheduler),
-            (faults.node_drains_s, self._drain_node),
-        ):
-            if mean_s:
-                self._again(mean_s, cause)
-
-    def _again(self, mean_s: float, cause: Callable[[], None]) -> None:
-        def happen() -> None:
-            cause()
-            self._again(mean_s, cause)
-
-        self.after(self.chance.expovariate(1 / mean_s), happen)
-
-    def _kill_replica(self) -> None:
-        found = [
-            (node, name)
-            for node in self.nodes.values()
-            if node.up
-            for name, process in node.processes.items()
-            if process.replica.state is not ReplicaState.CLIMBING
-        ]
-        if found:
-            node, name = self.chance.choice(found)
-            node.end(name)
-
-    def _kill_node(self) -> None:
-        up = [node for node in self.nodes.values() if node.up]
-        if len(up) < 2:
-            return
-        node = self.chance.choice(up)
-        for name in list(node.processes):
-            for number in sorted(node.processes[name].running):
-                self.broken(number)
-            node.processes[name].running.clear()
-        node.up = False
-        self._disconnect(node, self.noisy(self.faults.away_s))
-
-    def _drain_node(self) -> None:
-        """One at a time."""
-        if any(node.draining for node in self.nodes.values()):
-            return
-        node = self.chance.choice(list(self.nodes.values()))
-        node.drain(True)
-        self.after(self.faults.drain_s, lambda: self._undrain_node(node))
-
-    def _undrain_node(self, node: SimulatedNode) -> None:
-        self.drained.append(len(node.processes))
-        node.drain(False)
-
-    def _break_stream(self) -> None:
-        up = [node for node in self.nodes.values() if node.up and node.name in self._connected]
-        if up:
-            self._disconnect(self.chance.choice(up), self.chance.uniform(0.1, 6.0))
-
-    def _kill_scheduler(self) -> None:
-        if self._scheduler is None:
-            return
-        self._scheduler = None
-        self._ready.clear()
-        self._model_of.clear()
-        self._connected.clear()
-        self.after(self.noisy(1.0), self._start_scheduler)

@@ -1,14 +1,12 @@
 """One node of a simulated cell: the node agent's real state, made-up processes, and a cache of whole trees."""
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from woodfrog.model.node import GpuFacts, NodeFacts, NodeUpdate, Replica, ReplicaState, Resident
+from loadtest.simulated_cache import Cache
+from woodfrog.model.node import GpuFacts, NodeFacts, NodeUpdate, Replica, ReplicaState
 from woodfrog.model.rung import Rung
-from woodfrog.model.snapshot import SnapshotPointer
-from woodfrog.model.spec import ModelSpec
 from woodfrog.node_agent import state as agent
 from woodfrog.node_agent.gpu_state import Bring, GpuState, Need
 from woodfrog.scheduler import events as on
@@ -34,16 +32,13 @@ class Cell(Protocol):
     def lower_s(self) -> float: ...
 
     def climb_s(
-        self, node: "SimulatedNode", order: on.StartClimb, bring: Bring | None
+        self, node: "SimulatedNode", order: on.StartClimb, bring: Bring | None, pinned: bool
     ) -> tuple[float, Rung]: ...
 
-    def thaw_s(self, order: on.StartClimb, brings: bool) -> tuple[float, Rung]: ...
-
-    def trees_of(
-        self, spec: ModelSpec, pointer: SnapshotPointer | None
-    ) -> list[tuple[str, int]]: ...
-
-    def store_s(self, size_bytes: int) -> float: ...
+    def thaw_s(
+        self, node: "SimulatedNode", order: on.StartClimb, bring: Bring | None, pinned: bool
+    ) -> tuple[float, Rung]:
+        """`pinned`: its weights were in pinned memory already."""
 
     def breaks(self) -> bool:
         """Whether a climb does."""
@@ -58,12 +53,15 @@ class Cell(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NodeSize:
-    memory_bytes: int = 512 << 30
+    """An eighth of a usual machine with eight H100, 2 TiB of memory and 30 TB of disk."""
+
+    memory_bytes: int = 96 << 30  # that replicas are given
     replica_count_max: int = 64
     gpu_count: int = 1
     gpu_bytes: int = 80 << 30
-    arena_bytes: int = 256 << 30
-    cache_bytes: int = 2 << 40
+    arena_bytes: int = 128 << 30
+    disk_bytes: int = 3840 * 10**9
+    page_cache_bytes: int = 32 << 30
 
 
 @dataclass(slots=True)
@@ -73,16 +71,16 @@ class Process:
 
 
 class SimulatedNode:
-    def __init__(self, cell: Cell, name: str, size: NodeSize) -> None:
+    def __init__(self, cell: Cell, name: str, size: NodeSize, cache: Cache) -> None:
         self.name = name
         self._cell = cell
-        self._size = size
+        self.size = size
+        self.cache = cache
         self.up = True
         self.lives = 0
         self._paid, self._share = 0.0, 0.0
         self._since: float | None = None
         self.draining = False
-        self.trees: OrderedDict[str, int] = OrderedDict()  # bytes, least recently used first
         self.start()
 
     def start(self) -> None:
@@ -90,7 +88,8 @@ class SimulatedNode:
         self.lives += 1
         self.up = True
         self.processes: dict[str, Process] = {}
-        size = self._size
+        self.cache.forget_memory()
+        size = self.size
         gpus = [
             GpuState(f"{self.name}-gpu{n}", size.gpu_bytes, size.arena_bytes, 1 << 30)
             for n in range(size.gpu_count)
@@ -101,28 +100,31 @@ class SimulatedNode:
     def facts(self) -> NodeFacts:
         gpus: tuple[GpuFacts, ...] = tuple(gpu.facts() for gpu in self.state.gpus.values())
         return NodeFacts(
-            self.name, PRINT, self._size.memory_bytes, self.state.memory_promised_bytes,
-            self._size.replica_count_max, self.state.draining, gpus,
+            self.name, PRINT, self.size.memory_bytes, self.state.memory_promised_bytes,
+            self.size.replica_count_max, self.state.draining, gpus, self.size.disk_bytes,
         )  # fmt: skip
 
     def full(self) -> NodeUpdate:
         replicas = tuple(process.replica for process in self.processes.values())
-        return NodeUpdate(
-            True, self.facts(), replicas, residents=tuple(map(self._resident, self.trees))
-        )
+        return NodeUpdate(True, self.facts(), replicas, residents=self.cache.residents())
 
-    def _resident(self, manifest: str) -> Resident:
-        size = self.trees[manifest]
-        return Resident(manifest, size, size, size, True)
+    def reach(self, manifest: str, size_bytes: int, stays: bool = True) -> tuple[float, bool]:
+        """Seconds until the tree is in memory, where it may stay, and whether it comes from the store."""
+        life = self.lives
+        seconds, stored, began = self.cache.reach(manifest, size_bytes, self._cell.now)
 
-    def keep(self, manifest: str, size_bytes: int) -> None:
-        """A tree in the cache; others go for it."""
-        self.trees[manifest] = size_bytes
-        self.trees.move_to_end(manifest)
-        gone = []
-        while sum(self.trees.values()) > self._size.cache_bytes and len(self.trees) > 1:
-            gone.append(self.trees.popitem(last=False)[0])
-        self.tell(NodeUpdate(residents=(self._resident(manifest),), residents_gone=tuple(gone)))
+        def came() -> None:
+            if self.lives == life:
+                self.keep(manifest, size_bytes, stays)
+
+        if began:
+            self._cell.after(seconds, came)
+        return seconds, stored
+
+    def keep(self, manifest: str, size_bytes: int, stays: bool = True) -> None:
+        """A tree on disk, and in memory if it `stays`; others go for it."""
+        residents, gone = self.cache.came(manifest, size_bytes, stays)
+        self.tell(NodeUpdate(residents=tuple(residents), residents_gone=tuple(gone)))
 
     def paid(self) -> float:
         """GPU-seconds so far: of each GPU the share that replicas and the weights that they use take, over time."""
@@ -130,7 +132,7 @@ class SimulatedNode:
             self._paid += self._share * (self._cell.now - self._since)
         self._since = self._cell.now
         taken = sum(gpu.facts().promised_bytes for gpu in self.state.gpus.values())
-        self._share = taken / self._size.gpu_bytes
+        self._share = taken / self.size.gpu_bytes
         return self._paid
 
     def tell(self, update: NodeUpdate) -> None:
@@ -169,29 +171,28 @@ class SimulatedNode:
     # --- what a scheduler asks ---
 
     def prefetch(self, order: on.Prefetch) -> None:
-        life = self.lives
-        trees = [
-            (manifest, size)
-            for manifest, size in self._cell.trees_of(order.spec, order.snapshot)
-            if manifest not in self.trees
-        ]
+        life, pointer = self.lives, order.snapshot
+        trees = [(order.spec.weights, order.spec.weights_bytes)]
+        if pointer is not None:
+            trees.append((pointer.manifest, pointer.size_bytes))
 
         def arrive() -> None:
             if self.lives != life or not self.up:
                 self._cell.answer(on.PrefetchFailed(order.attempt, "NODE_LOST", "it died"))
-                return
-            for manifest, size in trees:
-                self.keep(manifest, size)
-            self._cell.answer(on.PrefetchFinished(order.attempt))
+            else:
+                self._cell.answer(on.PrefetchFinished(order.attempt))
 
         if self._cell.breaks():
             self._cell.answer(on.PrefetchFailed(order.attempt, "CACHE_FULL", "it is full"))
         else:
-            self._cell.after(self._cell.store_s(sum(size for _, size in trees)), arrive)
+            away = [tree for tree in trees if not self.cache.has(tree[0])]
+            took_s = max((self.reach(*tree)[0] for tree in away), default=0.0)
+            self._cell.after(took_s, arrive)
 
     def climb(self, order: on.StartClimb) -> None:
         life = self.lives
         request = self._request(order)
+        before = {u for u, gpu in self.state.gpus.items() if order.spec.weights in gpu.pinned}
         for _ in range(_ROOM_TRIES):
             command = self.decide(request)
             if not isinstance(command, agent.Lower):
@@ -207,10 +208,12 @@ class SimulatedNode:
                 )  # fmt: skip
                 self.processes[replica_id] = Process(replica)
                 self.publish(replica_id)
-                seconds, rung = self._cell.climb_s(self, order, bring)
+                pinned = bring is not None and bring.gpu in before
+                seconds, rung = self._cell.climb_s(self, order, bring, pinned)
             case agent.Thaw(replica_id, bring):
                 self.publish(replica_id)
-                seconds, rung = self._cell.thaw_s(order, bring is not None)
+                pinned = bring is not None and bring.gpu in before
+                seconds, rung = self._cell.thaw_s(self, order, bring, pinned)
             case agent.Nothing():
                 replica_id, seconds, rung = order.replica_id or "", 0.0, Rung.SERVING
             case agent.Refuse(reason, message):

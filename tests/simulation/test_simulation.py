@@ -8,15 +8,17 @@ import random
 from collections import Counter
 
 import pytest
-from loadtest.simulated_cell import SimulatedCell
+from loadtest.simulated_faults import FaultyCell
 from loadtest.simulated_node import NodeSize
 from loadtest.simulated_setup import Arrival, Faults, Setup, Timing
 
 from woodfrog.model import digest
 from woodfrog.model.spec import ModelSpec
+from woodfrog.scheduler import events as on
 
 GIB = 1 << 30
 SIZE = NodeSize(64 * GIB, 6, 1, 40 * GIB, 60 * GIB, 300 * GIB)
+SETTLE_S = 300.0  # longer than any climb with all its tries, beside what moves from nodes that drain
 SEEDS = [int(seed) for seed in os.environ.get("WOODFROG_SIMULATION_SEED", "").split()] or range(12)
 
 
@@ -42,20 +44,27 @@ def arrivals(chance: random.Random, count: int, model_count: int, over_s: float)
     return found
 
 
-def simulated(seed: int, faults: Faults, count: int = 250) -> Counter[str]:
-    return run(seed, faults, count)[0]
+def simulated(
+    seed: int, faults: Faults, count: int = 250, kind: type[FaultyCell] = FaultyCell
+) -> Counter[str]:
+    return run(seed, faults, count, kind)[0]
 
 
-def run(seed: int, faults: Faults, count: int = 250) -> tuple[Counter[str], list[int]]:
-    """Outcomes, and how many replicas were left on each node whose drain ended."""
-    cell = SimulatedCell(
-        seed,
-        models(10),
-        3,
-        Setup(SIZE, Timing(cold_s=8.0), faults, plan_every_s=5.0, gpu_price=0.001 * (seed % 2)),
-    )
-    requests = cell.run(arrivals(random.Random(seed), count, 10, 120.0))
-    assert all(r.ended is not None for r in requests)
+def run(
+    seed: int, faults: Faults, count: int = 250, kind: type[FaultyCell] = FaultyCell
+) -> tuple[Counter[str], list[int]]:
+    """Outcomes, and how many replicas were left on each node whose drain ended.
+
+    Checked: no node promises more than it has, every request ends, and so does every climb."""
+    setup = Setup(SIZE, Timing(cold_s=8.0), plan_every_s=5.0, gpu_price=0.001 * (seed % 2))
+    try:
+        cell = kind(seed, models(10), 3, setup, faults)
+        requests = cell.run(arrivals(random.Random(seed), count, 10, 120.0))
+        assert all(r.ended is not None for r in requests)
+        cell.settle(SETTLE_S)
+    except Exception as error:
+        error.add_note(f"again: WOODFROG_SIMULATION_SEED={seed} pytest tests/simulation")
+        raise
     return Counter(r.outcome for r in requests), cell.drained
 
 
@@ -70,7 +79,7 @@ def test_without_faults_every_request_is_answered(seed: int) -> None:
 def test_whatever_dies_every_request_ends_and_nothing_is_promised_twice(seed: int) -> None:
     faults = Faults(
         replica_dies_s=6.0, node_dies_s=25.0, stream_breaks_s=9.0, scheduler_dies_s=30.0,
-        climb_fails=0.1, away_s=6.0, node_drains_s=5.0,
+        climb_fails=0.1, away_s=6.0, late=0.1, late_s=2.0, lost=0.03, node_drains_s=5.0,
     )  # fmt: skip
     outcomes = simulated(seed, faults)
     assert outcomes["answered"] > 0.5 * outcomes.total(), (seed, outcomes)
@@ -78,13 +87,27 @@ def test_whatever_dies_every_request_ends_and_nothing_is_promised_twice(seed: in
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_draining_a_node_empties_it_and_breaks_no_answer(seed: int) -> None:
-    outcomes, left = run(seed, Faults(node_drains_s=3.0, drain_s=25.0))
+    outcomes, left = run(seed, Faults(node_drains_s=3.0, drain_s=60.0))
     assert outcomes.keys() <= {"answered", "NO_CAPACITY"}, (seed, outcomes)
     assert outcomes["answered"] > 0.9 * outcomes.total(), (seed, outcomes)
-    assert len(left) >= 3, seed
+    assert len(left) >= 2, seed
     assert not any(left), (seed, left)
 
 
 def test_the_same_seed_is_the_same_story() -> None:
-    faults = Faults(replica_dies_s=6.0, node_dies_s=25.0, stream_breaks_s=9.0)
+    faults = Faults(replica_dies_s=6.0, node_dies_s=25.0, stream_breaks_s=9.0, late=0.1, lost=0.03)
     assert simulated(3, faults) == simulated(3, faults)
+
+
+class Mute(FaultyCell):
+    """Its nodes never say that a climb is over."""
+
+    def answer(self, event: on.Event) -> None:
+        if not isinstance(event, on.ClimbFinished):
+            super().answer(event)
+
+
+def test_a_climb_that_never_ends_is_found_and_its_seed_told() -> None:
+    with pytest.raises(AssertionError, match="climbs that never end") as found:
+        simulated(4, Faults(), count=5, kind=Mute)
+    assert "WOODFROG_SIMULATION_SEED=4 " in found.value.__notes__[0]

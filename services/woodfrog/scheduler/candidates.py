@@ -1,19 +1,20 @@
 """Which nodes are worth a closer look for a climb: a few of a thousand. Pure.
 
-Of each node a summary is kept and made anew when the node changed, so that one decision looks at a few numbers of each node
-and at everything of the few that may be best: those that hold something of the model, and of each kind of node those with
-least to do. A small cell is looked at as a whole.
+Of each node a summary is kept and made anew when the node changed, so that one decision looks at a few numbers of all nodes
+at once, and at everything of the few that may be best: those that hold something of the model, and of each kind of node
+those with least to do. A small cell is looked at as a whole.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from heapq import nsmallest
-from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.model.spec import ModelSpec
-from woodfrog.scheduler.room import load, room_bytes
+from woodfrog.scheduler.room import Clearing, load
 from woodfrog.scheduler.view import ClusterView, NodeRecord
 
 FEW_NODES = 32  # all are looked at
@@ -21,77 +22,131 @@ HOLDERS_MAX = 24
 _OTHERS_MAX = 3  # of each kind of node
 _CROWDED_MAX = 1  # the longest idle of equals
 FULL = "full"
+#: Why a node takes no new replica, as far as its summary tells; a later one is said before an earlier.
+_WHYS = (
+    "",
+    FULL,
+    "too small",
+    "without a GPU",
+    "draining",
+    "not answering",
+    "not to be tried again",
+)
+_FITS, _FULL, _SMALL, _NO_GPU, _DRAINS, _SILENT, _EXCLUDED = range(len(_WHYS))
+_Rows = npt.NDArray[np.intp]  # numbers of nodes, in the order of their names
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
-    kind: str
-    away: str  # why nothing may go there, whatever it needs; empty when something may
-    memory_bytes: int
-    free_bytes: int
-    count_max: int
-    free_count: int
-    gpu_bytes_max: int  # of its largest GPU; 0: it has none
-    gpu_room_bytes: int  # on one GPU, once what rests there has yielded
-    gpu_lowered_bytes: int  # once what may be lowered has gone too
-    quiet_bytes: int  # of replicas that may be lowered
-    quiet_count: int
-    longest_idle: float  # when the first of these was used; inf when there is none
-    load: tuple[int, tuple[int, int, str]]  # climbs, and `room.load`: who comes first of equals
+_SUMMARY = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            "kind",  # of node
+            "away",  # why nothing may go there, whatever it needs; _FITS when something may
+            "memory_bytes",
+            "free_bytes",
+            "count_max",
+            "free_count",
+            "gpu_bytes_max",  # of its largest GPU; 0: it has none
+            "gpu_room_bytes",  # on one GPU, once what rests there has yielded
+            "gpu_lowered_bytes",  # once what may be lowered has gone too
+            "quiet_bytes",  # of replicas that may be lowered
+            "quiet_count",
+            "climbs",
+            "weights_bytes",  # of `room.load`, as is the next
+            "count",
+        )
+    ]
+    + [("longest_idle", np.float64)]  # when the first that may be lowered was used, else inf
+)
 
 
-def summary_of(name: str, node: NodeRecord) -> Summary:
-    facts = node.facts
-    quiet = [record for record in node.replicas.values() if record.quiet]
-    return Summary(
-        node.print_key,
-        "not answering" if node.silent else "draining" if facts.draining else "",
-        facts.memory_bytes,
-        node.free_bytes,
-        facts.replica_count_max,
-        node.free_count,
-        max((gpu.memory_bytes for gpu in facts.gpus), default=0),
-        max((room_bytes(node, gpu, "", None) for gpu in facts.gpus), default=0),
-        max(
-            (room_bytes(node, gpu, "", None, [r.replica for r in quiet]) for gpu in facts.gpus),
-            default=0,
-        ),
-        sum(record.replica.memory_bytes for record in quiet),
-        len(quiet),
-        min((record.used for record in quiet), default=float("inf")),
-        (node.climbs, load(name, node)),
-    )
+class Table:
+    """The summaries of all nodes, a row each in the order of their names."""
 
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.rows: dict[str, int] = {}
+        self.summaries = np.zeros(0, _SUMMARY)
+        self._kinds: dict[str, int] = {}
 
-def summaries(view: ClusterView) -> Mapping[str, Summary]:
-    for name in view.changed_nodes:
-        if (node := view.nodes.get(name)) is not None:
-            view.summaries[name] = summary_of(name, node)
-        else:
-            view.summaries.pop(name, None)
-    view.changed_nodes.clear()
-    return view.summaries
+    def __getitem__(self, column: str) -> npt.NDArray[np.int64]:
+        return self.summaries[column]
 
+    def update(self, view: ClusterView) -> None:
+        changed = view.changed_nodes
+        if any((name in self.rows) != (name in view.nodes) for name in changed):
+            old, rows = self.summaries, self.rows
+            self.names = sorted(view.nodes)
+            self.rows = {name: row for row, name in enumerate(self.names)}
+            self.summaries = np.zeros(len(self.names), _SUMMARY)
+            kept = [name for name in self.names if name in rows]
+            self.summaries[[self.rows[name] for name in kept]] = old[[rows[name] for name in kept]]
+        for name in changed & self.rows.keys():
+            self.summaries[self.rows[name]] = self.summary_of(name, view.nodes[name])
+        changed.clear()
 
-def misfit(found: Summary, spec: ModelSpec, lies: bool = False) -> str:
-    """Why the node takes no new replica, as far as its summary tells; empty when it may. `lies`: weights may be on a GPU."""
-    if found.away:
-        return found.away
-    if spec.gpu_bytes and not found.gpu_bytes_max:
-        return "without a GPU"
-    if (
-        spec.memory_bytes > found.memory_bytes
-        or not found.count_max
-        or (spec.gpu_bytes and spec.gpu_bytes + spec.weights_bytes > found.gpu_bytes_max)
-    ):
-        return "too small"
-    if (
-        spec.memory_bytes > found.free_bytes
-        or found.free_count < 1
-        or (spec.gpu_bytes and _need(spec, lies) > found.gpu_room_bytes)
-    ):
-        return FULL
-    return ""
+    def summary_of(self, name: str, node: NodeRecord) -> tuple[float, ...]:
+        """The columns of a row."""
+        facts = node.facts
+        quiet = [record for record in node.replicas.values() if record.quiet]
+        room = lowered = 0
+        for gpu in facts.gpus:
+            clearing = Clearing(node, gpu, "", None)
+            room = max(room, clearing.room_bytes)
+            for record in quiet:
+                clearing.leave(record.replica)
+            lowered = max(lowered, clearing.room_bytes)
+        weights_bytes, count, _ = load(name, node)
+        return (
+            self._kinds.setdefault(node.print_key, len(self._kinds)),
+            _SILENT if node.silent else _DRAINS if facts.draining else _FITS,
+            facts.memory_bytes, node.free_bytes, facts.replica_count_max, node.free_count,
+            max((gpu.memory_bytes for gpu in facts.gpus), default=0), room, lowered,
+            sum(record.replica.memory_bytes for record in quiet), len(quiet),
+            node.climbs, weights_bytes, count,
+            min((record.used for record in quiet), default=float("inf")),
+        )  # fmt: skip
+
+    def whys(self, spec: ModelSpec, lies: Iterable[int], excluded: frozenset[str]) -> _Rows:
+        """Of each node, as a number in `_WHYS`. On the nodes `lies` the weights may be on a GPU."""
+        full = (self["free_bytes"] < spec.memory_bytes) | (self["free_count"] < 1)
+        small = (self["memory_bytes"] < spec.memory_bytes) | (self["count_max"] == 0)
+        if spec.gpu_bytes:
+            full |= self["gpu_room_bytes"] < self._need(spec, lies)
+            small |= self["gpu_bytes_max"] < spec.gpu_bytes + spec.weights_bytes
+        found = np.where(small, _SMALL, full * _FULL)
+        if spec.gpu_bytes:
+            found[self["gpu_bytes_max"] == 0] = _NO_GPU
+        found = np.where(self["away"] > 0, self["away"], found)
+        found[[self.rows[name] for name in excluded if name in self.rows]] = _EXCLUDED
+        return found
+
+    def could_clear(self, spec: ModelSpec, lies: Iterable[int]) -> npt.NDArray[np.bool_]:
+        """Where there is room once all that may be lowered are."""
+        found = (
+            (self["quiet_count"] > 0)
+            & (self["free_bytes"] + self["quiet_bytes"] >= spec.memory_bytes)
+            & (self["free_count"] + self["quiet_count"] >= 1)
+        )
+        return (
+            found & (self["gpu_lowered_bytes"] >= self._need(spec, lies))
+            if spec.gpu_bytes
+            else found
+        )
+
+    def _need(self, spec: ModelSpec, lies: Iterable[int]) -> npt.NDArray[np.int64]:
+        need = np.full(len(self.names), spec.gpu_bytes + spec.weights_bytes, np.int64)
+        need[[*lies]] = spec.gpu_bytes
+        return need
+
+    def by_load(self, rows: _Rows) -> _Rows:
+        """Those with least to do first."""
+        keys = (self["count"][rows], self["weights_bytes"][rows], self["climbs"][rows])
+        return rows[np.lexsort(keys)]
+
+    def by_idle(self, rows: _Rows) -> _Rows:
+        """Those first where somebody idles longest."""
+        return rows[np.argsort(self["longest_idle"][rows], kind="stable")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +156,16 @@ class Found:
     misfits: Counter[str]  # why others are not, and how many
 
 
+def table(view: ClusterView) -> Table:
+    """As the nodes are now."""
+    if view.table is None:
+        view.table = Table()
+        view.changed_nodes.update(view.nodes)
+    found: Table = view.table
+    found.update(view)
+    return found
+
+
 def with_room(
     view: ClusterView,
     spec: ModelSpec,
@@ -108,23 +173,20 @@ def with_room(
     excluded: frozenset[str],
 ) -> Found:
     """Those that may have room for a new replica."""
-    holders = _holders(view, spec, pointers)
-    whys = _whys(view, spec, holders, excluded)
-    misfits = Counter(why for why in whys.values() if why)
-    kinds: dict[str, list[tuple[tuple[int, tuple[int, int, str]], str]]] = {}
-    holding = []
-    for name, why in whys.items():
-        found = view.summaries[name]
-        if why:
-            continue
-        if name in holders:
-            holding.append((found.load, name))
-        else:
-            kinds.setdefault(found.kind, []).append((found.load, name))
-    near = [*_least(holding, HOLDERS_MAX)]
-    for others in kinds.values():
-        near += _least(others, _OTHERS_MAX)
-    return Found(tuple(near), _rest([holding, *kinds.values()], near), misfits)
+    nodes = table(view)
+    holders = _holders(view, nodes, spec, pointers)
+    whys = nodes.whys(spec, holders, excluded)
+    fits = whys == _FITS
+    holding = _of(fits, holders)
+    fits[holders] = False
+    others = np.flatnonzero(fits)
+    kinds = nodes["kind"][others]
+    ranked = [nodes.by_load(holding)]
+    near = [*ranked[0][:HOLDERS_MAX]]
+    for kind in np.unique(kinds):
+        ranked.append(nodes.by_load(others[kinds == kind]))
+        near += ranked[-1][:_OTHERS_MAX].tolist()
+    return _found(nodes, near, ranked, _counted(whys))
 
 
 def crowded(
@@ -134,67 +196,50 @@ def crowded(
     excluded: frozenset[str],
 ) -> Found:
     """Those that have no room, and may have it once replicas are lowered."""
-    holders = _holders(view, spec, pointers)
-    whys = _whys(view, spec, holders, excluded)
-    misfits = Counter(why or FULL for why in whys.values())
-    holding: list[tuple[float, str]] = []
-    others: list[tuple[float, str]] = []
-    for name, why in whys.items():
-        found = view.summaries[name]
-        if (
-            why in ("", FULL)
-            and found.quiet_count
-            and (not spec.gpu_bytes or _need(spec, name in holders) <= found.gpu_lowered_bytes)
-            and spec.memory_bytes <= found.free_bytes + found.quiet_bytes
-            and found.free_count + found.quiet_count >= 1
-        ):
-            (holding if name in holders else others).append((found.longest_idle, name))
-    near = [*_least(holding, HOLDERS_MAX), *_least(others, _CROWDED_MAX)]
-    misfits[FULL] -= len(holding) + len(others)  # they are counted when they were looked at
-    return Found(tuple(near), _rest([holding, others], near), +misfits)
-
-
-def _whys(
-    view: ClusterView, spec: ModelSpec, holders: set[str], excluded: frozenset[str]
-) -> Mapping[str, str]:
-    """`misfit` of each node. Asked twice in a row where there is no room, and looked up once."""
-    old = bool(view.changed_nodes)
-    found = summaries(view)
-    key = (spec, excluded, holders)
-    if not old and view.last_look is not None and view.last_look[0] == key:
-        return view.last_look[1]
-    whys = {name: misfit(each, spec, name in holders) for name, each in found.items()}
-    for name in excluded & whys.keys():
-        whys[name] = "not to be tried again"
-    view.last_look = (key, whys)
-    return whys
+    nodes = table(view)
+    holders = _holders(view, nodes, spec, pointers)
+    whys = nodes.whys(spec, holders, excluded)
+    clear = nodes.could_clear(spec, holders) & (whys <= _FULL)
+    misfits = _counted(np.where(clear, _FITS, np.maximum(whys, _FULL)))  # others, when looked at
+    holding = _of(clear, holders)
+    clear[holders] = False
+    ranked = [nodes.by_idle(holding), nodes.by_idle(np.flatnonzero(clear))]
+    near = [*ranked[0][:HOLDERS_MAX], *ranked[1][:_CROWDED_MAX]]
+    return _found(nodes, near, ranked, misfits)
 
 
 def check(view: ClusterView) -> None:
     """AssertionError when a node changed and nobody said so."""
-    for name, found in summaries(view).items():
-        assert found == summary_of(name, view.nodes[name]), f"the summary of {name} is old"
+    nodes = table(view)
+    assert nodes.names == sorted(view.nodes)
+    for name, summary in zip(nodes.names, nodes.summaries.tolist(), strict=True):
+        assert summary == nodes.summary_of(name, view.nodes[name]), f"the summary of {name} is old"
 
 
 def _holders(
-    view: ClusterView, spec: ModelSpec, pointers: Mapping[str, SnapshotPointer]
-) -> set[str]:
+    view: ClusterView, nodes: Table, spec: ModelSpec, pointers: Mapping[str, SnapshotPointer]
+) -> list[int]:
     found = set(view.holders.get(spec.weights, ()))
     for pointer in pointers.values():
         found |= view.holders.get(pointer.manifest, set())
-    return found
+    return sorted(nodes.rows[name] for name in found)
 
 
-def _need(spec: ModelSpec, lies: bool) -> int:
-    return spec.gpu_bytes + (0 if lies else spec.weights_bytes)
+def _of(chosen: npt.NDArray[np.bool_], rows: list[int]) -> _Rows:
+    return np.array([row for row in rows if chosen[row]], np.intp)
 
 
-def _rest(ranked: Iterable[list[tuple[Any, str]]], near: list[str]) -> Iterator[str]:
-    """Sorted when it is wanted, which is rare."""
+def _counted(whys: _Rows) -> Counter[str]:
+    counts = np.bincount(whys, minlength=len(_WHYS)).tolist()
+    return Counter({why: count for why, count in zip(_WHYS, counts, strict=True) if why and count})
+
+
+def _found(nodes: Table, near: list[int], ranked: list[_Rows], misfits: Counter[str]) -> Found:
+    name = nodes.names.__getitem__
+    return Found(tuple(map(name, near)), _rest(nodes.names, near, ranked), misfits)
+
+
+def _rest(names: list[str], near: list[int], ranked: list[_Rows]) -> Iterator[str]:
     seen = {*near}
-    for each in ranked:
-        yield from (name for _, name in sorted(each) if name not in seen)
-
-
-def _least(ranked: Iterable[tuple[Any, str]], count: int) -> list[str]:
-    return [name for _, name in nsmallest(count, ranked)]
+    for rows in ranked:
+        yield from (names[row] for row in rows.tolist() if row not in seen)

@@ -15,6 +15,7 @@ from woodfrog.scheduler import candidates
 from woodfrog.scheduler.estimates import Branch, Estimates, Forecast, Missing, Way
 from woodfrog.scheduler.rates import Rates
 from woodfrog.scheduler.room import (
+    Clearing,
     best_gpu,
     gpus_of,
     load,
@@ -30,6 +31,7 @@ _REFUSING = "refusing"
 _Found = tuple[GpuFacts, int]  # a GPU, and what is taken there
 #: What others' rest is worth: nobody is lowered to save less.
 SOON_S = 1.0
+_EVER_S = float("inf")
 _LASTING = ("too small", "without a GPU")
 
 
@@ -116,18 +118,19 @@ def place(request: PlaceRequest, view: ClusterView, estimates: Estimates) -> Pla
 
 
 def make_room(
-    request: PlaceRequest, view: ClusterView, estimates: Estimates
+    request: PlaceRequest, view: ClusterView, estimates: Estimates, within_s: float = _EVER_S
 ) -> Eviction | NoCapacity:
     """The best node that has room once idle replicas of other models are lowered, in the order of `rest_order`.
 
+    With a `within_s`, only where the climb is over before that, of the nodes that seem best.
     They are frozen, or parked when it is only their GPU that is full. A thaw too may need room on its GPU.
     """
     best: Eviction | None = None
-    best_cost = (float("inf"), 0, 0, "", "")
+    best_cost = (within_s, 0, 0, "", "")
     options = [*_crowded_thaws(request, view, estimates)]
     near = _near(view, request, candidates.crowded)
     misfits = +near.misfits
-    for names in (near.nodes, near.rest):
+    for names in (near.nodes, near.rest) if within_s == _EVER_S else (near.nodes,):
         for name in names:
             why = _misfit(name, view.nodes[name], request)
             crowded = (
@@ -156,19 +159,11 @@ def find(
 ) -> Placement | Eviction | NoCapacity:
     """Where there is room, unless it is reached a second sooner, or more, where room must be made first."""
     found = place(request, view, estimates)
-    if isinstance(found, Placement) and found.predicted_s < SOON_S:
-        return found
-    made = make_room(request, view, estimates)
     if isinstance(found, NoCapacity):
-        return made
-    if isinstance(made, Eviction):
-        kind = view.nodes[made.placement.node].print_key
-        if (
-            made.placement.predicted_s + estimates.lower_s(kind, made.rung)
-            < found.predicted_s - SOON_S
-        ):
-            return made
-    return found
+        return make_room(request, view, estimates)
+    within_s = found.predicted_s - SOON_S
+    made = make_room(request, view, estimates, within_s) if within_s > 0 else None
+    return made if isinstance(made, Eviction) else found
 
 
 def homes(
@@ -283,16 +278,19 @@ def _victims(
 ) -> list[ReplicaRecord]:
     """The fewest first ones that make up for what is short, here and on the GPU; none when all together do not."""
 
+    wanted = sharable(spec, found[0].uuid, thawed, home) if found is not None else ""
+    clearing = Clearing(node, found[0], wanted, thawed) if found is not None else None
+
     def node_has_room(records: list[ReplicaRecord]) -> bool:
         freed = sum(record.replica.memory_bytes for record in records)
         return freed >= short_bytes and len(records) >= short_count
 
     def gpu_has_room(records: list[ReplicaRecord]) -> bool:
         replicas = [record.replica for record in records]
-        if found is None:
-            return True
-        wanted = sharable(spec, found[0].uuid, thawed, home)
-        return room_bytes(node, found[0], wanted, thawed, replicas) >= found[1]
+        return found is None or room_bytes(node, found[0], wanted, thawed, replicas) >= found[1]
+
+    def cleared() -> bool:
+        return found is None or clearing is None or clearing.room_bytes >= found[1]
 
     idle = [
         record
@@ -303,11 +301,13 @@ def _victims(
     for record in sorted(idle, key=rest_order):
         replica = record.replica
         on_gpu = found is not None and replica.gpu == found[0].uuid and replica.state not in RESTING
-        if not node_has_room(victims) or (on_gpu and not gpu_has_room(victims)):
+        if not node_has_room(victims) or (on_gpu and not cleared()):
             victims.append(record)
-    if not node_has_room(victims) or not gpu_has_room(victims):
+            if clearing is not None:
+                clearing.leave(replica)
+    if not node_has_room(victims) or not cleared():
         return []
-    for record in reversed(victims) if found else ():  # what only came with shared weights
+    for record in victims[-2::-1] if found else ():  # what only came with shared weights
         others = [other for other in victims if other is not record]
         if node_has_room(others) and gpu_has_room(others):
             victims = others

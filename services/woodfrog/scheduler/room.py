@@ -69,17 +69,53 @@ def room_bytes(
     leaving: Collection[Replica] = (),
 ) -> int:
     """Free for a replica with the weights `wanted` once all others that rest have yielded, and these have left."""
-    yielding = [
-        record.replica
-        for record in node.replicas.values()
-        if record.replica.gpu == gpu.uuid
-        and record.replica.state in RESTING
-        and record.climb is None
-        and record.descending is None
-        and (thawed is None or record.replica.replica_id != thawed.replica_id)
-    ]
-    gone = {replica.replica_id: replica for replica in (*yielding, *leaving)}
-    return node.free_gpu_bytes(gpu.uuid) + _freed_bytes(node, gpu, gone.values(), wanted)
+    clearing = Clearing(node, gpu, wanted, thawed)
+    for replica in leaving:
+        clearing.leave(replica)
+    return clearing.room_bytes
+
+
+class Clearing:
+    """A GPU on which all that rest have yielded, as others leave it one by one; `wanted` weights stay."""
+
+    def __init__(
+        self, node: NodeRecord, gpu: GpuFacts, wanted: str, thawed: Replica | None
+    ) -> None:
+        self._node, self._gpu, self._wanted = node, gpu, wanted
+        self._users: dict[str, int] = {}
+        self._gone: set[str] = set()
+        self.room_bytes = node.free_gpu_bytes(gpu.uuid)
+        on_it = [each for each in node.replicas.values() if each.replica.gpu == gpu.uuid]
+        for record in on_it:
+            if _shares(record.replica):
+                weights = record.replica.weights
+                self._users[weights] = self._users.get(weights, 0) + 1
+        spared = thawed.replica_id if thawed is not None else ""
+        for record in on_it:
+            rests = record.replica.state in RESTING and record.climb is None
+            if rests and record.descending is None and record.replica.replica_id != spared:
+                self.leave(record.replica)
+
+    def leave(self, replica: Replica) -> None:
+        """What it holds comes free, and its weights with their last user. Once for each replica."""
+        if replica.gpu != self._gpu.uuid or replica.replica_id in self._gone:
+            return
+        self._gone.add(replica.replica_id)
+        self.room_bytes += replica.gpu_bytes
+        weights = replica.weights
+        if _shares(replica) and weights in self._users:
+            self._users[weights] -= 1
+            if (
+                not self._users[weights]
+                and weights != self._wanted
+                and weights in self._gpu.weights
+            ):
+                self.room_bytes += _size(self._node, weights)
+
+
+def _shares(replica: Replica) -> bool:
+    """Whether it uses the weights that lie on its GPU."""
+    return replica.state is not ReplicaState.PARKED and not replica.own_weights
 
 
 def yields(node: NodeRecord) -> tuple[str, ...]:
@@ -101,11 +137,9 @@ def rest_order(record: ReplicaRecord) -> tuple[bool, bool, float, float, str]:
     return record.kept, serving, record.value, record.used, record.replica.replica_id
 
 
-def _freed_bytes(
-    node: NodeRecord, gpu: GpuFacts, leaving: Collection[Replica], wanted: str = ""
-) -> int:
-    """Of its memory, once these replicas are gone. The weights that are `wanted` stay."""
-    orphaned = _orphaned(node, gpu, leaving) - {wanted}
+def _freed_bytes(node: NodeRecord, gpu: GpuFacts, leaving: Collection[Replica]) -> int:
+    """Of its memory, once these replicas are gone."""
+    orphaned = _orphaned(node, gpu, leaving)
     private = sum(replica.gpu_bytes for replica in leaving if replica.gpu == gpu.uuid)
     return private + sum(_size(node, weights) for weights in orphaned)
 
@@ -161,14 +195,12 @@ def facts_off_gpu(node: NodeRecord, replica: Replica) -> NodeFacts:
 
 
 def _orphaned(node: NodeRecord, gpu: GpuFacts, leaving: Collection[Replica]) -> set[str]:
-    """Weights on it that no other replica there uses; what is parked, or has its own, uses none."""
+    """Weights on it that no other replica there uses."""
     gone = {replica.replica_id for replica in leaving}
     users = [
         record.replica
         for record in node.replicas.values()
-        if record.replica.gpu == gpu.uuid
-        and record.replica.state is not ReplicaState.PARKED
-        and not record.replica.own_weights
+        if record.replica.gpu == gpu.uuid and _shares(record.replica)
     ]
     kept = {replica.weights for replica in users if replica.replica_id not in gone}
     left = {replica.weights for replica in users if replica.replica_id in gone}

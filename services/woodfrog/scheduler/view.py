@@ -114,8 +114,7 @@ class ClusterView:
         self.replicas: dict[str, ReplicaRecord] = {}
         self.holders: dict[str, set[str]] = {}  # manifest to nodes that have something of it
         self.changed_nodes: set[str] = set()  # whose summary is old
-        self.summaries: dict[str, Any] = {}  # by node, of `candidates.py`
-        self.last_look: tuple[Any, dict[str, str]] | None = None  # its too
+        self.table: Any = None  # of summaries, by `candidates.py`
         self._of_model: dict[str, dict[str, ReplicaRecord]] = {}  # also of models not listed
         self._pointers: dict[str, dict[str, SnapshotPointer]] = {}  # model, fingerprint digest
 

@@ -102,14 +102,19 @@ def test_what_is_found_is_as_quick_as_if_all_were_looked_at(
 
 def test_a_node_that_changed_is_seen(chance: random.Random) -> None:
     view = cluster(chance, 40, 1.0)
-    before = candidates.summaries(view)["n000"]
+    before = candidates.table(view)["free_bytes"][0]
     node = view.nodes["n000"]
     node.facts = replace(node.facts, memory_promised_bytes=0)
     with pytest.raises(AssertionError, match="summary of n000 is old"):
         candidates.check(view)
     view.changed("n000")
     candidates.check(view)
-    assert candidates.summaries(view)["n000"] != before
+    assert candidates.table(view)["free_bytes"][0] != before
     view.drop_replica(next(iter(node.replicas), ""))
     view.drop_node("n001") if not view.nodes["n001"].replicas else None
     candidates.check(view)
+    view.put_node("n0005", NodeRecord(facts("n0005", 3), fingerprint_key(PRINT)))
+    candidates.check(view)
+    assert (
+        candidates.table(view)["free_bytes"][candidates.table(view).rows["n0005"]] == 16 * GIB - 3
+    )
