@@ -461,7 +461,7 @@ async def test_a_tree_is_pinned_in_the_step_that_opens_it(node: Node) -> None:
 async def test_an_agent_finds_out_at_its_pin_that_a_tree_which_it_knew_was_evicted(
     node: Node, tmp_path: Path
 ) -> None:
-    pool = SandboxPool(Cgroups("unused"), SandboxConfig(tmp_path, (), tmp_path), 0)
+    pool = SandboxPool(Cgroups("unused"), SandboxConfig(tmp_path, tmp_path), 0)
     climber = Climber(node.client, pool, Criu(tmp_path), Gpus((), Adapters("", "", "")), 1.0)
     await node.client.fetch(SNAPSHOT)
     assert (await climber.tree(SNAPSHOT, "replica-1")).cache_path
