@@ -174,6 +174,7 @@ class Climbs:
                 placement.predicted_s,
                 climb.ticket,
                 yields(self._board.view.nodes[placement.node]) if climb.spec.gpu_bytes else (),
+                placement.seen,
             )
         )
 

@@ -5,7 +5,8 @@ Ties go to the node with the fewest replicas, then by name.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from woodfrog.model.node import GpuFacts, NodeFacts, Replica, ReplicaState, Resident
 from woodfrog.model.rung import Rung
@@ -20,6 +21,7 @@ from woodfrog.scheduler.view import RESTING, ClusterView, NodeRecord, ReplicaRec
 _FULL = candidates.FULL
 _Found = tuple[GpuFacts, int]  # a GPU, and what is taken there
 _LASTING = ("too small", "without a GPU")
+_SEEN_MAX = 32  # told to people; in a large cell those that were looked at first
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,15 @@ class PlaceRequest:
     excluded_nodes: frozenset[str] = frozenset()
     excluded_replicas: frozenset[str] = frozenset()  # parked ones that must not be thawed
     new: bool = True  # false when only a thaw is wanted: the model has all the replicas it may have
+
+
+class Seen(NamedTuple):
+    """A node as a restore's decision saw it."""
+
+    node: str
+    page_cache_bytes: int  # of the snapshot
+    predicted_s: float | None  # None: it takes no replica
+    misfit: str = ""  # why not
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +52,7 @@ class Placement:
     gpu: str = ""  # uuid of the one that has room; which one it will be is the node's to choose
     gpu_bytes: int = 0  # that it takes there
     forecast: Forecast | None = field(default=None, compare=False)  # that `predicted_s` is of
+    seen: tuple[Seen, ...] = field(default=(), compare=False)  # of a restore that found room
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,18 +100,23 @@ def place(request: PlaceRequest, view: ClusterView, estimates: Estimates) -> Pla
             best, best_cost = placement, thaw_cost
     near = _near(view, request, candidates.with_room)
     misfits = +near.misfits
+    seen: list[Seen] = []
     for names in (near.nodes, near.rest):
         for name in names if best is None or names is near.nodes else ():
             node = view.nodes[name]
             why = _misfit(name, node, request)
             if why is not None:
                 misfits[why] += 1
+                seen.append(Seen(name, _pages_bytes(node, request), None, why))
                 continue
             found = best_gpu(node, spec, home=_home(node, request))
             placement = _climb(name, node, request, estimates, found)
+            seen.append(Seen(name, _pages_bytes(node, request), placement.predicted_s))
             cost = (placement.predicted_s, len(node.replicas) + node.reserved_count, name, "")
             if cost < best_cost:
                 best, best_cost = placement, cost
+    if best is not None and best.snapshot is not None:
+        return replace(best, seen=tuple(seen[:_SEEN_MAX]))
     return best or NoCapacity(misfits)
 
 
@@ -287,6 +304,13 @@ def _home(node: NodeRecord, request: PlaceRequest) -> str:
     """The GPU that the snapshot for the node is from."""
     pointer = request.pointers.get(node.print_key)
     return pointer.gpu if pointer is not None else ""
+
+
+def _pages_bytes(node: NodeRecord, request: PlaceRequest) -> int:
+    """Of the snapshot for the node, those in its page cache, as it last told."""
+    pointer = request.pointers.get(node.print_key)
+    resident = node.residents.get(pointer.manifest) if pointer is not None else None
+    return resident.page_cache_bytes if resident is not None else 0
 
 
 def _thaw_waits(node: NodeRecord, spec: ModelSpec, found: _Found | None) -> bool:

@@ -73,6 +73,21 @@ def test_the_warmer_node_wins() -> None:
     assert placed(PlaceRequest(FROG, SNAPSHOTS), cluster).rung is Rung.STORED
 
 
+def test_a_restore_tells_between_which_nodes_it_was_decided() -> None:
+    cluster = view(facts("a", 16 * GIB), facts("b"), facts("c"))
+    lies(cluster, "a")
+    lies(cluster, "b", page_cache=0.5)
+    found = placed(PlaceRequest(FROG, SNAPSHOTS), cluster)
+    assert found.node == "b"
+    full, chosen, empty = found.seen
+    assert full == ("a", SNAPSHOT.size_bytes, None, "full")
+    assert chosen == ("b", SNAPSHOT.size_bytes // 2, found.predicted_s, "")
+    assert empty.page_cache_bytes == 0
+    assert empty.predicted_s is not None
+    assert empty.predicted_s > found.predicted_s
+    assert placed(PlaceRequest(FROG), cluster).seen == ()  # a cold start
+
+
 def test_weights_and_process_come_at_the_same_time() -> None:
     cluster = view(facts("a"))
     weights_s = FROG.weights_bytes / RATES.store_bytes_s
