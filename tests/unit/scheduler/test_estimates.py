@@ -67,6 +67,15 @@ def test_rates_are_learned_from_what_bytes_cost_beyond_the_climb_itself() -> Non
     assert estimates.forecast(FROZEN, PROCESS).seconds == pytest.approx(0.2)
 
 
+def test_a_cold_start_in_place_of_a_restore_says_nothing_of_what_bytes_cost() -> None:
+    absent = FROZEN._replace(rung=Rung.ABSENT)
+    estimates = learned(5.0, way=absent)
+    away = Branch(PRIORS.restore_s, Missing(store_bytes=300 * MB))
+    stored = estimates.forecast(FROZEN._replace(rung=Rung.STORED), away)
+    estimates.learn(stored, Rung.ABSENT, (), 25.0)
+    assert estimates.forecast(stored.way, away).seconds == pytest.approx(stored.seconds)
+
+
 def test_climbs_beside_it_cost_what_they_did() -> None:
     estimates = learned(0.2)
     crowded = estimates.forecast(FROZEN, PROCESS, beside=2)
