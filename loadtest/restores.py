@@ -8,7 +8,7 @@ from typing import Any
 from woodfrog.telemetry import names
 
 _FEW_BYTES = 4 << 20  # less of a difference is none
-NO_ROOM = "no node had room: others were lowered for it"
+NO_ROOM = "others were lowered for it: no node with its pages had room, or none at all"
 
 
 @dataclass(frozen=True, slots=True)

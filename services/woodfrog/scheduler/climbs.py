@@ -24,7 +24,7 @@ from woodfrog.scheduler.policy import (
     Placement,
     PlaceRequest,
     could_take,
-    make_room,
+    find,
     place,
 )
 from woodfrog.scheduler.room import facts_off_gpu, facts_with, facts_without, yields
@@ -66,7 +66,7 @@ class Climbs:
             self._start(ticket, spec, thaw)
             return True
         new = self._replica_count(spec) < spec.replicas_max
-        found = self._find(replace(request, new=new))
+        found = find(replace(request, new=new), board.view, board.estimates)
         if not isinstance(found, NoCapacity):
             self._start(ticket, spec, found)
             return True
@@ -114,15 +114,6 @@ class Climbs:
         self._board.stop_waiting(ticket)
         climb.waiters[ticket.number] = ticket
         ticket.climb = climb.name
-
-    def _find(self, request: PlaceRequest) -> Placement | Eviction | NoCapacity:
-        board = self._board
-        found = place(request, board.view, board.estimates)
-        return (
-            found
-            if isinstance(found, Placement)
-            else make_room(request, board.view, board.estimates)
-        )
 
     def _replica_count(self, spec: ModelSpec) -> int:
         """Replicas that answer or will answer for the model, and climbs to new ones."""
@@ -423,7 +414,7 @@ class Climbs:
                 frozenset().union(*(ticket.excluded for ticket in climb.waiters.values())),
                 new=not climb.thaws or self._replica_count(spec) <= spec.replicas_max,
             )
-            found = self._find(request)
+            found = find(request, board.view, board.estimates)
             if not isinstance(found, NoCapacity):
                 climb.effort = effort
                 self._begin(climb, found)

@@ -21,6 +21,7 @@ from woodfrog.scheduler.view import RESTING, ClusterView, NodeRecord, ReplicaRec
 _FULL = candidates.FULL
 _Found = tuple[GpuFacts, int]  # a GPU, and what is taken there
 _LASTING = ("too small", "without a GPU")
+_SOONER = 2.0  # times, to be worth the wakes of those that are lowered
 _SEEN_MAX = 32  # told to people; in a large cell those that were looked at first
 
 
@@ -62,6 +63,8 @@ class Eviction:
     placement: Placement
     victims: tuple[str, ...]
     rung: Rung = Rung.FROZEN  # to which; PARKED where GPU memory alone is short
+    #: Predicted, until they are lowered and it has climbed.
+    seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,25 @@ class NoCapacity:
             f"{count} {'node is' if count == 1 else 'nodes are'} {why}"
             for why, count in sorted(self.misfits.items())
         )
+
+
+def find(
+    request: PlaceRequest, view: ClusterView, estimates: Estimates
+) -> Placement | Eviction | NoCapacity:
+    """Where it climbs: where there is room, or where room can be made if there is none.
+
+    Room is made, too, where the snapshot lies, rather than bringing it to a node with room in twice the time; but not by
+    those that are to be kept hot.
+    """
+    found = place(request, view, estimates)
+    if isinstance(found, Placement) and found.rung is not Rung.STORED:
+        return found
+    made = make_room(request, view, estimates)
+    if isinstance(found, NoCapacity):
+        return made
+    if isinstance(made, NoCapacity) or made.seconds * _SOONER > found.predicted_s:
+        return found
+    return found if any(view.replicas[name].kept for name in made.victims) else made
 
 
 def place(request: PlaceRequest, view: ClusterView, estimates: Estimates) -> Placement | NoCapacity:
@@ -152,7 +174,7 @@ def make_room(
         cost = (seconds, serving, len(victims), placement.node, placement.gpu)
         if victims and cost < best_cost:
             names = tuple(record.replica.replica_id for record in victims)
-            best, best_cost = Eviction(placement, names, rung), cost
+            best, best_cost = Eviction(placement, names, rung, seconds), cost
     return best or NoCapacity(misfits)
 
 
