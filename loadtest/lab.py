@@ -94,12 +94,10 @@ class Lab:
     def add(self, name: str, snapshot: str, folder: Path = MODEL, **changes: Any) -> None:
         """`changes` to the spec of a small model on the CPU."""
         given: dict[str, Any] = {
-            "engine_args": {"context_tokens": 1024}, "slots": 4, "memory_bytes": 1 << 30, **changes,
+            "engine_args": {"context_tokens": 1024}, "slots": 4, "memory_bytes": 1 << 30,
+            "park_after_s": 3600, "freeze_after_s": 3600, **changes,
         }  # fmt: skip
-        spec = ModelSpec(
-            name, "sha256:" + "0" * 64, 0,
-            park_after_s=3600, freeze_after_s=3600, snapshot=snapshot, **given,
-        )  # fmt: skip
+        spec = ModelSpec(name, "sha256:" + "0" * 64, 0, snapshot=snapshot, **given)
 
         async def work() -> None:
             async with models.connect(self.cluster) as cell:
@@ -130,8 +128,9 @@ class Lab:
         """Every replica of a model, and waits until the scheduler has seen it."""
 
         async def work() -> None:
-            async with NodeAgentClient(self.cluster.address("node_agent")) as agent:
-                for replica in await self.replicas(model):
+            agents = {node.name: node.agent for node in self.cluster.nodes}
+            for replica in await self.replicas(model):
+                async with NodeAgentClient(agents[replica.node]) as agent:
                     await agent.descend(replica.replica_id, rung)
             wanted = [] if rung is Rung.FROZEN else [rung.value]
             deadline = time.monotonic() + WAIT_S
@@ -249,10 +248,10 @@ def unix(path: Path) -> socket.socket:
 
 
 @contextmanager
-def laboratory() -> Iterator[Lab]:
+def laboratory(node_count: int = 1) -> Iterator[Lab]:
     """When the work in it fails, the ends of the services' logs are printed: the folder goes."""
     with tempfile.TemporaryDirectory(prefix="woodfrog-lab-") as folder:
-        cluster = Cluster.open(Path(folder))
+        cluster = Cluster.open(Path(folder), node_count=node_count)
         up.start(cluster)
         try:
             yield Lab(cluster)

@@ -73,7 +73,7 @@ class Replica:
 async def started(tmp_path: Path, cuda: Path) -> AsyncIterator[Replica]:
     cgroups = Cgroups(f"test-{os.getpid()}")
     (tmp_path / "kdat").write_bytes(b"probe")
-    pool = SandboxPool(cgroups, SandboxConfig(tmp_path / "kdat", (), tmp_path / "run"), size=0)
+    pool = SandboxPool(cgroups, SandboxConfig(tmp_path / "kdat", tmp_path / "run"), size=0)
     sandbox = await pool.take(1 << 30)
     try:
         pids = [await sandbox.spawn(["/bin/sleep", "600"], {}) for _ in range(3)]

@@ -42,7 +42,7 @@ async def criu(tmp_path: Path) -> Criu:
 @pytest.fixture
 async def pool(tmp_path: Path, criu: Criu) -> AsyncIterator[SandboxPool]:
     cgroups = Cgroups(f"test-own-{os.getpid()}")
-    config = SandboxConfig(tmp_path / "kdat", (), tmp_path / "run", code_folders(CRIU))
+    config = SandboxConfig(tmp_path / "kdat", tmp_path / "run", code_folders(CRIU))
     pool = SandboxPool(cgroups, config, size=0)
     yield pool
     assert cgroups.leftovers() == []

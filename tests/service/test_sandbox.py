@@ -39,7 +39,7 @@ async def cgroups(tmp_path: Path) -> AsyncIterator[Cgroups]:
 async def pool(tmp_path: Path, cgroups: Cgroups) -> AsyncIterator[SandboxPool]:
     kdat = tmp_path / "kdat"
     kdat.write_bytes(b"probe")
-    pool = SandboxPool(cgroups, SandboxConfig(kdat, (), tmp_path / "run"), size=1)
+    pool = SandboxPool(cgroups, SandboxConfig(kdat, tmp_path / "run"), size=1)
     yield pool
     await pool.close()
     assert list((tmp_path / "run").iterdir()) == []
@@ -85,6 +85,25 @@ async def test_it_cannot_write_to_the_host(pool: SandboxPool, tmp_path: Path) ->
     await sandbox.close()
 
 
+async def test_it_keeps_no_mount_of_a_weight_fs_alive(cgroups: Cgroups, tmp_path: Path) -> None:
+    """Several nodes of one machine have one each."""
+    folder = tmp_path / "a node's mount"
+    folder.mkdir()
+    (tmp_path / "kdat").write_text("probe")
+    mounted = await asyncio.create_subprocess_exec("mount", "-t", "tmpfs", "woodfrog", folder)
+    assert await mounted.wait() == 0
+    try:
+        (folder / "weights").write_text("heavy")
+        pool = SandboxPool(cgroups, SandboxConfig(tmp_path / "kdat", tmp_path / "run"), size=0)
+        sandbox = await pool.take(GIB)
+        assert await shell(sandbox, "grep ^woodfrog /proc/mounts") == (1, "")
+        assert (folder / "weights").read_text() == "heavy"
+        await sandbox.close()
+    finally:
+        unmounted = await asyncio.create_subprocess_exec("umount", folder)
+        assert await unmounted.wait() == 0
+
+
 async def test_a_device_can_be_hidden_from_it(pool: SandboxPool) -> None:
     sandbox = await pool.take(GIB)
     await sandbox.hide([Path("/dev/zero")])
@@ -107,7 +126,7 @@ async def test_code_that_lies_in_a_hidden_folder_is_kept_visible(
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "engine").write_text("here")
     (tmp_path / "kdat").touch()
-    config = SandboxConfig(tmp_path / "kdat", (), tmp_path / "run", (tmp_path / "code",))
+    config = SandboxConfig(tmp_path / "kdat", tmp_path / "run", (tmp_path / "code",))
     pool = SandboxPool(cgroups, config, size=0)
     sandbox = await pool.take(GIB)
     assert await shell(sandbox, f"cat {tmp_path}/code/engine") == (0, "here")
@@ -193,7 +212,7 @@ async def test_a_crashed_predecessor_is_swept_up(cgroups: Cgroups, tmp_path: Pat
         "from woodfrog.host.cgroup import Cgroups\n"
         "from woodfrog.node_agent.sandbox import SandboxConfig, SandboxPool\n"
         "async def main():\n"
-        f"    pool = SandboxPool(Cgroups({f'test-{os.getpid()}'!r}), SandboxConfig(Path({str(kdat)!r}), (), Path({str(run)!r})), 2)\n"
+        f"    pool = SandboxPool(Cgroups({f'test-{os.getpid()}'!r}), SandboxConfig(Path({str(kdat)!r}), Path({str(run)!r})), 2)\n"
         "    await pool.refill()\n"
         "    print('ready', flush=True)\n"
         "    await asyncio.sleep(60)\n"

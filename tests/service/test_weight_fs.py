@@ -465,7 +465,7 @@ async def test_a_tree_is_pinned_in_the_step_that_opens_it(node: Node) -> None:
 async def test_an_agent_finds_out_at_its_pin_that_a_tree_which_it_knew_was_evicted(
     node: Node, tmp_path: Path
 ) -> None:
-    pool = SandboxPool(Cgroups("unused"), SandboxConfig(tmp_path, (), tmp_path), 0)
+    pool = SandboxPool(Cgroups("unused"), SandboxConfig(tmp_path, tmp_path), 0)
     climber = Climber(node.client, pool, Criu(tmp_path), Gpus((), Adapters("", "", "")), 1.0)
     await node.client.fetch(SNAPSHOT)
     assert (await climber.tree(SNAPSHOT, "replica-1")).cache_path
@@ -482,7 +482,7 @@ async def test_an_agent_finds_out_at_its_pin_that_a_tree_which_it_knew_was_evict
 async def test_an_agent_prefetches_both_trees_and_keeps_neither(
     node: Node, store: Store, tmp_path: Path
 ) -> None:
-    pool = SandboxPool(Cgroups("unused"), SandboxConfig(tmp_path, (), tmp_path), 0)
+    pool = SandboxPool(Cgroups("unused"), SandboxConfig(tmp_path, tmp_path), 0)
     climber = Climber(node.client, pool, Criu(tmp_path), Gpus((), Adapters("", "", "")), 1.0)
     prefetcher = Prefetcher("n", climber, node.client)
     spec = ModelSpec("m", WEIGHTS, 1)
@@ -510,7 +510,7 @@ async def test_an_agent_prefetches_both_trees_and_keeps_neither(
 
 async def test_a_prefetch_says_why_it_failed(make: Make, tmp_path: Path) -> None:
     node = await make(cache_bytes_max=13 << 20)  # the larger tree fits, both do not
-    pool = SandboxPool(Cgroups("unused"), SandboxConfig(tmp_path, (), tmp_path), 0)
+    pool = SandboxPool(Cgroups("unused"), SandboxConfig(tmp_path, tmp_path), 0)
     climber = Climber(node.client, pool, Criu(tmp_path), Gpus((), Adapters("", "", "")), 1.0)
     prefetcher = Prefetcher("n", climber, node.client)
     spec = ModelSpec("m", WEIGHTS, 1)

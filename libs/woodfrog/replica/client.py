@@ -27,9 +27,12 @@ class ControlClient:
         *,
         fds: Sequence[int] = (),
         fds_wanted: int = 0,
+        until_closed: bool = False,
         **fields: Any,
     ) -> dict[str, Any]:
         """The reply's fields, with `fds` if descriptors are wanted; these are the caller's to close.
+
+        With `until_closed` the peer has closed its end, too, when this returns.
 
         Raises what the peer refused with, Unavailable REPLICA_UNREACHABLE when nobody answers there or not as it should,
         DeadlineExceeded REPLICA_SILENT after `within_s`; the verb may have happened in both.
@@ -38,7 +41,7 @@ class ControlClient:
         received: list[int] = []
         try:
             async with asyncio.timeout(within_s):
-                answer, received = await self._exchange(line, list(fds))
+                answer, received = await self._exchange(line, list(fds), until_closed)
             reply = json.loads(answer)
             if not isinstance(reply, dict):
                 raise ValueError("the answer is no JSON object")
@@ -63,13 +66,18 @@ class ControlClient:
             close_all(received)
         return {**reply, "fds": kept} if fds_wanted else reply
 
-    async def _exchange(self, line: bytes, fds: list[int]) -> tuple[bytes, list[int]]:
+    async def _exchange(
+        self, line: bytes, fds: list[int], until_closed: bool
+    ) -> tuple[bytes, list[int]]:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         lines = Lines(connection)
         try:
             await asyncio.get_running_loop().sock_connect(connection, str(self._path))
             await lines.write(line, fds)
             answer = await lines.read()
+            if until_closed and answer[0] is not None:
+                connection.shutdown(socket.SHUT_WR)
+                await lines.read()
         finally:
             lines.close()
         line_back, received = answer

@@ -19,6 +19,7 @@ RUNG = "woodfrog.rung"
 CLIMB_MS = "woodfrog.climb_ms"
 FALLBACK = "woodfrog.fallback_reason"
 PREDICTED_MS = "woodfrog.predicted_ms"  # of a climb, when it was placed
+SEEN = "woodfrog.seen"  # JSON: the nodes that a restore could have gone to, when it was placed
 ATTEMPT = "woodfrog.attempt"
 RETRIES = "woodfrog.retries"
 REQUEST_ID = "woodfrog.request_id"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from woodfrog.cli import chat, commands, doctor, nodes, up
-from woodfrog.cli.cluster import HOME, Cluster, Tools
+from woodfrog.cli.cluster import HOME, NODES_MAX, Cluster, Tools
 from woodfrog.cli.convert import DTYPES
 from woodfrog.errors import WoodfrogError
 from woodfrog.model.placement import WhatIf
@@ -32,6 +32,12 @@ def parser() -> argparse.ArgumentParser:
 
     one = verbs.add_parser("up", help="start the local cluster")
     one.add_argument("--port", type=_port, help="of the gateway; kept for the next start")
+    one.add_argument(
+        "--nodes",
+        type=_nodes,
+        metavar="N",
+        help=f"nodes on this machine, 1 to {NODES_MAX}, each with a share of its memory and GPUs; kept for the next start",
+    )
     one.add_argument(
         "--foreground", action="store_true", help="stay, show the log, end with Ctrl-C"
     )
@@ -168,6 +174,12 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _nodes(text: str) -> int:
+    if not 1 <= int(text) <= NODES_MAX:
+        raise argparse.ArgumentTypeError(f"{text} is not from 1 to {NODES_MAX}")
+    return int(text)
+
+
 def _path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("it is empty; give a model's folder or a GGUF file")
@@ -208,7 +220,7 @@ def main() -> None:
 def run(args: argparse.Namespace) -> int:
     match args.verb:
         case "up":
-            return up.up(args.home, args.port, args.foreground)
+            return up.up(args.home, args.port, args.nodes, args.foreground)
         case "down":
             return up.down(args.home)
         case "doctor":

@@ -1,14 +1,18 @@
-"""Where a local cluster lives: its folder, its ports, and the environment of each of its processes."""
+"""Where a local cluster lives: its folder, its ports, and the environment of each of its processes.
+
+A child is called after its service; those of the second node and later ones have the node's number behind it: `weight_fs-2`.
+"""
 
 import hashlib
 import json
 import os
 import socket
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from woodfrog.cli import shares
 from woodfrog.errors import FailedPrecondition
 
 SERVICES = (
@@ -18,8 +22,10 @@ SERVICES = (
     "scheduler",
     "router",
 )  # in the order of start
+NODES_MAX = 16
 HOME = Path(os.environ.get("WOODFROG_HOME", ".woodfrog"))
 HTTP_PORT = 8321
+_OF_A_NODE = ("weight_fs", "node_agent")
 _PORTS = ("etcd", "etcd_peer", "chunks", "traces", *SERVICES)
 
 
@@ -39,27 +45,49 @@ class Tools:
 
 
 @dataclass(frozen=True, slots=True)
+class LocalNode:
+    """A node of a local cluster: its name, its folders and the addresses of its two services."""
+
+    name: str
+    folder: Path
+    run_dir: Path  # short: a socket's path has 107 bytes at most
+    agent: str
+    weight_fs: str
+
+    @property
+    def mount_dir(self) -> Path:
+        return self.folder / "mount"
+
+
+@dataclass(frozen=True, slots=True)
 class Cluster:
     """One local cluster. `home` holds all its state; the ports are chosen once and kept there."""
 
     home: Path
     http_port: int
     ports: Mapping[str, int]
+    node_count: int = 1
 
     @staticmethod
-    def open(home: Path, http_port: int | None = None) -> "Cluster":
+    def open(home: Path, http_port: int | None = None, node_count: int = 1) -> "Cluster":
         """The cluster of `home`, made when there is none. Raises FailedPrecondition when its file is damaged."""
         home = home.resolve()
         file = home / "cluster.json"
         if file.exists():
             return Cluster.existing(home)
-        cluster = Cluster(home, http_port or _free_port(HTTP_PORT), _free_ports())
+        ports = _free_ports(_names(node_count))
+        cluster = Cluster(home, http_port or _free_port(HTTP_PORT), ports, node_count)
         cluster.save()
         return cluster
 
+    def with_nodes(self, node_count: int) -> "Cluster":
+        """The same with so many nodes; one that was there before finds its folder and its ports again."""
+        more = _free_ports(n for n in _names(node_count) if n not in self.ports)
+        return replace(self, node_count=node_count, ports={**self.ports, **more})
+
     def save(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True)
-        value = {"http_port": self.http_port, "ports": self.ports}
+        value = {"http_port": self.http_port, "nodes": self.node_count, "ports": self.ports}
         temporary = self.home / "cluster.new"
         temporary.write_text(json.dumps(value, indent=1))
         temporary.rename(self.home / "cluster.json")
@@ -70,15 +98,17 @@ class Cluster:
         home = home.resolve()
         try:
             value = json.loads((home / "cluster.json").read_text())
-            return Cluster(
-                home, int(value["http_port"]), {n: int(value["ports"][n]) for n in _PORTS}
-            )
+            node_count = int(value.get("nodes", 1))
+            ports = {str(name): int(port) for name, port in value["ports"].items()}
+            if not 1 <= node_count <= NODES_MAX or not ports.keys() >= {*_names(node_count)}:
+                raise ValueError(node_count)
+            return Cluster(home, int(value["http_port"]), ports, node_count)
         except FileNotFoundError:
             raise FailedPrecondition(
                 "NO_CLUSTER",
                 f"there is no cluster in {home}; start one with: {to_type('up', home)}",
             ) from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise FailedPrecondition(
                 "CLUSTER_DAMAGED",
                 f"{home}/cluster.json cannot be read; remove it and run: {to_type('up', home)}",
@@ -91,7 +121,29 @@ class Cluster:
 
     @property
     def node(self) -> str:
-        return f"node-{self.key}"
+        """Name of the first one."""
+        return self.local_node(1).name
+
+    @property
+    def nodes(self) -> tuple[LocalNode, ...]:
+        return tuple(self.local_node(number) for number in range(1, self.node_count + 1))
+
+    def local_node(self, number: int) -> LocalNode:
+        """From 1 to NODES_MAX; the first one is called as if it was alone."""
+        end = "" if number == 1 else f"-{number}"
+        agent, weight_fs = (
+            f"127.0.0.1:{self.ports.get(f'{service}{end}', 0)}"
+            for service in ("node_agent", "weight_fs")
+        )
+        run_dir = Path("/run/woodfrog") / f"{self.key}{end}"
+        return LocalNode(
+            f"node-{self.key}{end}", self.home / f"node{end}", run_dir, agent, weight_fs
+        )
+
+    @property
+    def children(self) -> tuple[str, ...]:
+        """The services' processes, in the order of start."""
+        return _children(self.node_count)
 
     @property
     def base_url(self) -> str:
@@ -99,12 +151,12 @@ class Cluster:
 
     @property
     def mount_dir(self) -> Path:
-        return self.home / "node" / "mount"
+        """Of the first node, as `run_dir` is."""
+        return self.local_node(1).mount_dir
 
     @property
     def run_dir(self) -> Path:
-        """Short: a socket's path has 107 bytes at most."""
-        return Path("/run/woodfrog") / self.key
+        return self.local_node(1).run_dir
 
     @property
     def traces_file(self) -> Path:
@@ -123,42 +175,16 @@ class Cluster:
             "--auto-compaction-retention", "1h",
         ]  # fmt: skip
 
-    def environment(self, service: str, tools: Tools) -> dict[str, str]:
-        """Of one service's process: the standard OTEL_* variables and what its Settings name."""
-        node = self.home / "node"
-        own: dict[str, dict[str, object]] = {
-            "snapshot_store": {
-                "chunks_listen": self.address("chunks"),
-                "data_dir": self.home / "store",
-            },
-            "weight_fs": {
-                "store": self.address("snapshot_store"),
-                "cache_dir": node / "cache",
-                "mount_dir": self.mount_dir,
-            },
-            "node_agent": {
-                "node": self.node,
-                "etcd": self.address("etcd"),
-                "store": self.address("snapshot_store"),
-                "weight_fs": self.address("weight_fs"),
-                "mount_dir": self.mount_dir,
-                "state_dir": node / "agent",
-                "run_dir": self.run_dir,
-                "criu": tools.criu,
-            },
-            "scheduler": {"etcd": self.address("etcd")},
-            "router": {
-                "listen": f"127.0.0.1:{self.http_port}",
-                "grpc_listen": self.address("router"),
-                "etcd": self.address("etcd"),
-                "scheduler": self.address("scheduler"),
-            },
-        }
+    def environment(self, child: str, tools: Tools) -> dict[str, str]:
+        """Of one child: the standard OTEL_* variables and what its service's Settings name."""
+        service, number = _parsed(child)
         prefix = f"WOODFROG_{service.upper()}_"
-        settings = {"listen": self.address(service), **own[service]}
+        settings = {"listen": self.address(child), **self._settings(service, number, tools)}
         # Where code and a GPU's libraries are found, and what a user set.
         passed_on = (prefix, "OTEL_", "PYTHONPATH", "LD_LIBRARY_PATH", "SIMULATED_")
         given = {k: v for k, v in os.environ.items() if k.startswith(passed_on)}
+        if service == "node_agent":
+            given |= shares.gpus(given, number, self.node_count)
         return {
             "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
             "HOME": os.environ.get("HOME", "/"),
@@ -171,8 +197,65 @@ class Cluster:
             **given,
         }
 
-    def argv(self, service: str) -> list[str]:
-        return [sys.executable, "-m", f"woodfrog.{service}"]
+    def _settings(self, service: str, number: int, tools: Tools) -> Mapping[str, object]:
+        """`number` is the node's, of a service that each node has."""
+        node = self.local_node(number)
+        store = self.address("snapshot_store")
+        match service:
+            case "snapshot_store":
+                return {"chunks_listen": self.address("chunks"), "data_dir": self.home / "store"}
+            case "weight_fs":
+                return {
+                    "store": store,
+                    "cache_dir": node.folder / "cache",
+                    "mount_dir": node.mount_dir,
+                }
+            case "node_agent":
+                return {
+                    "node": node.name,
+                    "etcd": self.address("etcd"),
+                    "store": store,
+                    "weight_fs": node.weight_fs,
+                    "state_dir": node.folder / "agent",
+                    "run_dir": node.run_dir,
+                    "criu": tools.criu,
+                    **shares.memory(self.node_count),
+                }
+            case "scheduler":
+                return {"etcd": self.address("etcd")}
+            case "router":
+                return {
+                    "listen": f"127.0.0.1:{self.http_port}",
+                    "grpc_listen": self.address("router"),
+                    "etcd": self.address("etcd"),
+                    "scheduler": self.address("scheduler"),
+                }
+        raise AssertionError(f"unknown service {service!r}")
+
+    def argv(self, child: str) -> list[str]:
+        return [sys.executable, "-m", f"woodfrog.{_parsed(child)[0]}"]
+
+
+def _children(node_count: int) -> tuple[str, ...]:
+    found = []
+    for service in SERVICES:
+        if service not in _OF_A_NODE:
+            found.append(service)
+        elif service == _OF_A_NODE[0]:
+            found += _OF_A_NODE
+            found += [f"{s}-{n}" for n in range(2, node_count + 1) for s in _OF_A_NODE]
+    return tuple(found)
+
+
+def _parsed(child: str) -> tuple[str, int]:
+    """Its service, and the number of its node."""
+    service, _, number = child.partition("-")
+    return service, int(number or 1)
+
+
+def _names(node_count: int) -> tuple[str, ...]:
+    """Of the ports of so many nodes."""
+    return (*_PORTS, *(child for child in _children(node_count) if child not in _PORTS))
 
 
 def to_type(verb: str, home: Path) -> str:
@@ -182,8 +265,8 @@ def to_type(verb: str, home: Path) -> str:
     return f"{program} {verb}" if home == HOME.resolve() else f"{program} --home {home} {verb}"
 
 
-def _free_ports() -> dict[str, int]:
-    sockets = {name: socket.socket() for name in _PORTS}
+def _free_ports(names: Iterable[str]) -> dict[str, int]:
+    sockets = {name: socket.socket() for name in names}
     try:
         for held in sockets.values():  # all held at once, so that no port comes twice
             held.bind(("127.0.0.1", 0))

@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -44,7 +44,7 @@ class Cell:
     catalog: Catalog
     store: StoreClient
     chunks: ChunkClient
-    weight_fs: WeightFsClient  # of the local node
+    weight_fs: tuple[WeightFsClient, ...]  # of the local nodes
 
 
 @asynccontextmanager
@@ -53,9 +53,13 @@ async def connect(cluster: Cluster) -> AsyncIterator[Cell]:
         Session([cluster.address("etcd")], SystemClock()) as session,
         StoreClient(cluster.address("snapshot_store")) as store,
         ChunkClient() as chunks,
-        WeightFsClient(cluster.address("weight_fs")) as weight_fs,
+        AsyncExitStack() as stack,
     ):
-        yield Cell(Catalog(session), store, chunks, weight_fs)
+        weight_fs = [
+            await stack.enter_async_context(WeightFsClient(node.weight_fs))
+            for node in cluster.nodes
+        ]
+        yield Cell(Catalog(session), store, chunks, tuple(weight_fs))
 
 
 def check_folder(folder: Path) -> list[str]:
@@ -222,10 +226,11 @@ async def _drop(cell: Cell, manifest: str, holder: str) -> None:
         await cell.store.delete(manifest)
     except (FailedPrecondition, NotFound):
         return
-    with suppress(
-        FailedPrecondition, Unavailable
-    ):  # then the cache's limit takes it, before others
-        await cell.weight_fs.evict(manifest)
+    for weight_fs in cell.weight_fs:
+        with suppress(
+            FailedPrecondition, Unavailable
+        ):  # then the cache's limit takes it, before others
+            await weight_fs.evict(manifest)
 
 
 def _exists(name: str) -> AlreadyExists:

@@ -1,4 +1,4 @@
-"""Runs etcd and the five services of one local cluster as its children, and restarts what dies.
+"""Runs etcd and the services of one local cluster as its children, and restarts what dies.
 
 Run as `python -m woodfrog.cli.supervisor HOME`. It holds a lock on HOME for as long as it lives; SIGTERM and SIGINT end
 everything. Children get SIGKILL when the supervisor itself is killed, and a sandbox ends with its node agent, so
@@ -18,7 +18,7 @@ from typing import TextIO
 
 from woodfrog import telemetry
 from woodfrog.cli import trace_file
-from woodfrog.cli.cluster import SERVICES, Cluster, Tools
+from woodfrog.cli.cluster import NODES_MAX, Cluster, LocalNode, Tools
 from woodfrog.errors import FailedPrecondition, Unavailable
 from woodfrog.host.cgroup import Cgroups
 from woodfrog.host.folders import remove_tree
@@ -75,7 +75,7 @@ class Supervisor:
         traces = await trace_file.serve(self._cluster.traces_file, self._cluster.address("traces"))
         keepers: list[asyncio.Task[None]] = []
         try:
-            for name in ("etcd", *SERVICES):
+            for name in ("etcd", *self._cluster.children):
                 keepers.append(asyncio.create_task(self._keep(name), name=name))
             stopping = asyncio.create_task(stop.wait(), name="stop")
             done, _ = await asyncio.wait([*keepers, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -86,7 +86,7 @@ class Supervisor:
             for keeper in keepers:
                 keeper.cancel()
             await asyncio.gather(*keepers, return_exceptions=True)
-            for name in reversed(("etcd", *SERVICES)):
+            for name in reversed(("etcd", *self._cluster.children)):
                 await self._stop(name)
             await traces.stop(1.0)
             clean(self._cluster)
@@ -148,20 +148,25 @@ def open_log(cluster: Cluster, name: str) -> TextIO:
 
 
 def clean(cluster: Cluster) -> None:
-    """Removes what killed processes left: sandboxes, their folders, the mount."""
-    cgroups = Cgroups(cluster.node)
+    """Removes what killed processes left: sandboxes, their folders, mounts. Of all nodes that there may have been."""
+    for number in range(1, NODES_MAX + 1):
+        _clean(cluster.local_node(number))
+
+
+def _clean(node: LocalNode) -> None:
+    cgroups = Cgroups(node.name)
     for cgroup in cgroups.leftovers():
         cgroup.kill()
         cgroup.remove()
     cgroups.remove_node()
-    for folder in cluster.run_dir.iterdir() if cluster.run_dir.exists() else ():
+    for folder in node.run_dir.iterdir() if node.run_dir.exists() else ():
         remove_tree(folder)
-    remove_tree(cluster.run_dir)
+    remove_tree(node.run_dir)
     for _ in range(8):  # a killed weight_fs may have left one mount on the other
         mounted = Path("/proc/self/mounts").read_text().replace("\\040", " ")
-        if f" {cluster.mount_dir} " not in mounted:
+        if f" {node.mount_dir} " not in mounted:
             return
-        subprocess.run(["umount", "-l", str(cluster.mount_dir)], check=False, capture_output=True)
+        subprocess.run(["umount", "-l", str(node.mount_dir)], check=False, capture_output=True)
 
 
 def start_detached(home: Path) -> None:
@@ -182,7 +187,7 @@ def stop(home: Path) -> bool:
     pid = lock.holder()
     if pid is not None:
         os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_TIMEOUT_S * (len(SERVICES) + 1)
+        deadline = time.monotonic() + STOP_TIMEOUT_S * (len(cluster.children) + 1)
         while lock.holder() is not None or _alive(pid):
             if time.monotonic() > deadline:
                 raise Unavailable("NOT_DOWN", f"the supervisor {pid} does not end; see {home}/logs")

@@ -15,15 +15,17 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from woodfrog.cli import doctor, supervisor
-from woodfrog.cli.cluster import SERVICES, Cluster, Tools, to_type
+from woodfrog.cli.cluster import Cluster, Tools, to_type
 from woodfrog.errors import FailedPrecondition, Unavailable
 
 READY_TIMEOUT_S = 60.0
+READY_NODE_S = 10.0  # for each further node
 
 
-def up(home: Path, port: int | None, foreground: bool) -> int:
+def up(home: Path, port: int | None, node_count: int | None, foreground: bool) -> int:
+    """What is None stays as it is: the gateway's port, and how many nodes there are."""
     check_machine()
-    cluster = Cluster.open(home, port)
+    cluster = Cluster.open(home, port, node_count or 1)
     lock = supervisor.Lock(cluster.home)
     was_up = lock.holder() is not None
     if port and port != cluster.http_port:
@@ -34,6 +36,14 @@ def up(home: Path, port: int | None, foreground: bool) -> int:
             )
         cluster = replace(cluster, http_port=port)
         cluster.save()
+    if node_count and node_count != cluster.node_count:
+        if was_up:
+            raise FailedPrecondition(
+                "NODES_KEPT",
+                f"the cluster in {cluster.home} is up with {_nodes(cluster)}; stop it first with: {to_type('down', cluster.home)}",
+            )
+        cluster = cluster.with_nodes(node_count)
+        cluster.save()
     if foreground and not was_up:
         check_ports(cluster)
         print(f"starting; gateway {cluster.base_url}; Ctrl-C ends it", flush=True)
@@ -42,6 +52,8 @@ def up(home: Path, port: int | None, foreground: bool) -> int:
         os.execv(sys.executable, command)
     start(cluster)
     print(f"the cluster in {cluster.home} {'was up already' if was_up else 'is up'}")
+    if cluster.node_count > 1:
+        print(f"  nodes    {cluster.node_count}")
     print(f"  gateway  {cluster.base_url}")
     print(f"  logs     {cluster.home}/logs")
     print(f"  stop     {to_type('down', cluster.home)}")
@@ -108,11 +120,11 @@ def check_machine() -> None:
 
 async def wait_ready(cluster: Cluster) -> None:
     """Until every service answers SERVING and the gateway is ready."""
-    deadline = time.monotonic() + READY_TIMEOUT_S
-    for service in SERVICES:
-        while not await _serving(cluster.address(service)):
+    deadline = time.monotonic() + _ready_timeout_s(cluster)
+    for child in cluster.children:
+        while not await _serving(cluster.address(child)):
             if time.monotonic() > deadline:
-                raise _not_ready(cluster, service)
+                raise _not_ready(cluster, child)
             await asyncio.sleep(0.05)
     while not await asyncio.to_thread(_gateway_ready, cluster.http_port):
         if time.monotonic() > deadline:
@@ -139,12 +151,21 @@ def _gateway_ready(port: int) -> bool:
         return False
 
 
-def _not_ready(cluster: Cluster, service: str) -> Unavailable:
-    log = cluster.home / "logs" / f"{service}.log"
+def _ready_timeout_s(cluster: Cluster) -> float:
+    return READY_TIMEOUT_S + READY_NODE_S * (cluster.node_count - 1)
+
+
+def _nodes(cluster: Cluster) -> str:
+    return "one node" if cluster.node_count == 1 else f"{cluster.node_count} nodes"
+
+
+def _not_ready(cluster: Cluster, child: str) -> Unavailable:
+    log = cluster.home / "logs" / f"{child}.log"
     last = log.read_text().strip().splitlines()[-1:] if log.exists() else []
     said = _said(last[0]) if last else "it wrote no log"
     return Unavailable(
-        "NOT_READY", f"{service} is not ready after {READY_TIMEOUT_S:.0f} s: {said}; see {log}"
+        "NOT_READY",
+        f"{child} is not ready after {_ready_timeout_s(cluster):.0f} s: {said}; see {log}",
     )
 
 

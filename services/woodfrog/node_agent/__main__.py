@@ -46,7 +46,7 @@ async def main(stop: asyncio.Event) -> None:
     kdat = settings.state_dir / "criu.kdat"
     criu_version = await criu.probe(kdat)
     code = code_folders(settings.criu)
-    config = SandboxConfig(kdat, (settings.mount_dir,), settings.run_dir, code)
+    config = SandboxConfig(kdat, settings.run_dir, code)
     pool = SandboxPool(cgroups, config, settings.pool_size)
     memory = settings.memory_bytes or _machine_memory() * 4 // 5
     adapters = Adapters(settings.vault_device, settings.replica_memory, settings.cuda_driver)

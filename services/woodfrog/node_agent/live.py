@@ -44,12 +44,15 @@ class Live:
         within_s: float = _CALL_TIMEOUT_S,
         fd: int | None = None,
         fds_wanted: int = 0,
+        until_closed: bool = False,
         **fields: Any,
     ) -> dict[str, Any]:
-        """`fd` goes along; `fds_wanted` come back, the caller's to close. Raises woodfrog.errors classes."""
+        """As `ControlClient.call`; `fd` goes along. Raises woodfrog.errors classes."""
         client = ControlClient(self.sandbox.folder / "control.sock")
         fds = () if fd is None else (fd,)
-        return await client.call(verb, within_s, fds=fds, fds_wanted=fds_wanted, **fields)
+        return await client.call(
+            verb, within_s, fds=fds, fds_wanted=fds_wanted, until_closed=until_closed, **fields
+        )
 
     async def answers(self, within_s: float) -> bool:
         """Whether it lives: a stopped or stuck process does not answer."""
@@ -95,13 +98,16 @@ class Live:
             )
 
     async def quiesce(self) -> None:
-        """Raises ResourceExhausted BUSY when requests are still running after DRAIN_S."""
-        await self.control("quiesce", timeout_s=DRAIN_S)
+        """Raises ResourceExhausted BUSY when requests are still running after DRAIN_S.
+
+        No connection to it is left: CRIU can dump none that comes from outside of the sandbox.
+        """
+        await self.control("quiesce", until_closed=True, timeout_s=DRAIN_S)
 
     async def park(self, *, keep_weights: bool = False) -> None:
         """Raises as `quiesce`."""
         weights = "keep" if keep_weights else "drop"
-        await self.control("park", timeout_s=DRAIN_S, weights=weights)
+        await self.control("park", until_closed=True, timeout_s=DRAIN_S, weights=weights)
 
 
 def _text(reply: Mapping[str, Any], name: str) -> str:

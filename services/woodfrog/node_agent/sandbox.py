@@ -42,7 +42,6 @@ class SandboxConfig:
     """What every sandbox of a node has in common."""
 
     kdat: Path  # CRIU's probe of the kernel
-    hide: tuple[Path, ...]  # mounts of the host that a sandbox must not keep alive
     replicas_dir: Path  # each sandbox's own folder is made here
     keep: tuple[Path, ...] = ()  # folders with code, none within another, that must be seen inside
 
@@ -73,7 +72,6 @@ class Sandbox:
         config = {
             "kdat": str(self._config.kdat),
             "keep": [str(path) for path in self._config.keep],
-            "hide": [str(path) for path in self._config.hide],
             "hostname": self.name,
             "cgroups": self.cgroup.procs_files,
         }

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -29,6 +30,7 @@ SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_MOUNT_SETATTR = 428, 429, 442
 OPEN_TREE_CLONE = 1
 MOVE_MOUNT_F_EMPTY_PATH, AT_RECURSIVE, AT_FDCWD = 4, 0x8000, -100
 ROOT = "/run/woodfrog"
+WEIGHT_FS = b"woodfrog"  # what its mounts are called in the table of mounts
 HIDDEN = (
     "/tmp/",
     "/run/",
@@ -84,13 +86,22 @@ def move_mount(fd: int, target: str) -> None:
     )
 
 
+def weight_mounts() -> list[bytes]:
+    """Where weight_fs shows its trees: this node's, and those of others on the machine."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        rows = [line.split(b" ") for line in file.read().splitlines()]
+    paths = [row[4] for row in rows if row[row.index(b"-") + 2] == WEIGHT_FS]
+    # The kernel writes space, tab, newline and backslash as three octal digits.
+    return [re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), p) for p in paths]
+
+
 def prepare(config: dict[str, Any]) -> None:
     """Mounts: the host's tree read-only, own /proc, /dev/shm, /tmp and /run; the agent's trees come in later by descriptor."""
     with open(config["kdat"], "rb") as file:
         kdat = file.read()
     mount("none", "/", None, MS_REC | MS_PRIVATE)
-    for stale in config["hide"]:  # a copy of the FUSE mount would outlive the mount itself
-        LIBC.umount2(stale.encode(), MNT_DETACH)
+    for path in weight_mounts():  # a copy would outlive the mount itself
+        LIBC.umount2(path, MNT_DETACH)
     set_read_only("/", AT_RECURSIVE)
     kept = [(path, open_tree(path)) for path in config["keep"] if path.startswith(HIDDEN)]
     mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)

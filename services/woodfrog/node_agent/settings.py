@@ -19,8 +19,6 @@ class Settings(ServiceSettings, env_prefix="WOODFROG_NODE_AGENT_"):
     """gRPC address of the snapshot store."""
     weight_fs: str
     """gRPC address of this node's weight_fs."""
-    mount_dir: Path
-    """This node's FUSE mount; a sandbox must not keep a copy of it alive."""
     state_dir: Path
     """Staging of snapshots; on the file system of weight_fs's cache, so that a finished one is moved, not copied."""
     run_dir: Path

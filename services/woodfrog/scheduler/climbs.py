@@ -207,6 +207,7 @@ class Climbs:
                 placement.predicted_s,
                 climb.ticket,
                 yields(self._board.view.nodes[placement.node]) if climb.spec.gpu_bytes else (),
+                placement.seen,
             )
         )
 
@@ -460,7 +461,7 @@ class Climbs:
                 frozenset().union(*(ticket.excluded for ticket in climb.waiters.values())),
                 new=not climb.thaws or self._replica_count(spec) <= spec.replicas_max,
             )
-            found = find(request, self._board.view, self._board.estimates)
+            found = find(request, board.view, board.estimates)
             if not isinstance(found, NoCapacity):
                 climb.effort = effort
                 self._begin(climb, found)

@@ -110,7 +110,9 @@ class Estimates:
         known = self._alone_s(way)
         share = _median(self._beside.get(way.kind), 0.0)
         quiet_s = took_s / (1 + forecast.beside * share)
-        more = max(forecast.process.missing, forecast.weights.missing, key=lambda m: m.total)
+        fell_back = from_rung is Rung.ABSENT and forecast.way.rung is not Rung.ABSENT
+        pages = Missing() if fell_back else forecast.process.missing  # of no use to a cold start
+        more = max(pages, forecast.weights.missing, key=lambda m: m.total)
         if more.total > FEW_BYTES:
             self._learn_moving(way, more, quiet_s, known, beside=more is forecast.weights.missing)
         elif forecast.beside and known is not None:

@@ -9,6 +9,7 @@ from woodfrog.model.placement import Acquired, ReadyReplica, ReplicaUsage
 from woodfrog.model.rung import Rung
 from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.model.spec import ModelSpec
+from woodfrog.scheduler.policy import Seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +209,7 @@ class StartClimb:
     yields: tuple[
         str, ...
     ] = ()  # who rests on the node's GPUs, in the order in which they make room
+    seen: tuple[Seen, ...] = ()  # nodes between which it was decided
 
 
 @dataclass(frozen=True, slots=True)

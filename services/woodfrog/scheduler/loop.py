@@ -1,6 +1,7 @@
 """The shell: hears catalog, nodes and routers, carries the state's commands out, keeps the time."""
 
 import asyncio
+import json
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
@@ -368,6 +369,8 @@ class SchedulerLoop:
                 names.ATTEMPT: order.attempt,
             },
         )
+        if order.seen and span.is_recording():
+            span.set_attribute(names.SEEN, json.dumps([each._asdict() for each in order.seen]))
         span.end()
         return span
 

@@ -5,7 +5,8 @@ Ties go to the node whose replicas have the fewest bytes of weights, then to tha
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from woodfrog.model.node import GpuFacts, NodeFacts, Replica, ReplicaState, Resident
 from woodfrog.model.rung import Rung
@@ -32,7 +33,9 @@ _Found = tuple[GpuFacts, int]  # a GPU, and what is taken there
 #: What others' rest is worth: nobody is lowered to save less.
 SOON_S = 1.0
 _EVER_S = float("inf")
+_SOONER = 2.0  # times
 _LASTING = ("too small", "without a GPU")
+_SEEN_MAX = 32  # told to people; in a large cell those that were looked at first
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,15 @@ class PlaceRequest:
     node: str = ""  # where a new one has to be; empty: anywhere
 
 
+class Seen(NamedTuple):
+    """A node as a restore's decision saw it."""
+
+    node: str
+    page_cache_bytes: int  # of the snapshot
+    predicted_s: float | None  # None: it takes no replica
+    misfit: str = ""  # why not
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     node: str
@@ -55,6 +67,7 @@ class Placement:
     gpu: str = ""  # uuid of the one that has room; which one it will be is the node's to choose
     gpu_bytes: int = 0  # that it takes there
     forecast: Forecast | None = field(default=None, compare=False)  # that `predicted_s` is of
+    seen: tuple[Seen, ...] = field(default=(), compare=False)  # of a restore that found room
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,18 +115,23 @@ def place(request: PlaceRequest, view: ClusterView, estimates: Estimates) -> Pla
             best, best_cost = placement, thaw_cost
     near = _near(view, request, candidates.with_room)
     misfits = +near.misfits
+    seen: list[Seen] = []
     for names in (near.nodes, near.rest):
         for name in names if best is None or names is near.nodes else ():
             node = view.nodes[name]
             why = _misfit(name, node, request)
             if why is not None:
                 misfits[why] += 1
+                seen.append(Seen(name, _pages_bytes(node, request), None, why))
                 continue
             found = best_gpu(node, spec, home=_home(node, request))
             placement = _climb(name, node, request, estimates, found)
+            seen.append(Seen(name, _pages_bytes(node, request), placement.predicted_s))
             cost = (placement.predicted_s, load(name, node), "")
             if cost < best_cost:
                 best, best_cost = placement, cost
+    if best is not None and best.snapshot is not None:
+        return replace(best, seen=tuple(seen[:_SEEN_MAX]))
     return best or NoCapacity(misfits)
 
 
@@ -157,13 +175,20 @@ def make_room(
 def find(
     request: PlaceRequest, view: ClusterView, estimates: Estimates
 ) -> Placement | Eviction | NoCapacity:
-    """Where there is room, unless it is reached a second sooner, or more, where room must be made first."""
+    """Where there is room, unless it is reached a second sooner, or more, where room must be made first.
+
+    Where its bytes would come from the store, half the time is enough. For that nobody goes who is to be kept hot.
+    """
     found = place(request, view, estimates)
     if isinstance(found, NoCapacity):
         return make_room(request, view, estimates)
     within_s = found.predicted_s - SOON_S
+    if found.rung is Rung.STORED:
+        within_s = max(within_s, found.predicted_s / _SOONER)
     made = make_room(request, view, estimates, within_s) if within_s > 0 else None
-    return made if isinstance(made, Eviction) else found
+    if isinstance(made, Eviction) and not any(view.replicas[name].kept for name in made.victims):
+        return made
+    return found
 
 
 def homes(
@@ -352,6 +377,13 @@ def _home(node: NodeRecord, request: PlaceRequest) -> str:
     """The GPU that the snapshot for the node is from."""
     pointer = request.pointers.get(node.print_key)
     return pointer.gpu if pointer is not None else ""
+
+
+def _pages_bytes(node: NodeRecord, request: PlaceRequest) -> int:
+    """Of the snapshot for the node, those in its page cache, as it last told."""
+    pointer = request.pointers.get(node.print_key)
+    resident = node.residents.get(pointer.manifest) if pointer is not None else None
+    return resident.page_cache_bytes if resident is not None else 0
 
 
 def _thaw_waits(node: NodeRecord, spec: ModelSpec, found: _Found | None) -> bool:

@@ -1,8 +1,10 @@
+import json
 from pathlib import Path
 
 import pytest
 
-from woodfrog.cli.cluster import SERVICES, Cluster, Tools
+from woodfrog.cli import shares, supervisor, up
+from woodfrog.cli.cluster import NODES_MAX, SERVICES, Cluster, Tools
 from woodfrog.errors import FailedPrecondition
 
 TOOLS = Tools(Path("criu"), Path("etcd"))
@@ -32,6 +34,79 @@ def test_no_cluster_says_how_to_start_one(tmp_path: Path) -> None:
         Cluster.existing(tmp_path)
 
 
+def test_a_folder_from_before_there_were_several_nodes_opens(tmp_path: Path) -> None:
+    cluster = Cluster.open(tmp_path)
+    (tmp_path / "cluster.json").write_text(
+        json.dumps({"http_port": cluster.http_port, "ports": cluster.ports})
+    )
+    assert Cluster.existing(tmp_path) == cluster
+    assert (cluster.node, cluster.run_dir.name) == (f"node-{cluster.key}", cluster.key)
+    assert cluster.mount_dir == tmp_path / "node" / "mount"
+    assert set(cluster.children) == set(SERVICES)
+
+
+def test_nodes_share_no_name_folder_or_port(tmp_path: Path) -> None:
+    cluster = Cluster.open(tmp_path, node_count=NODES_MAX)
+    assert len({*cluster.ports.values()}) == len(cluster.ports)
+    for service, names in (
+        ("node_agent", ("NODE", "LISTEN", "WEIGHT_FS", "STATE_DIR", "RUN_DIR")),
+        ("weight_fs", ("LISTEN", "CACHE_DIR", "MOUNT_DIR")),
+    ):
+        children = [child for child in cluster.children if child.startswith(service)]
+        assert len(children) == NODES_MAX
+        found = [cluster.environment(child, TOOLS) for child in children]
+        for name in names:
+            assert len({each[f"WOODFROG_{service.upper()}_{name}"] for each in found}) == NODES_MAX
+    addresses = [cluster.address(child) for child in cluster.children if "weight" in child]
+    assert addresses == [node.weight_fs for node in cluster.nodes]
+
+
+def test_a_node_that_comes_back_finds_its_ports(tmp_path: Path) -> None:
+    two = Cluster.open(tmp_path).with_nodes(2)
+    two.with_nodes(1).save()
+    one = Cluster.existing(tmp_path)
+    assert len(one.nodes) == 1
+    assert one.with_nodes(2) == two
+
+
+def test_the_number_of_nodes_changes_only_while_it_is_down(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Cluster.open(tmp_path, node_count=2)
+    lock = supervisor.Lock(tmp_path)
+    lock.take()
+    with pytest.raises(
+        FailedPrecondition, match=r"is up with 2 nodes; stop it first with: .* down"
+    ):
+        up.up(tmp_path, None, 3, foreground=False)
+    assert Cluster.existing(tmp_path).node_count == 2
+
+
+def test_nodes_share_the_machine_s_memory() -> None:
+    """One alone takes the agent's default, four fifths."""
+    assert shares.memory(1) == {}
+    assert shares.memory(4, machine_bytes=100 << 30) == {"memory_bytes": 20 << 30}
+
+
+@pytest.mark.parametrize(("said", "there"), [("all", 3), ("0,1,2", 0)])
+def test_each_gpu_belongs_to_one_node(said: str, there: int) -> None:
+    given = {"WOODFROG_NODE_AGENT_GPUS": said}
+    told = [shares.gpus(given, number, 4, there, 12 << 30) for number in (1, 2, 3, 4)]
+    assert [each["WOODFROG_NODE_AGENT_GPUS"] for each in told] == ["0", "1", "2", "none"]
+    assert {each["WOODFROG_NODE_AGENT_ARENA_BYTES"] for each in told} == {str(1 << 30)}
+    two = [shares.gpus(given, number, 2, there) for number in (1, 2)]
+    assert [each["WOODFROG_NODE_AGENT_GPUS"] for each in two] == ["0,2", "1"]
+
+
+def test_what_a_user_says_of_gpus_and_memory_holds() -> None:
+    given = {"WOODFROG_NODE_AGENT_GPUS": "0,1", "WOODFROG_NODE_AGENT_ARENA_BYTES": "5"}
+    assert shares.gpus(given, 1, 2)["WOODFROG_NODE_AGENT_ARENA_BYTES"] == "5"
+    assert shares.gpus(given, 1, 1) == {}
+    assert (
+        shares.gpus({"WOODFROG_NODE_AGENT_GPUS": "x"}, 1, 2) == {}
+    )  # the agent says what is wrong
+
+
 @pytest.mark.parametrize("service", SERVICES)
 def test_each_service_takes_the_environment_that_it_is_given(
     service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -41,7 +116,7 @@ def test_each_service_takes_the_environment_that_it_is_given(
 
     from woodfrog.settings import load
 
-    environment = Cluster.open(tmp_path).environment(service, TOOLS)
+    environment = Cluster.open(tmp_path, node_count=2).environment(service, TOOLS)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     load(import_module(f"woodfrog.{service}.settings").Settings)

@@ -114,6 +114,15 @@ async def test_there_and_back(serving: Harness) -> None:
     assert serving.engine.calls == ["clear", "release", "regain"]
 
 
+async def test_a_call_may_wait_until_no_connection_is_left(serving: Harness) -> None:
+    """CRIU cannot dump one that comes from outside of the sandbox."""
+    await serving.call("quiesce", until_closed=True)
+    assert "control.talk" not in {task.get_name() for task in asyncio.all_tasks()}
+    await serving.call("thaw", replica_id="r1", entropy=ENTROPY)
+    with pytest.raises(FailedPrecondition):
+        await serving.call("thaw", replica_id="r2", entropy=ENTROPY, until_closed=True)
+
+
 async def test_park_quiesces_first(serving: Harness) -> None:
     await serving.call("park", timeout_s=1)
     assert serving.engine.calls == ["clear", "release"]

@@ -79,6 +79,15 @@ def test_bytes_that_come_behind_the_process_teach_a_rate_only_where_they_made_it
     assert estimates.forecast(FROZEN, PROCESS, Branch(0.1, many)).seconds == pytest.approx(12.0)
 
 
+def test_a_cold_start_in_place_of_a_restore_says_nothing_of_what_bytes_cost() -> None:
+    absent = FROZEN._replace(rung=Rung.ABSENT)
+    estimates = learned(5.0, way=absent)
+    away = Branch(PRIORS.restore_s, Missing(store_bytes=300 * MB))
+    stored = estimates.forecast(FROZEN._replace(rung=Rung.STORED), away)
+    estimates.learn(stored, Rung.ABSENT, (), 25.0)
+    assert estimates.forecast(stored.way, away).seconds == pytest.approx(stored.seconds)
+
+
 def test_climbs_beside_it_cost_what_they_did() -> None:
     estimates = learned(0.2)
     crowded = estimates.forecast(FROZEN, PROCESS, beside=2)

@@ -25,6 +25,7 @@ from woodfrog.scheduler.policy import (
     NoCapacity,
     Placement,
     PlaceRequest,
+    find,
     make_room,
     place,
 )
@@ -71,6 +72,21 @@ def test_the_warmer_node_wins() -> None:
     assert (found.node, found.rung, found.snapshot) == ("b", Rung.FROZEN, SNAPSHOT)
     cluster.nodes["b"].silent = True
     assert placed(PlaceRequest(FROG, SNAPSHOTS), cluster).rung is Rung.STORED
+
+
+def test_a_restore_tells_between_which_nodes_it_was_decided() -> None:
+    cluster = view(facts("a", 16 * GIB), facts("b"), facts("c"))
+    lies(cluster, "a")
+    lies(cluster, "b", page_cache=0.5)
+    found = placed(PlaceRequest(FROG, SNAPSHOTS), cluster)
+    assert found.node == "b"
+    full, chosen, empty = found.seen
+    assert full == ("a", SNAPSHOT.size_bytes, None, "full")
+    assert chosen == ("b", SNAPSHOT.size_bytes // 2, found.predicted_s, "")
+    assert empty.page_cache_bytes == 0
+    assert empty.predicted_s is not None
+    assert empty.predicted_s > found.predicted_s
+    assert placed(PlaceRequest(FROG), cluster).seen == ()  # a cold start
 
 
 def test_weights_and_process_come_at_the_same_time() -> None:
@@ -173,6 +189,36 @@ def test_room_is_not_made_at_the_cost_of_the_same_model() -> None:
     cluster = view(facts("a", 16 * GIB))
     cluster.put_replica(replica("f1", FROG, "a"), 0.0).quiet = True
     assert isinstance(make_room(PlaceRequest(FROG), cluster, ESTIMATES), NoCapacity)
+
+
+def test_room_is_made_where_the_snapshot_lies_rather_than_bringing_it_elsewhere() -> None:
+    cluster = view(facts("a", 16 * GIB), facts("b"))
+    lies(cluster, "a")
+    idle = cluster.put_replica(replica("t1", spec("toad"), "a", ReplicaState.PARKED), 0.0)
+    idle.quiet = True
+    request = PlaceRequest(FROG, SNAPSHOTS)
+    assert placed(request, cluster).rung is Rung.STORED
+    found = find(request, cluster, ESTIMATES)
+    assert isinstance(found, Eviction)
+    assert (found.placement.node, found.placement.rung) == ("a", Rung.FROZEN)
+    assert found.victims == ("t1",)
+    idle.kept = True  # it is to be kept hot
+    assert find(request, cluster, ESTIMATES) == placed(request, cluster)
+
+
+def test_no_room_is_made_where_that_is_hardly_sooner() -> None:
+    cluster = view(facts("a", 16 * GIB), facts("b"))
+    cluster.put_residents("a", [resident(SNAPSHOT.manifest, SNAPSHOT.size_bytes, 1.0, 0.0)])
+    for node in ("a", "b"):
+        cluster.put_residents(node, [resident(FROG.weights, FROG.weights_bytes, 1.0, 0.0)])
+    cluster.put_replica(replica("t1", spec("toad"), "a"), 0.0).quiet = True
+    request = PlaceRequest(FROG, SNAPSHOTS)
+    made = make_room(request, cluster, ESTIMATES)
+    assert isinstance(made, Eviction)
+    seconds = made.placement.predicted_s + RATES.lower_s
+    elsewhere = placed(request, cluster)
+    assert seconds < elsewhere.predicted_s < 2 * seconds
+    assert find(request, cluster, ESTIMATES) == elsewhere
 
 
 NODES = st.lists(
