@@ -61,6 +61,7 @@ class Board:
         self.demand = Demand()
         #: Where idle replicas are to rest, by the plan; others go by the clock.
         self.planned: Mapping[str, Rung] = {}
+        self.leads = True
         self.now = float("-inf")
         self.view = ClusterView()
         self.usage = Usage()

@@ -52,12 +52,14 @@ class Climbs:
 
     # --- from a ticket to a climb ---
 
-    def lift(self, ticket: Ticket, spec: ModelSpec) -> bool:
+    def lift(self, ticket: Ticket, spec: ModelSpec, slot_comes: bool) -> bool:
         """Joins a climb or starts one. False: the ticket must wait, for a slot, or for nodes that may come."""
         board = self._board
         pointers = board.view.pointers(spec)
         request = PlaceRequest(spec, pointers, excluded_replicas=ticket.excluded)
         thaw = place(replace(request, new=False), board.view, board.estimates)
+        if slot_comes and not isinstance(thaw, Placement):
+            return False
         climb = self._open(ticket, spec, thaw_only=isinstance(thaw, Placement))
         if climb is not None:
             self._join(climb, ticket)
@@ -254,6 +256,10 @@ class Climbs:
         self._note_refusal(climb)
         board.timers.set(("refused", climb.node), board.now + board.limits.refusal_s)
         self._let_go(climb)
+        if climb.waiters and board.view.coming_slots(climb.spec.name) >= len(climb.waiters):
+            for ticket in self._end(climb):  # another scheduler was faster
+                board.wait(ticket)
+            return
         later = () if climb.effort is Effort.FIRST else RETRIES[climb.effort]
         self._go_on(climb, (climb.effort, *later))
 

@@ -61,6 +61,7 @@ class SchedulerState:
             on.NodeSilent: world.node_silent,
             on.NodeLost: world.node_lost,
             on.Planned: self._planned,
+            on.Led: self._led,
             on.Ticked: self._ticked,
         }
 
@@ -202,6 +203,12 @@ class SchedulerState:
         for replica_id, record in self.view.replicas.items():
             record.value = event.values.get(replica_id, float("inf"))
 
+    def _led(self, event: on.Led) -> None:
+        self._board.leads = event.leads
+        if not event.leads:
+            self._planned(on.Planned({}))
+        self._board.touched.update(dict.fromkeys(self.view.replicas))
+
     # --- nodes ---
 
     def _descended(self, event: on.DescendFinished | on.DescendFailed) -> None:
@@ -289,12 +296,16 @@ class SchedulerState:
 
     def _serve(self, model: str) -> None:
         """First come, first served; who excludes replicas does not hold up the others."""
+        coming = self.view.coming_slots(model)
         for number in sorted(self._board.waiting.get(model, {})):
             ticket = self._board.tickets[number]
-            if not self._decide(ticket) and not ticket.excluded:
+            if self._decide(ticket, slot_comes=coming > 0):
+                continue
+            coming -= 1
+            if coming < 0 and not ticket.excluded:
                 return
 
-    def _decide(self, ticket: Ticket) -> bool:
+    def _decide(self, ticket: Ticket, slot_comes: bool) -> bool:
         """False when the ticket waits on."""
         board = self._board
         model = self.view.models.get(ticket.model)
@@ -313,7 +324,7 @@ class SchedulerState:
             return True
         if not board.listed or board.starting:
             return False
-        return self._climbs.lift(ticket, model.spec)
+        return self._climbs.lift(ticket, model.spec, slot_comes)
 
     def _load(self, record: ReplicaRecord) -> tuple[int, str]:
         return self.active(record.replica.replica_id), record.replica.replica_id

@@ -155,6 +155,16 @@ class ClusterView:
         serving = record.live and record.replica.state is ReplicaState.SERVING
         return serving and record.suspect_since is None and self.usable(record)
 
+    def coming_slots(self, model: str) -> int:
+        """Of replicas that another scheduler lifts: who waits for one of these needs no climb of ours."""
+        return sum(
+            record.replica.slots
+            for record in self.replicas_of(model)
+            if record.replica.state is ReplicaState.CLIMBING and record.climb is None
+            if record.suspect_since is None and self.usable(record)
+            if not self.nodes[record.replica.node].silent
+        )
+
     def put_replica(self, replica: Replica, now: float) -> ReplicaRecord:
         """Its node must be known, and a replica never changes its node or model."""
         record = self.replicas.get(replica.replica_id)
