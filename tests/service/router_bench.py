@@ -1,8 +1,8 @@
-"""One router in this process between a simulated scheduler and simulated engines."""
+"""One router in this process between simulated schedulers and simulated engines."""
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -45,14 +45,15 @@ class Bench:
         self,
         folder: Path,
         stack: AsyncExitStack,
-        scheduler: SimulatedScheduler,
+        schedulers: Sequence[SimulatedScheduler],
         catalog: MemoryCatalog,
         router: Router,
         client: openai.AsyncOpenAI,
     ) -> None:
         self._folder = folder
         self._stack = stack
-        self.scheduler = scheduler
+        self.schedulers = schedulers
+        self.scheduler = schedulers[0]
         self.catalog = catalog
         self.replicas = router.replicas
         self.http = f"127.0.0.1:{router.http_port}"
@@ -63,21 +64,26 @@ class Bench:
     @staticmethod
     @asynccontextmanager
     async def open(
-        folder: Path, *, scheduler_away: bool = False, **settings: Any
+        folder: Path, *, scheduler_away: bool = False, schedulers: int = 1, **settings: Any
     ) -> AsyncIterator["Bench"]:
         defaults = {"listen": "127.0.0.1:0", "grpc_listen": "127.0.0.1:0", "drain_s": 1}
         given = Settings(**{**defaults, "sse_comment_s": COMMENT_S, **settings})
         catalog = MemoryCatalog(spec("m"), spec("org/m"))
-        async with AsyncExitStack() as stack, SimulatedScheduler() as scheduler:
-            address = "127.0.0.1:1" if scheduler_away else scheduler.address
-            async with (
-                openai.AsyncOpenAI(base_url="http://later", api_key="k", max_retries=0) as client,
-                SchedulerClient(address, "router-1") as placements,
-                running(given, catalog, placements, SystemClock()) as router,
-            ):
-                client.base_url = f"http://127.0.0.1:{router.http_port}/v1"
+        async with AsyncExitStack() as engines, AsyncExitStack() as stack:
+            enter = stack.enter_async_context
+            started = [await enter(SimulatedScheduler()) for _ in range(schedulers)]
+            addresses = ["127.0.0.1:1"] if scheduler_away else [each.address for each in started]
+            placements = {
+                each: await enter(SchedulerClient(each, "router-1")) for each in addresses
+            }
+            client = await enter(
+                openai.AsyncOpenAI(base_url="http://later", api_key="k", max_retries=0)
+            )
+            router = await enter(running(given, catalog, placements, SystemClock()))
+            client.base_url = f"http://127.0.0.1:{router.http_port}/v1"
+            for scheduler in started:
                 await scheduler.until(lambda s: s.routers == (0 if scheduler_away else 1))
-                yield Bench(folder, stack, scheduler, catalog, router, client)
+            yield Bench(folder, engines, started, catalog, router, client)
 
     async def replica(self, name: str, model: str = "m", slots: int = 256) -> ReadyReplica:
         """A running simulated engine; not announced."""

@@ -435,3 +435,40 @@ async def test_two_hundred_at_once(bench: Bench) -> None:
     assert {answer.choices[0].message.content for answer in answers} == {TEXT}
     await bench.scheduler.until(lambda s: s.active["a"] == 0 and s.started["a"] == 200)
     bench.replicas.check()
+
+
+async def test_a_scheduler_killed_in_mid_climb_loses_no_request(tmp_path: Path) -> None:
+    async with Bench.open(tmp_path, schedulers=2) as bench:
+        first, second = bench.schedulers
+        first.climbs["m"] = Climb()
+        climb = second.climbs["m"] = Climb(await bench.replica("a"))
+        asking = [asyncio.create_task(bench.ask(stream=stream)) for stream in (False, True)]
+        await first.until(lambda s: s.waiting == 2)
+        assert not second.acquires, "one scheduler joins the requests to one climb"
+        await first.__aexit__()
+        await second.until(lambda s: s.waiting == 2)
+        climb.finish.set()
+        whole, stream = await asyncio.gather(*asking)
+        assert whole.choices[0].message.content == await text_of(stream) == TEXT
+        await second.until(lambda s: len(s.released) == 2)
+        assert not first.released
+
+
+async def test_a_scheduler_killed_in_mid_request_is_not_felt(tmp_path: Path) -> None:
+    async with Bench.open(tmp_path, schedulers=2) as bench:
+        first, second = bench.schedulers
+        replica = await bench.replica("a")
+        first.climbs["m"] = climb = Climb(replica)
+        climb.finish.set()
+        holding = asyncio.create_task(bench.ask(extra_body={"simulate": {"hold": True}}))
+        await bench.engines["a"].until_active(1)
+        for scheduler in (first, second):
+            await scheduler.until(lambda s: s.active == {"a": 1})
+        await second.announce(replica)
+        await first.__aexit__()
+        assert (await bench.ask()).choices[0].message.content == TEXT
+        assert "a" in bench.replicas.ids
+        assert not second.acquires, "the other's list knows it"
+        bench.engines["a"].let_go()
+        assert (await holding).choices[0].finish_reason == "stop"
+        await second.until(lambda s: (s.active, s.started) == ({"a": 0}, {"a": 2}))

@@ -189,7 +189,9 @@ async def test_lost_scheduler_leaves_known_replicas_in_use(tmp_path: Path) -> No
 async def test_lost_scheduler_is_told_after_the_cap(tmp_path: Path) -> None:
     async with Bench.open(tmp_path, wake_wait_s=0.3) as bench:
         await bench.scheduler.__aexit__()
-        with pytest.raises(openai.InternalServerError, match="cannot be reached") as failure:
+        with pytest.raises(
+            openai.InternalServerError, match="no scheduler can be reached"
+        ) as failure:
             await bench.ask()
         assert failure.value.code == "scheduler_lost"
         assert "retry-after-ms" in failure.value.response.headers

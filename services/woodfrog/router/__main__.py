@@ -1,7 +1,8 @@
-"""Wires the router: settings → etcd and scheduler → servers."""
+"""Wires the router: settings → etcd and schedulers → servers."""
 
 import asyncio
 import gc
+from contextlib import AsyncExitStack
 
 from woodfrog import rpc
 from woodfrog.catalog import Catalog
@@ -20,9 +21,14 @@ async def main(stop: asyncio.Event) -> None:
     clock = SystemClock()
     async with (
         Session(settings.etcd.split(","), clock) as session,
-        SchedulerClient(settings.scheduler, settings.name) as scheduler,
-        running(settings, Catalog(session), scheduler, clock) as router,
+        AsyncExitStack() as stack,
     ):
+        placements = {
+            address: await stack.enter_async_context(SchedulerClient(address, settings.name))
+            for address in settings.scheduler.split(",")
+        }
+        serving = running(settings, Catalog(session), placements, clock)
+        router = await stack.enter_async_context(serving)
         gc.collect()
         gc.freeze()  # what was imported never dies: a full collection over it stops every stream for 100 ms
         gc.set_threshold(_GC_THRESHOLD, 10, 10)

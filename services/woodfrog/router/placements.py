@@ -1,4 +1,4 @@
-"""What the router asks of the scheduler; `woodfrog.clients.scheduler.SchedulerClient` is one."""
+"""What the router asks of a scheduler; `woodfrog.clients.scheduler.SchedulerClient` is one."""
 
 from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Protocol

@@ -1,6 +1,6 @@
 """The ready replicas that this router knows, and how many of its requests run on each.
 
-Pure: nothing here waits. `tracking.py` feeds it from the scheduler's stream and sends its reports.
+Pure: nothing here waits. `schedulers.py` feeds it from the schedulers' streams and sends its reports.
 """
 
 from collections.abc import Collection, Iterable
@@ -20,14 +20,9 @@ class ReplicaTable:
         self._changed: set[str] = set()  # active count or started differ from the last report
         self._flipped: set[str] = set()  # idle and last reported busy, or the other way round
 
-    def apply(
-        self, ready: Iterable[ReadyReplica], gone: Iterable[str], *, full: bool = False
-    ) -> list[ReadyReplica]:
-        """One step of the scheduler's stream; `full` means that what is not named is gone. Returns those that left."""
-        ready = list(ready)
-        if full:
-            gone = self._ready.keys() - {replica.replica_id for replica in ready}
-        left = [replica for replica_id in list(gone) if (replica := self._drop(replica_id))]
+    def apply(self, ready: Iterable[ReadyReplica], gone: Iterable[str]) -> list[ReadyReplica]:
+        """One step of a scheduler's stream. Returns those that left."""
+        left = [replica for replica_id in gone if (replica := self._drop(replica_id))]
         for replica in ready:
             self._drop(replica.replica_id)
             self._ready[replica.replica_id] = replica
@@ -88,12 +83,15 @@ class ReplicaTable:
         """A replica is idle that was last reported as busy, or the other way round."""
         return bool(self._flipped)
 
-    def report(self, *, full: bool = False) -> list[ReplicaUsage]:
-        """What changed since the last report, or all that runs; it counts as sent."""
-        names = self._changed | self._active.keys() if full else self._changed
+    def running(self) -> list[ReplicaUsage]:
+        """All that runs, with no starts."""
+        return [ReplicaUsage(name, active, 0) for name, active in sorted(self._active.items())]
+
+    def report(self) -> list[ReplicaUsage]:
+        """What changed since the last report; it counts as sent."""
         usage = [
             ReplicaUsage(name, self.active(name), self._started.get(name, 0))
-            for name in sorted(names)
+            for name in sorted(self._changed)
         ]
         self._changed.clear()
         self._started.clear()

@@ -1,7 +1,7 @@
 """The router put together: everything but the process and the connections around it, so that tests run the same."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,10 +18,10 @@ from woodfrog.router.model_list import ModelList
 from woodfrog.router.placements import Placements
 from woodfrog.router.replica_client import ReplicaClient
 from woodfrog.router.replicas import ReplicaTable
+from woodfrog.router.schedulers import Schedulers
 from woodfrog.router.service import Asking, ChatsServicer, CompletionsServicer, ModelsServicer
 from woodfrog.router.settings import Settings
 from woodfrog.router.slots import Slots
-from woodfrog.router.tracking import Releases, Tracking
 
 _SERVICES = tuple(f"woodfrog.api.router.v1.{name}" for name in ("Chats", "Completions", "Models"))
 _REFUSAL_S = 5.0  # after which a slow body's connection ends, though it was told
@@ -53,14 +53,15 @@ class Router:
 
 @asynccontextmanager
 async def running(
-    settings: Settings, catalog: Following, placements: Placements, clock: Clock
+    settings: Settings, catalog: Following, placements: Mapping[str, Placements], clock: Clock
 ) -> AsyncIterator[Router]:
-    """Serves until it is left; answers under way may then end within `drain_s`."""
+    """Serves until it is left; answers under way may then end within `drain_s`. `placements` as `Schedulers` has them."""
     metrics, models, table = Metrics(), ModelList(), ReplicaTable()
     client = ReplicaClient(settings.answer_wait_s)
-    tracking = Tracking(table, placements, lambda replica: client.forget(replica.socket_path))
-    releases = Releases(placements)
-    slots = Slots(table, tracking, placements, releases, clock)
+    schedulers = Schedulers(
+        table, placements, lambda replica: client.forget(replica.socket_path), clock
+    )
+    slots = Slots(table, schedulers, clock)
     limits = Limits(settings.requests_max, settings.sse_comment_s)
     gateway = Gateway(slots, client, metrics, clock, limits)
     app = HttpApp(
@@ -68,7 +69,7 @@ async def running(
         models,
         metrics,
         clock,
-        lambda: {"scheduler": tracking.delivered, "catalog": models.known},
+        lambda: {"scheduler": schedulers.delivered, "catalog": models.known},
         HttpLimits(settings.body_bytes_max, settings.body_wait_s, settings.wake_wait_s),
     )
     connections = ConnectionLimits(
@@ -87,8 +88,7 @@ async def running(
         body_bytes_max=settings.body_bytes_max,
     )
     tasks = (
-        asyncio.create_task(tracking.run()),
-        asyncio.create_task(releases.run()),
+        asyncio.create_task(schedulers.run()),
         asyncio.create_task(_follow(catalog, models)),
     )
     try:

@@ -22,7 +22,8 @@ class Settings(ServiceSettings):
     grpc_listen: str = "127.0.0.1:7000"
     """Address for gRPC."""
     scheduler: str = "127.0.0.1:7001"
-    """Address of the scheduler."""
+    """Addresses of all schedulers, with commas between. The first that is up is asked; all of them in the same order in
+    every router, so that one scheduler knows of all waits."""
     etcd: str = "127.0.0.1:2379"
     """Addresses of etcd, with commas between."""
     name: str = Field(default_factory=_name)

@@ -1,4 +1,4 @@
-"""A slot on a ready replica for each request: from the local table at once, else from the scheduler."""
+"""A slot on a ready replica for each request: from the local table at once, else from a scheduler."""
 
 import asyncio
 import logging
@@ -10,9 +10,9 @@ from woodfrog import errors, telemetry
 from woodfrog.clock import Clock
 from woodfrog.model.placement import Acquired, ReadyReplica
 from woodfrog.model.rung import Rung
-from woodfrog.router.placements import Placements
 from woodfrog.router.replicas import ReplicaTable
-from woodfrog.router.tracking import Releases, Tracking
+from woodfrog.router.scheduler_link import SchedulerLink
+from woodfrog.router.schedulers import Schedulers
 from woodfrog.rpc import propagation
 from woodfrog.telemetry import names
 
@@ -25,8 +25,12 @@ _CATALOG_LAG_S = 1.0  # the scheduler may hear of a new model later than we did
 class Slot:
     """End it once, in whatever way the request ended."""
 
-    def __init__(self, slots: "Slots", acquired: Acquired, waited_s: float) -> None:
+    def __init__(
+        self, slots: "Slots", acquired: Acquired, granted_by: SchedulerLink | None, waited_s: float
+    ) -> None:
+        """`granted_by` nobody: it is of the table."""
         self._slots = slots
+        self._granted_by = granted_by
         self._span = trace.get_current_span()
         self.acquired = acquired
         self.replica = acquired.replica
@@ -37,39 +41,33 @@ class Slot:
         self._slots.table.trust(self.replica.replica_id)
 
     def suspect(self) -> None:
-        """The replica did not take the request: it is asked again only when the scheduler offers it."""
+        """The replica did not take the request: it is asked again only when a scheduler offers it."""
         self._slots.table.suspect(self.replica.replica_id)
 
     def end(self, *, failed: bool = False) -> None:
-        self._slots.end(self.acquired, self._span, failed=failed)
+        self._slots.ended(self.replica)
+        if self._granted_by is not None:
+            placement_id = self.acquired.placement_id
+            self._granted_by.release(placement_id, self._span, replica_failed=failed)
 
 
 class Slots:
-    def __init__(
-        self,
-        table: ReplicaTable,
-        tracking: Tracking,
-        placements: Placements,
-        releases: Releases,
-        clock: Clock,
-    ) -> None:
+    def __init__(self, table: ReplicaTable, schedulers: Schedulers, clock: Clock) -> None:
         self.table = table
-        self._tracking = tracking
-        self._placements = placements
-        self._releases = releases
+        self._schedulers = schedulers
         self._clock = clock
 
     async def take(self, model: str, excluded: Collection[str], deadline: float) -> Slot:
         """Waits for a climb until `deadline` (on the clock). Raises woodfrog.errors classes."""
         replica = self.table.pick(model, excluded)
         if replica is not None:
-            return self._start(_serving(replica), 0.0)
+            return self._start(_serving(replica), None, 0.0)
         began = self._clock.now()
         attributes = {names.MODEL: model}
         with telemetry.tracer().start_as_current_span(
             names.ROUTER_ACQUIRE, attributes=attributes
         ) as span:
-            acquired = await self._acquire(model, excluded, deadline)
+            acquired, granted_by = await self._acquire(model, excluded, deadline)
             span.set_attributes(
                 {
                     names.REPLICA: acquired.replica.replica_id,
@@ -80,27 +78,27 @@ class Slots:
                 }
             )
             _link(span, acquired.climb_traceparent)
-            return self._start(acquired, self._clock.now() - began)
+            return self._start(acquired, granted_by, self._clock.now() - began)
 
-    def end(self, acquired: Acquired, span: trace.Span, *, failed: bool) -> None:
-        self.table.end(acquired.replica.replica_id)
-        self._tracking.touch()
-        if acquired.placement_id:
-            self._releases.put(acquired.placement_id, span, replica_failed=failed)
+    def ended(self, replica: ReadyReplica) -> None:
+        self.table.end(replica.replica_id)
+        self._schedulers.touch()
 
-    def _start(self, acquired: Acquired, waited_s: float) -> Slot:
+    def _start(self, acquired: Acquired, granted_by: SchedulerLink | None, waited_s: float) -> Slot:
         self.table.start(acquired.replica.replica_id)
-        self._tracking.touch()
-        return Slot(self, acquired, waited_s)
+        self._schedulers.touch()
+        return Slot(self, acquired, granted_by, waited_s)
 
-    async def _acquire(self, model: str, excluded: Collection[str], deadline: float) -> Acquired:
-        """Asks again while the scheduler cannot be reached; a replica that gets ready meanwhile will do."""
+    async def _acquire(
+        self, model: str, excluded: Collection[str], deadline: float
+    ) -> tuple[Acquired, SchedulerLink | None]:
+        """Asks again while no scheduler can be reached; a replica that gets ready meanwhile will do."""
         began = self._clock.now()
         backoff = _BACKOFF_FIRST_S
         while True:
             left_s = deadline - self._clock.now()
             try:
-                return await self._placements.acquire(model, excluded, timeout_s=max(left_s, 0.001))
+                return await self._schedulers.acquire(model, excluded, timeout_s=max(left_s, 0.001))
             except errors.WoodfrogError as error:
                 now = self._clock.now()
                 end = final(error, model, waited_s=now - began, left_s=deadline - now - backoff)
@@ -110,7 +108,7 @@ class Slots:
             backoff = min(2 * backoff, _BACKOFF_MAX_S)
             replica = self.table.pick(model, excluded)
             if replica is not None:
-                return _serving(replica)
+                return _serving(replica), None
 
 
 def final(
@@ -128,7 +126,7 @@ def final(
         case errors.Unavailable() if lost:
             return errors.Unavailable(
                 "SCHEDULER_LOST",
-                f"no replica of model {model!r} is ready and the scheduler cannot be reached: {error.message}",
+                f"no replica of model {model!r} is ready and no scheduler can be reached: {error.message}",
                 retry_after_s=_RETRY_AFTER_S,
                 model=model,
             )

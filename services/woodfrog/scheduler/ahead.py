@@ -21,7 +21,7 @@ class Ahead:
     def look(self) -> None:
         """Lifts what is lacking to `replicas_min`, as far as there is room."""
         board = self._board
-        if not board.lacking or not board.listed or board.starting:
+        if not board.lacking or not board.leads or not board.listed or board.starting:
             return
         lacking, board.lacking = board.lacking, {}
         for model in lacking:

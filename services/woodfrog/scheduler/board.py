@@ -68,6 +68,7 @@ class Board:
         self.service_times = ServiceTimes()
         #: Where idle replicas are to rest, by the plan; others go by the clock.
         self.planned: Mapping[str, Rung] = {}
+        self.leads = True
         self.now = float("-inf")
         self.view = ClusterView()
         self.usage = Usage()

@@ -52,7 +52,7 @@ class Climbs:
 
     # --- from a ticket to a climb ---
 
-    def lift(self, ticket: Ticket, spec: ModelSpec) -> bool:
+    def lift(self, ticket: Ticket, spec: ModelSpec, slot_comes: bool) -> bool:
         """Joins a climb or starts one. False: the ticket must wait, for a slot, or for nodes that may come."""
         board = self._board
         pointers = board.view.pointers(spec)
@@ -60,6 +60,8 @@ class Climbs:
         request = PlaceRequest(spec, pointers, excluded_replicas=ticket.excluded)
         thaw = place(replace(request, new=False), board.view, board.estimates)
         quick = isinstance(thaw, Placement) and thaw.predicted_s < SOON_S
+        if slot_comes and not quick:
+            return False
         climb = self._open(ticket, spec, thaw_only=quick)
         if climb is not None and (queue_s is None or queue_s >= bursts.left_s(board, climb)):
             self._join(climb, ticket)
@@ -102,11 +104,8 @@ class Climbs:
         False when there is no room, or the model has as many as it may have.
         """
         view = self._board.view
-        drained = sum(
-            view.offered(record) and view.nodes[record.replica.node].facts.draining
-            for record in view.replicas_of(spec.name)
-        )
-        new = self._replica_count(spec) - drained < spec.replicas_max  # it takes their place
+        count = self._replica_count(spec) - view.draining_count(spec.name)
+        new = count < spec.replicas_max  # it takes their place
         request = PlaceRequest(spec, view.pointers(spec), new=new, node=node)
         found = (place if node else find)(request, view, self._board.estimates)
         if isinstance(found, NoCapacity):
@@ -292,6 +291,10 @@ class Climbs:
         self._note_refusal(climb)
         board.timers.set(("refused", climb.node), board.now + board.limits.refusal_s)
         self._let_go(climb)
+        if climb.waiters and board.view.coming_slots(climb.spec.name) >= len(climb.waiters):
+            for ticket in self._end(climb):  # another scheduler was faster
+                board.wait(ticket)
+            return
         later = () if climb.effort is Effort.FIRST else RETRIES[climb.effort]
         self._go_on(climb, (climb.effort, *later))
 

@@ -153,6 +153,13 @@ class Planned:
 
 
 @dataclass(frozen=True, slots=True)
+class Led:
+    """Whether this scheduler leads now. Who does not has no plan, and leaves to the leader's what goes by one."""
+
+    leads: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Ticked:
     """A time that `next_time` named has come."""
 
@@ -180,6 +187,7 @@ Event = (
     | PrefetchFinished
     | PrefetchFailed
     | Planned
+    | Led
     | Ticked
 )
 

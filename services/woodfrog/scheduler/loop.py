@@ -93,6 +93,7 @@ class SchedulerLoop:
         self._links = NodeLinks(self.submit, self._spawn, waits.node_patience_s)
         self._callers: dict[int, _Caller] = {}
         self._election: Election | None = None
+        self._led = True  # as the state was told last
         self._tickets = 0
         self._climbs: dict[str, asyncio.Task[None]] = {}  # by attempt
         self._spans: dict[str, trace.Span] = {}  # of the last attempt of each climb
@@ -169,6 +170,7 @@ class SchedulerLoop:
         self._election = election
         self._spawn(self._follow(source), "catalog")
         self._spawn(election.run(), "election")
+        self._spawn(self._follow_terms(election), "terms")
 
     @property
     def term(self) -> Term | None:
@@ -186,8 +188,11 @@ class SchedulerLoop:
     async def _keep_planning(self, every_s: float) -> None:
         while True:
             await asyncio.sleep(every_s)
+            term = self.term
+            if term is None:
+                continue
             made = await self._make_plan(WhatIf())
-            if made is None:
+            if made is None or self.term is not term:
                 continue
             items, solution = made
             if items or self._state.planned:
@@ -248,9 +253,21 @@ class SchedulerLoop:
                 self._catalog_changed(change)
         raise AssertionError("the catalog never just ends")
 
+    async def _follow_terms(self, election: Election) -> None:
+        while True:
+            term = await election.won()
+            self.submit(on.Ticked())
+            await term.lost.wait()
+            self.submit(on.Ticked())
+            await asyncio.sleep(_TICK_S_MIN)  # until the election has noticed too
+
     # --- events in ---
 
     def submit(self, event: Event) -> None:
+        """Whether this scheduler leads is looked at each time, so that no plan outlives its term."""
+        if self._election is not None and self._led is not self.leads:
+            self._led = self.leads
+            self.submit(on.Led(self._led))
         began = self._clock.wall()
         now = self._clock.now()
         try:

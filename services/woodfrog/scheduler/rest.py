@@ -114,6 +114,8 @@ class Rest:
         if planned is not None:
             lower = planned is Rung.FROZEN or (planned is Rung.PARKED and state is ReplicaState.HOT)
             return (board.moves.free_at(record.replica.node, board.now), planned) if lower else None
+        if idle_s is None and not board.leads:
+            return None
         if idle_s is None:  # until a plan names it
             return self._kept_until(record) + board.limits.freeze_s, Rung.FROZEN
         return record.used + idle_s, Rung.FROZEN

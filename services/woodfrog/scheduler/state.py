@@ -77,6 +77,7 @@ class SchedulerState:
             on.NodeSilent: world.node_silent,
             on.NodeLost: self._node_lost,
             on.Planned: self._planned,
+            on.Led: self._led,
             on.Ticked: self._ticked,
         }
 
@@ -232,6 +233,12 @@ class SchedulerState:
             record.value = event.values.get(replica_id, float("inf"))
         self._ahead.planned(event.ahead)
 
+    def _led(self, event: on.Led) -> None:
+        self._board.leads = event.leads
+        if not event.leads:
+            self._planned(on.Planned({}))
+        self._board.touched.update(dict.fromkeys(self.view.replicas))
+
     # --- nodes ---
 
     def _node_reported(self, event: on.NodeReported) -> None:
@@ -335,12 +342,16 @@ class SchedulerState:
         those that wait for climbs may have it.
         """
         board = self._board
+        coming = self.view.coming_slots(model)
         for number in sorted(board.waiting.get(model, {})):
             ticket = board.tickets[number]
-            if not self._decide(ticket) and not ticket.excluded:
+            if self._decide(ticket, slot_comes=coming > 0):
+                continue
+            coming -= 1
+            if coming < 0 and not ticket.excluded:
                 break
         while waiting := board.waiting.get(model):
-            if not self._decide(waiting[max(waiting)]):
+            if not self._decide(waiting[max(waiting)], slot_comes=coming >= 0):
                 break
         for ticket in self._climbs.joined(model):
             free = [r for r in self.view.replicas_of(model) if board.has_slot(r, ticket)]
@@ -348,7 +359,7 @@ class SchedulerState:
                 self._climbs.leave(ticket)
                 board.grant(ticket, min(free, key=self._load))
 
-    def _decide(self, ticket: Ticket) -> bool:
+    def _decide(self, ticket: Ticket, slot_comes: bool) -> bool:
         """False when the ticket waits on."""
         board = self._board
         model = self.view.models.get(ticket.model)
@@ -367,7 +378,7 @@ class SchedulerState:
             return True
         if not board.listed or board.starting:
             return False
-        return self._climbs.lift(ticket, model.spec)
+        return self._climbs.lift(ticket, model.spec, slot_comes)
 
     def _load(self, record: ReplicaRecord) -> tuple[int, str]:
         return self.active(record.replica.replica_id), record.replica.replica_id

@@ -165,6 +165,21 @@ class ClusterView:
         stuck = replica.state in RESTING and self.nodes[replica.node].facts.draining
         return record.leaving or stuck
 
+    def coming_slots(self, model: str) -> int:
+        """Of replicas that another scheduler lifts: who waits for one of these needs no climb of ours."""
+        return sum(
+            record.replica.slots
+            for record in self.replicas_of(model)
+            if record.replica.state is ReplicaState.CLIMBING and record.climb is None
+            if record.suspect_since is None and self.usable(record)
+            if not self.nodes[record.replica.node].silent
+        )
+
+    def draining_count(self, model: str) -> int:
+        """Of replicas that are offered, on nodes that drain."""
+        offered = (record for record in self.replicas_of(model) if self.offered(record))
+        return sum(self.nodes[record.replica.node].facts.draining for record in offered)
+
     def put_replica(self, replica: Replica, now: float) -> ReplicaRecord:
         """Its node must be known, and a replica never changes its node or model."""
         record = self.replicas.get(replica.replica_id)

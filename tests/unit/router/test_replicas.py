@@ -48,10 +48,10 @@ def test_excluded_and_suspects_are_passed_over() -> None:
     assert picked(table) == "a", "the scheduler offered it again"
 
 
-def test_a_full_update_drops_what_it_does_not_name() -> None:
+def test_what_is_gone_is_returned() -> None:
     table = ReplicaTable()
     table.apply([replica("a"), replica("b")], ())
-    assert table.apply([replica("b")], (), full=True) == [replica("a")]
+    assert table.apply([replica("b")], ["a"]) == [replica("a")]
     assert list(table.ids) == ["b"]
     assert table.apply((), ["b", "unknown"]) == [replica("b")]
     assert table.pick("m") is None
@@ -100,12 +100,13 @@ def test_what_is_as_it_was_reported_is_not_urgent() -> None:
     assert table.report() == [ReplicaUsage("a", 0, 1)]
 
 
-def test_a_full_report_names_all_that_runs() -> None:
+def test_all_that_runs_is_told_without_starts() -> None:
     table = ReplicaTable()
-    table.start("a")
-    table.report()
     table.start("b")
-    assert table.report(full=True) == [ReplicaUsage("a", 1, 0), ReplicaUsage("b", 1, 1)]
+    table.report()
+    table.start("a")
+    assert table.running() == [ReplicaUsage("a", 1, 0), ReplicaUsage("b", 1, 0)]
+    assert table.report() == [ReplicaUsage("a", 1, 1)], "the next report has it all the same"
 
 
 NAMES = st.sampled_from("abcd")
@@ -121,9 +122,9 @@ class Tables(RuleBasedStateMachine):
         self.reported: dict[str, int] = {}
         self.started = self.told = 0
 
-    @rule(ready=st.sets(NAMES), gone=st.sets(NAMES), full=st.booleans())
-    def update(self, ready: set[str], gone: set[str], full: bool) -> None:
-        self.table.apply(map(replica, sorted(ready)), sorted(gone - ready), full=full)
+    @rule(ready=st.sets(NAMES), gone=st.sets(NAMES))
+    def update(self, ready: set[str], gone: set[str]) -> None:
+        self.table.apply(map(replica, sorted(ready)), sorted(gone - ready))
 
     @rule(excluded=st.sets(NAMES))
     def forward(self, excluded: set[str]) -> None:
@@ -150,11 +151,11 @@ class Tables(RuleBasedStateMachine):
     def judge(self, name: str, suspect: bool) -> None:
         (self.table.suspect if suspect else self.table.trust)(name)
 
-    @rule(full=st.booleans())
-    def report(self, full: bool) -> None:
-        if full:
-            self.reported.clear()
-        for usage in self.table.report(full=full):
+    @rule(anew=st.booleans())
+    def report(self, anew: bool) -> None:
+        if anew:
+            self.reported = {each.replica_id: each.active for each in self.table.running()}
+        for usage in self.table.report():
             self.reported[usage.replica_id] = usage.active
             self.told += usage.started
         counts = {name: self.running.count(name) for name in self.running}

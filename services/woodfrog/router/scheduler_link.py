@@ -1,0 +1,93 @@
+"""What the router has with one scheduler: what that one says is ready, what it is still to be told, and what is given back."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+
+from opentelemetry import trace
+
+from woodfrog.errors import Unavailable, WoodfrogError
+from woodfrog.model.placement import ReadyReplica, ReplicaUsage, TrackUpdate
+from woodfrog.router.placements import Placements
+
+log = logging.getLogger(__name__)
+_RELEASES_MAX = 4096
+_RELEASE_PAUSES_S = (0.05, 0.1, 0.2)
+_UNTOLD_MAX = 4096  # replicas whose use a scheduler that is away is told of later
+
+
+class SchedulerLink:
+    """`schedulers.py` runs its stream."""
+
+    def __init__(self, name: str, placements: Placements) -> None:
+        self.name = name  #: its address
+        self.placements = placements
+        self.connected = False  #: its list came, on the stream that stands
+        self.ready: dict[str, ReadyReplica] = {}  #: as it says; empty while it is not connected
+        self._untold: dict[str, ReplicaUsage] = {}
+        self._news = asyncio.Event()
+        self._releases: asyncio.Queue[tuple[str, trace.Span, bool]] = asyncio.Queue(_RELEASES_MAX)
+
+    def hear(self, update: TrackUpdate) -> None:
+        if update.full:
+            self.ready.clear()
+        for replica_id in update.gone:
+            self.ready.pop(replica_id, None)
+        self.ready.update({replica.replica_id: replica for replica in update.ready})
+        self.connected = True
+
+    def lose(self) -> list[str]:
+        """The stream broke. Returns what it said was ready."""
+        said = [*self.ready]
+        self.ready.clear()
+        self.connected = False
+        return said
+
+    def tell(self, usage: Iterable[ReplicaUsage]) -> None:
+        """Goes with the next report; starts that were not reported yet add up."""
+        for each in usage:
+            before = self._untold.pop(each.replica_id, None)
+            started = each.started + (before.started if before else 0)
+            self._untold[each.replica_id] = ReplicaUsage(each.replica_id, each.active, started)
+        while not self.connected and len(self._untold) > _UNTOLD_MAX:
+            del self._untold[next(iter(self._untold))]
+        if self._untold:
+            self._news.set()
+
+    async def reports(
+        self, running: Callable[[], Sequence[ReplicaUsage]]
+    ) -> AsyncIterator[Sequence[ReplicaUsage]]:
+        """For one stream: first all that is `running`, then what is told. One that reads slowly gets the newest."""
+        self.tell(running())
+        while True:
+            untold, self._untold = self._untold, {}
+            self._news.clear()
+            yield [*untold.values()]
+            await self._news.wait()
+
+    def release(self, placement_id: str, span: trace.Span, *, replica_failed: bool) -> None:
+        """Makes no request wait for it. `span` is the parent of the call's."""
+        try:
+            self._releases.put_nowait((placement_id, span, replica_failed))
+        except asyncio.QueueFull:
+            # The scheduler is away; a placement ends with this router's stream too.
+            extra = {"placement": placement_id, "scheduler": self.name}
+            log.warning("release dropped, too many wait", extra=extra)
+
+    async def run_releases(self) -> None:
+        """Never returns."""
+        while True:
+            placement_id, span, failed = await self._releases.get()
+            with trace.use_span(span):
+                await self._release(placement_id, failed)
+
+    async def _release(self, placement_id: str, failed: bool) -> None:
+        for pause_s in _RELEASE_PAUSES_S:
+            try:
+                await self.placements.release(placement_id, replica_failed=failed)
+                return
+            except Unavailable:
+                await asyncio.sleep(pause_s)
+            except WoodfrogError as error:
+                log.warning("release refused", extra={"error": error.message})
+                return

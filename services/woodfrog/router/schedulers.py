@@ -1,0 +1,141 @@
+"""All schedulers as one: each is told what runs here, what any of them says is ready is ready, one is asked for placements."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+from woodfrog.clock import Clock
+from woodfrog.errors import Unavailable, WoodfrogError
+from woodfrog.model.placement import Acquired, ReadyReplica, ReplicaUsage, TrackUpdate
+from woodfrog.router.placements import Placements
+from woodfrog.router.replicas import ReplicaTable
+from woodfrog.router.scheduler_link import SchedulerLink
+
+log = logging.getLogger(__name__)
+_REPORT_S = 0.1
+_REPORT_URGENT_S = 0.005  # a burst that wakes a replica is one report
+_BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+class Schedulers:
+    """Feeds the table. When none is connected any more it stays as it was."""
+
+    def __init__(
+        self,
+        table: ReplicaTable,
+        placements: Mapping[str, Placements],
+        forget: Callable[[ReadyReplica], None],
+        clock: Clock,
+    ) -> None:
+        """`placements` by address, the one to ask first before all others; `forget` is told of each replica that left."""
+        self._table = table
+        self._links = [SchedulerLink(name, each) for name, each in placements.items()]
+        self._forget = forget
+        self._clock = clock
+        self._touched = asyncio.Event()
+        self._urgent = asyncio.Event()
+        self.delivered = False  #: the list of one of them came once
+
+    def touch(self) -> None:
+        """Call after each change of the table's counts."""
+        self._touched.set()
+        if self._table.urgent:
+            self._urgent.set()
+
+    async def acquire(
+        self, model: str, excluded: Collection[str] = (), *, timeout_s: float
+    ) -> tuple[Acquired, SchedulerLink]:
+        """From the first that is connected, so that one scheduler joins the requests to one climb; if it is lost
+        meanwhile, from the next. Raises woodfrog.errors classes; cancelling it gives the wait up.
+        """
+        deadline = self._clock.now() + timeout_s
+        connected = [link for link in self._links if link.connected]
+        for link in connected or self._links:
+            left_s = max(deadline - self._clock.now(), 0.001)
+            try:
+                return await link.placements.acquire(model, excluded, timeout_s=left_s), link
+            except Unavailable as error:
+                if error.reason == "CLIMB_FAILED":
+                    raise
+                lost = error
+        raise lost
+
+    async def run(self) -> None:
+        """Never returns."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._report())
+            for link in self._links:
+                group.create_task(self._follow(link))
+                group.create_task(link.run_releases())
+
+    # --- what is ready ---
+
+    async def _follow(self, link: SchedulerLink) -> None:
+        failures = 0
+        while True:
+            try:
+                async for update in link.placements.track(link.reports(self._running)):
+                    failures = 0
+                    self._heard(link, update)
+            except WoodfrogError as error:
+                if failures == 0:
+                    extra = {"scheduler": link.name, "error": error.message}
+                    log.warning("scheduler lost", extra=extra)
+            self._lost(link)
+            await asyncio.sleep(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
+            failures += 1
+
+    def _heard(self, link: SchedulerLink, update: TrackUpdate) -> None:
+        if not link.connected:
+            extra = {"scheduler": link.name, "replicas": len(update.ready)}
+            log.info("scheduler connected", extra=extra)
+        link.hear(update)
+        self.delivered = True
+        # What was ready when all were lost may be in nobody's list now.
+        self._apply(update.ready, [*self._table.ids] if update.full else update.gone)
+
+    def _lost(self, link: SchedulerLink) -> None:
+        said = link.lose()
+        if any(other.connected for other in self._links):
+            self._apply((), said)
+
+    def _apply(self, ready: Iterable[ReadyReplica], gone: Iterable[str]) -> None:
+        """Of `gone` what nobody says is ready."""
+        lists = [link.ready for link in self._links]
+        nobodys = [name for name in gone if not any(name in said for said in lists)]
+        for replica in self._table.apply(ready, nobodys):
+            self._forget(replica)
+
+    # --- what runs ---
+
+    async def _report(self) -> None:
+        """Never returns."""
+        while True:
+            await self._touched.wait()
+            try:
+                async with asyncio.timeout(_REPORT_S):
+                    await self._still_urgent()
+            except TimeoutError:
+                pass
+            self._touched.clear()
+            self._urgent.clear()
+            self._tell()
+
+    async def _still_urgent(self) -> None:
+        """Short requests one after the other make a replica idle and busy many times a second: only what stays is news."""
+        while True:
+            await self._urgent.wait()
+            await asyncio.sleep(_REPORT_URGENT_S)
+            if self._table.urgent:
+                return
+            self._urgent.clear()
+
+    def _tell(self) -> None:
+        usage = self._table.report()
+        for link in self._links:
+            link.tell(usage)
+
+    def _running(self) -> Sequence[ReplicaUsage]:
+        """All that runs; what changed before is told to everybody."""
+        self._tell()
+        return self._table.running()
