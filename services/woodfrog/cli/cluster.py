@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -82,7 +82,8 @@ class Cluster:
 
     def with_nodes(self, node_count: int) -> "Cluster":
         """The same with so many nodes; one that was there before finds its folder and its ports again."""
-        more = _free_ports(n for n in _names(node_count) if n not in self.ports)
+        new = [name for name in _names(node_count) if name not in self.ports]
+        more = _free_ports(new, {self.http_port, *self.ports.values()})
         return replace(self, node_count=node_count, ports={**self.ports, **more})
 
     def save(self) -> None:
@@ -144,6 +145,11 @@ class Cluster:
     def children(self) -> tuple[str, ...]:
         """The services' processes, in the order of start."""
         return _children(self.node_count)
+
+    @property
+    def used_ports(self) -> dict[str, int]:
+        """By name; `ports` may hold more, of nodes that it had once."""
+        return {name: self.ports[name] for name in _names(self.node_count)}
 
     @property
     def base_url(self) -> str:
@@ -265,15 +271,17 @@ def to_type(verb: str, home: Path) -> str:
     return f"{program} {verb}" if home == HOME.resolve() else f"{program} --home {home} {verb}"
 
 
-def _free_ports(names: Iterable[str]) -> dict[str, int]:
-    sockets = {name: socket.socket() for name in names}
+def _free_ports(names: Sequence[str], kept: Collection[int] = ()) -> dict[str, int]:
+    """None of those that are `kept`, which nobody may listen on now."""
+    sockets = [socket.socket() for _ in range(len(names) + len(kept))]
     try:
-        for held in sockets.values():  # all held at once, so that no port comes twice
+        for held in sockets:  # all held at once, so that no port comes twice
             held.bind(("127.0.0.1", 0))
-        return {name: held.getsockname()[1] for name, held in sockets.items()}
+        ports = [int(held.getsockname()[1]) for held in sockets]
     finally:
-        for held in sockets.values():
+        for held in sockets:
             held.close()
+    return dict(zip(names, (port for port in ports if port not in kept), strict=False))
 
 
 def _free_port(wanted: int) -> int:

@@ -94,7 +94,7 @@ def running(home: Path) -> Cluster:
 
 def check_ports(cluster: Cluster) -> None:
     """Raises FailedPrecondition when another program listens on a port of the stopped cluster."""
-    for name, port in {"gateway": cluster.http_port, **cluster.ports}.items():
+    for name, port in {"gateway": cluster.http_port, **cluster.used_ports}.items():
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

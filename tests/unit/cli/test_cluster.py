@@ -67,6 +67,9 @@ def test_a_node_that_comes_back_finds_its_ports(tmp_path: Path) -> None:
     one = Cluster.existing(tmp_path)
     assert len(one.nodes) == 1
     assert one.with_nodes(2) == two
+    assert "node_agent-2" not in one.used_ports
+    ports = one.with_nodes(NODES_MAX).used_ports
+    assert len({one.http_port, *ports.values()}) == len(ports) + 1
 
 
 def test_the_number_of_nodes_changes_only_while_it_is_down(
