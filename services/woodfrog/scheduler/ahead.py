@@ -1,17 +1,26 @@
-"""Climbs that no request asked for: up to a model's `replicas_min`, and to what the plan wants at rest. Pure."""
+"""What no request asked for: climbs up to a model's `replicas_min`, and to what the plan wants at rest; bytes that it wants
+on a disk. Pure.
+"""
 
 from collections.abc import Mapping
 
 from woodfrog.model.node import ReplicaState
 from woodfrog.scheduler.board import Board
 from woodfrog.scheduler.climbs import Climbs
+from woodfrog.scheduler.events import Prefetch, PrefetchFailed, PrefetchFinished
 from woodfrog.scheduler.view import ReplicaRecord
+
+FETCHES_MAX = 8  # at once, in all
+FETCH_RETRY_S = 60.0
 
 
 class Ahead:
     def __init__(self, board: Board, climbs: Climbs) -> None:
         self._board = board
         self._climbs = climbs
+        self._fetches: dict[str, Prefetch] = {}  # under way, by attempt
+        self._fetch_after: dict[str, float] = {}  # of models, not before: the last one failed
+        self._count = 0
 
     def mark(self) -> None:
         """Which of a model's replicas it must keep may be others now."""
@@ -45,6 +54,39 @@ class Ahead:
                 continue
             if self._climbs.climb_ahead(record.spec, name):
                 board.moves.note(name, board.now)
+
+    def fetch(self, wanted: Mapping[str, str]) -> None:
+        """Models and nodes; one at once to each node, none to one that has a climb under way."""
+        board, view = self._board, self._board.view
+        busy = {order.node for order in self._fetches.values()}
+        under_way = {order.spec.name for order in self._fetches.values()}
+        for model, name in wanted.items():
+            record, node = view.models.get(model), view.nodes.get(name)
+            if record is None or node is None or node.climbs or name in busy or model in under_way:
+                continue
+            pointer = view.pointers(record.spec).get(node.print_key)
+            if pointer is None or self._fetch_after.get(model, board.now) > board.now:
+                continue
+            if (
+                len(self._fetches) >= FETCHES_MAX
+                or board.moves.free_at(name, board.now) > board.now
+            ):
+                continue
+            self._count += 1
+            order = Prefetch(f"{board.epoch}-f{self._count}", name, record.spec, pointer)
+            self._fetches[order.attempt] = order
+            busy.add(name)
+            board.moves.note(name, board.now)
+            board.order(order)
+
+    def fetched(self, event: PrefetchFinished | PrefetchFailed) -> None:
+        """The shell logged why one failed."""
+        order = self._fetches.pop(event.attempt, None)
+        if order is None:
+            return
+        self._fetch_after.pop(order.spec.name, None)
+        if isinstance(event, PrefetchFailed) and order.spec.name in self._board.view.models:
+            self._fetch_after[order.spec.name] = self._board.now + FETCH_RETRY_S
 
     def _touch(self, model: str) -> None:
         for record in self._board.view.replicas_of(model):

@@ -150,6 +150,8 @@ class Planned:
     values: Mapping[str, float] = field(default_factory=dict)  # of each that may be lowered
     #: Models without a replica that are to have one at rest, and on which node; what is worth most first.
     ahead: Mapping[str, str] = field(default_factory=dict)
+    #: Models whose bytes are to lie on a node's disk, and of which.
+    fetched: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from woodfrog.scheduler.estimates import Branch, Estimates, Way
 from woodfrog.scheduler.events import Planned
 from woodfrog.scheduler.plan import Choice, Item, Limits, Option, Prices, Resource, Solution
 from woodfrog.scheduler.policy import Eviction, NoCapacity, PlaceRequest, find
+from woodfrog.scheduler.shelves import Shelves, free_bytes
 from woodfrog.scheduler.view import RESTING, ClusterView, NodeRecord, ReplicaRecord
 
 HEADROOM = 0.1  # of a node stays free, so that a climb finds room at once
@@ -26,7 +27,10 @@ _SOON_S = 300.0  # what is expected later is not lifted yet
 def items(
     view: ClusterView, demand: Demand, estimates: Estimates, now: float
 ) -> Iterator[Item | None]:
-    """One of each model that idles and may be kept or lifted; None for others, so that a caller can stop after any number."""
+    """One of each model that idles and may be kept, lifted or fetched; None for others, so that a caller can stop after any
+    number.
+    """
+    shelves = Shelves(view)
     for name, model in list(view.models.items()):
         if model.spec.freeze_after_s is not None or model.active is None:
             yield None
@@ -38,7 +42,7 @@ def items(
         elif wait_s <= _SOON_S and not any(view.replicas_of(name)):
             yield _lifted(view, model.spec, estimates, wait_s)
         else:
-            yield None
+            yield shelves.item(model.spec, estimates, wait_s)
 
 
 def _kept(
@@ -95,6 +99,7 @@ def limits(view: ClusterView, planned: Mapping[str, Item], room: float = 1.0) ->
             Resource.GPU: sum(gpu.memory_bytes for gpu in facts.gpus) * part
             - sum(node.reserved_gpu_bytes.values()),
             Resource.PINNED: sum(gpu.pinned_bytes for gpu in facts.gpus) * room,
+            Resource.DISK: free_bytes(node),
         }
         held: dict[str, int] = {}  # weights on a GPU that others use
         for record in node.replicas.values():
@@ -129,18 +134,22 @@ def _weights_on(node: NodeRecord, replica: Replica) -> tuple[str, ...]:
 
 
 def rests(view: ClusterView, planned: Mapping[str, Item], solution: Solution) -> Planned:
-    """Where each model's best idle replica is to rest, what each idle one's rest is worth, and which models are to have one.
+    """Where each model's best idle replica is to rest, what each idle one's rest is worth, which models are to have one, and
+    which are to lie on a disk.
 
     Nothing for those that keep nothing, and for a model's others than the best.
     """
     found: dict[str, Rung] = {}
     values: dict[str, float] = {}
     ahead: dict[str, Choice] = {}
+    fetched: dict[str, Choice] = {}
     for model in planned:
         choice = solution.choices.get(model)
-        rises = choice is not None and choice.option.rung is not Rung.FROZEN
-        if choice is not None and rises and not any(view.replicas_of(model)):
-            ahead[model] = choice
+        if choice is not None and not any(view.replicas_of(model)):
+            if choice.option.rung is not Rung.FROZEN:
+                ahead[model] = choice
+            elif Resource.DISK in choice.option.uses:
+                fetched[model] = choice
         replicas = [record for record in view.replicas_of(model) if _plannable(view, record)]
         if not replicas:  # since the plan was begun, or it is to be lifted
             continue
@@ -149,8 +158,13 @@ def rests(view: ClusterView, planned: Mapping[str, Item], solution: Solution) ->
         values |= {record.replica.replica_id: 0.0 for record in replicas}
         values[best.replica_id] = choice.value if choice is not None and here else 0.0
         found[best.replica_id] = choice.option.rung if choice is not None and here else Rung.FROZEN
-    first = sorted(ahead, key=lambda model: -ahead[model].value)
-    return Planned(found, values, {model: ahead[model].option.group for model in first})
+    return Planned(found, values, _nodes(ahead), _nodes(fetched))
+
+
+def _nodes(choices: Mapping[str, Choice]) -> dict[str, str]:
+    """By model, what is worth most first."""
+    first = sorted(choices, key=lambda model: -choices[model].value)
+    return {model: choices[model].option.group for model in first}
 
 
 def told(view: ClusterView, planned: Mapping[str, Item], solution: Solution) -> PlanView:

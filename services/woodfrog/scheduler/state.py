@@ -65,8 +65,8 @@ class SchedulerState:
             on.ClimbFailed: self._climbs.failed,
             on.DescendFinished: self._descended,
             on.DescendFailed: self._descended,
-            on.PrefetchFinished: self._drains.finished,
-            on.PrefetchFailed: self._drains.failed,
+            on.PrefetchFinished: self._prefetched,
+            on.PrefetchFailed: self._prefetched,
             on.CatalogListed: world.catalog_listed,
             on.ModelListed: world.model_listed,
             on.ModelRemoved: world.model_removed,
@@ -232,6 +232,14 @@ class SchedulerState:
         for replica_id, record in self.view.replicas.items():
             record.value = event.values.get(replica_id, float("inf"))
         self._ahead.planned(event.ahead)
+        self._ahead.fetch(event.fetched)
+
+    def _prefetched(self, event: on.PrefetchFinished | on.PrefetchFailed) -> None:
+        self._ahead.fetched(event)
+        if isinstance(event, on.PrefetchFailed):
+            self._drains.failed(event)
+        else:
+            self._drains.finished(event)
 
     def _led(self, event: on.Led) -> None:
         self._board.leads = event.leads

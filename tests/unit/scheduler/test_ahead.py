@@ -23,8 +23,11 @@ from woodfrog.model.placement import ReplicaUsage
 from woodfrog.model.rung import Rung
 from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler import events as on
+from woodfrog.scheduler import planning
+from woodfrog.scheduler.ahead import FETCH_RETRY_S
 from woodfrog.scheduler.board import Limits
 from woodfrog.scheduler.moves import Moves
+from woodfrog.scheduler.plan import Planner
 
 ONE = spec(replicas_min=1, replicas_max=3, park_after_s=5.0, freeze_after_s=20.0)
 FROG = spec("frog", park_after_s=5.0)
@@ -285,3 +288,64 @@ def test_room_that_comes_goes_to_the_model_that_counts_more_then_to_the_nearer_d
         assert every(on.StartClimb, cell.acquire(model)) == []
     starts = every(on.StartClimb, cell.report("a", facts=facts("a", 8 * GIB)))
     assert [start.spec.name for start in starts] == ["newt", "toad"]
+
+
+# --- bytes on a disk ---
+
+
+def shelved(*nodes: str, disk_bytes: int = 100 * GIB) -> Cell:
+    """The model has a snapshot that lies nowhere, and is expected tomorrow."""
+    cell = Cell(FROG, nodes=nodes or ("a", "b"))
+    cell.do(on.SnapshotListed(pointer(FROG)))
+    served(cell, replica("f1", FROG, "a"))
+    wakes(cell, "frog", 86400.0)
+    for node in nodes or ("a", "b"):
+        cell.report(node, facts=facts(node, disk_bytes=disk_bytes))
+    cell.wait(600.0)
+    return cell
+
+
+def fetches(cell: Cell) -> list[tuple[str, str]]:
+    view = cell.state.view
+    found = planning.items(view, cell.state.demand, cell.state.estimates, cell.now)
+    items = {item.model: item for item in found if item is not None}
+    limits = planning.limits(view, items)
+    solution = Planner().solve([*items.values()], limits, planning.prices(view, 0.0, 0.0))
+    commands = cell.do(planning.rests(view, items, solution))
+    return [(order.node, order.attempt) for order in every(on.Prefetch, commands)]
+
+
+def test_a_model_that_lies_nowhere_is_fetched_to_the_node_with_most_disk_free() -> None:
+    cell = shelved()
+    cell.report("a", facts=facts("a", disk_bytes=50 * GIB))
+    ((node, attempt),) = fetches(cell)
+    assert node == "b"
+    assert fetches(cell) == []  # it is under way
+    cell.do(on.PrefetchFinished(attempt))
+    lies = pointer(FROG)
+    told = (resident(lies.manifest, lies.size_bytes), resident(FROG.weights, FROG.weights_bytes))
+    cell.report("b", facts=facts("b", disk_bytes=100 * GIB), residents=told)
+    assert fetches(cell) == []
+
+
+@pytest.mark.parametrize("disk_bytes", [0, GIB // 2])
+def test_nothing_is_fetched_to_a_disk_that_is_full_or_unknown(disk_bytes: int) -> None:
+    assert fetches(shelved(disk_bytes=disk_bytes)) == []
+
+
+def test_a_fetch_that_failed_is_tried_again_a_minute_later() -> None:
+    cell = shelved("a")
+    ((_, attempt),) = fetches(cell)
+    cell.do(on.PrefetchFailed(attempt, "CACHE_FULL", "it is full"))
+    cell.wait(FETCH_RETRY_S - 1.0)
+    assert fetches(cell) == []
+    cell.wait(2.0)
+    assert len(fetches(cell)) == 1
+
+
+def test_a_node_that_drains_or_climbs_is_not_fetched_to() -> None:
+    cell = shelved()
+    cell.report("a", facts=facts("a", disk_bytes=200 * GIB, draining=True))
+    cell.do(on.ModelListed(TOAD))
+    only(on.StartClimb, cell.acquire("toad"))
+    assert fetches(cell) == []

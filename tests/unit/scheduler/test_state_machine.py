@@ -66,7 +66,12 @@ class Agent:
     def facts(self) -> NodeFacts:
         promised = sum(each.memory_bytes for each in self.replicas.values())
         node_print = OTHER_PRINT if self.name == "c" else PRINT
-        more = {"fingerprint": node_print, "draining": self.draining, "replica_count_max": 3}
+        more = {
+            "fingerprint": node_print,
+            "draining": self.draining,
+            "replica_count_max": 3,
+            "disk_bytes": 9 * GIB,
+        }
         gpus = (self.gpu,) if self.name in GPUS else ()
         return facts(self.name, promised, memory_bytes=13 * GIB, gpus=gpus, **more)
 
@@ -266,7 +271,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         limits = planning.limits(view, by_model)
         solution = Planner().solve(items, limits, planning.prices(view, 0.001, 0.001), 0.0)
         found = planning.rests(view, by_model, solution)
-        self.do(on.Planned({**found.rungs, **made_up}, found.values, {**found.ahead, **ahead}))
+        self.do(
+            on.Planned(
+                {**found.rungs, **made_up}, found.values, {**found.ahead, **ahead}, found.fetched
+            )
+        )
 
     @precondition(lambda self: self.placements)
     @rule(data=st.data(), failed=st.booleans())
