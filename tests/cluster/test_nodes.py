@@ -12,6 +12,7 @@ import pytest
 from tests.cluster.conftest import Running, wait
 from woodfrog.cli import commands, supervisor, up
 from woodfrog.cli.cluster import Cluster
+from woodfrog.cli.nodes import drain
 
 QUESTION = "What is the capital of France?"
 
@@ -30,6 +31,22 @@ def pair() -> Iterator[Running]:
             assert str(node.mount_dir) not in mounts
             assert not node.run_dir.exists()
             assert not list(Path("/sys/fs/cgroup").rglob(f"woodfrog/{node.name}"))
+
+
+def test_a_drain_brings_a_models_bytes_to_the_other_node_first(pair: Running) -> None:
+    pair.add()
+    expected = pair.ask(QUESTION).text
+    wait(lambda: bool(pair.snapshots()), "the snapshot")
+    (replica,) = pair.replicas()
+    asyncio.run(drain(pair.cluster, replica.node, 120.0))
+    assert not pair.replicas()
+    (pointer,) = pair.snapshots()
+    (other,) = [node for node in pair.cluster.nodes if node.name != replica.node]
+    assert (other.folder / "cache" / pointer.manifest.removeprefix("sha256:")).exists()
+    moved = pair.ask(QUESTION)
+    assert (moved.rung, moved.text) == ("frozen", expected)  # nothing of it came from the store now
+    (there,) = pair.replicas()
+    assert there.node == other.name
 
 
 def test_a_model_whose_node_dies_wakes_on_the_other(pair: Running) -> None:
