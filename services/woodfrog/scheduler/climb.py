@@ -49,6 +49,12 @@ class Climb:
     failure: ClimbFailed | None = None  #: the last
 
     @property
+    def fetches(self) -> bool:
+        """Whether its attempt takes a share of the store's line."""
+        forecast = self.placement.forecast if self.placement is not None else None
+        return forecast is not None and forecast.fetches
+
+    @property
     def attempt(self) -> str:
         return f"{self.name}.{self.attempts}"
 

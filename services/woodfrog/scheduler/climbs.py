@@ -104,8 +104,8 @@ class Climbs:
         False when there is no room, or the model has as many as it may have.
         """
         view = self._board.view
-        count = self._replica_count(spec) - view.draining_count(spec.name)
-        new = count < spec.replicas_max  # it takes their place
+        # One more than it may have takes the place of one whose node drains.
+        new = self._replica_count(spec) - view.draining_count(spec.name) < spec.replicas_max
         request = PlaceRequest(spec, view.pointers(spec), new=new, node=node)
         found = (place if node else find)(request, view, self._board.estimates)
         if isinstance(found, NoCapacity):
@@ -191,6 +191,7 @@ class Climbs:
         self._board.view.nodes[placement.node].climbs += 1
         self._board.view.changed(placement.node)
         climb.restored = climb.restored or placement.snapshot is not None
+        self._board.estimates.fetching += climb.fetches
         reservations.reserve(self._board.view, climb)
         if placement.replica_id is not None:
             self._own(climb, self._board.view.replicas[placement.replica_id])
@@ -223,9 +224,9 @@ class Climbs:
     def _let_go(self, climb: Climb) -> ReplicaRecord | None:
         """Ends the attempt at hand. Returns the replica that it was lifting, if that has a name and exists."""
         self._unreserve(climb)
-        if climb.phase is Phase.RUNNING and climb.node in self._board.view.nodes:
-            self._board.view.nodes[climb.node].climbs -= 1
-            self._board.view.changed(climb.node)
+        if climb.phase is Phase.RUNNING:
+            self._board.estimates.fetching -= climb.fetches
+            self._board.view.climb_over(climb.node)
         climb.phase = Phase.ROOM
         for replica_id in climb.victims:
             del self._victims[replica_id]
@@ -492,9 +493,8 @@ class Climbs:
                 board.wait(ticket)
 
     def _refuse_no_capacity(self, ticket: Ticket, spec: ModelSpec, found: NoCapacity) -> None:
-        message, retry_s = no_capacity(spec, found, self._board.limits.retry_after_s)
-        refusal = Refusal.RESOURCE_EXHAUSTED
-        self._board.refuse(ticket, refusal, "NO_CAPACITY", message, retry_s)
+        told = no_capacity(spec, found, self._board.limits.retry_after_s)
+        self._board.refuse(ticket, Refusal.RESOURCE_EXHAUSTED, "NO_CAPACITY", *told)
 
     def check(self) -> None:
         climb_checks.check(self._board, self._climbs, self._of_model, self._victims)

@@ -69,6 +69,13 @@ class Forecast:
     weights: Branch
     beside: int  # climbs under way on the node
     seconds: float
+    sharing: int = 0  # climbs under way anywhere that brought bytes from the store
+
+    @property
+    def fetches(self) -> bool:
+        """Whether it brings so many from the store that others feel it."""
+        missing = (self.process.missing, self.weights.missing)
+        return any(each.store_bytes > FEW_BYTES for each in missing)
 
 
 class Estimates:
@@ -78,6 +85,9 @@ class Estimates:
         self._wrong: dict[tuple[str, Rung], deque[float]] = {}  # taken over prior
         self._store: dict[str, deque[float]] = {}  # seconds a byte
         self._disk: dict[str, deque[float]] = {}
+        self._shared: dict[str, deque[float]] = {}  # share of its time that one more costs a fetch
+        #: Climbs under way that bring bytes from the store, whose line is all nodes'.
+        self.fetching = 0
         self._beside: dict[str, deque[float]] = {}  # share of its time that one more costs a climb
         self._lowered: dict[tuple[str, Rung], deque[float]] = {}
         self._errors: deque[float] = deque(maxlen=ERRORS)
@@ -86,15 +96,17 @@ class Estimates:
         self, way: Way, process: Branch, weights: Branch = NO_WEIGHTS, beside: int = 0
     ) -> Forecast:
         alone = self._alone_s(way)
-        process_s = self._moving_s(way.kind, process.missing)
+        sharing = self.fetching
+        process_s = self._moving_s(way.kind, process.missing, sharing)
         if alone is None:
             process_s += process.prior_s * _median(self._wrong.get((way.kind, way.rung)), 1.0)
-            weights_s = weights.prior_s + self._moving_s(way.kind, weights.missing)
+            weights_s = weights.prior_s + self._moving_s(way.kind, weights.missing, sharing)
         else:  # which includes the weights at hand
             process_s += alone
-            weights_s = self._moving_s(way.kind, weights.missing)
+            weights_s = self._moving_s(way.kind, weights.missing, sharing)
         crowded = 1 + beside * _median(self._beside.get(way.kind), 0.0)
-        return Forecast(way, process, weights, beside, max(process_s, weights_s) * crowded)
+        seconds = max(process_s, weights_s) * crowded
+        return Forecast(way, process, weights, beside, seconds, self.fetching)
 
     def learn(
         self, forecast: Forecast, from_rung: Rung, stages: Iterable[Stage], took_s: float
@@ -114,7 +126,8 @@ class Estimates:
         pages = Missing() if fell_back else forecast.process.missing  # of no use to a cold start
         more = max(pages, forecast.weights.missing, key=lambda m: m.total)
         if more.total > FEW_BYTES:
-            self._learn_moving(way, more, quiet_s, known, beside=more is forecast.weights.missing)
+            behind = more is forecast.weights.missing
+            self._learn_moving(way, more, quiet_s, known, forecast.sharing, beside=behind)
         elif forecast.beside and known is not None:
             share = (took_s / known - 1) / forecast.beside
             _add(self._beside, way.kind, min(max(0.0, share), BESIDE_MAX))
@@ -142,10 +155,11 @@ class Estimates:
         self._alone = {way: found for way, found in self._alone.items() if way.model != model}
 
     def _learn_moving(
-        self, way: Way, missing: Missing, took_s: float, known: float | None, *, beside: bool
-    ) -> None:
+        self, way: Way, missing: Missing, took_s: float, known: float | None, sharing: int,
+        *, beside: bool,
+    ) -> None:  # fmt: skip
         """`beside`: the bytes came while the process did."""
-        moving_s = self._moving_s(way.kind, missing)
+        moving_s = self._moving_s(way.kind, missing, sharing)
         if known is None:
             if moving_s < _SMALL_SHARE * took_s:
                 _add(self._alone, way, took_s - moving_s)
@@ -157,7 +171,12 @@ class Estimates:
         extra_s = took_s if beside else max(0.0, took_s - known)
         if missing.store_bytes >= missing.disk_bytes:
             disk_s = self._moving_s(way.kind, replace(missing, store_bytes=0))
-            _add(self._store, way.kind, max(0.0, extra_s - disk_s) / missing.store_bytes)
+            store_s = max(0.0, extra_s - disk_s)
+            if not sharing:
+                _add(self._store, way.kind, store_s / missing.store_bytes)
+            elif alone_s := self._moving_s(way.kind, replace(missing, disk_bytes=0)):
+                share = (store_s / alone_s - 1) / sharing
+                _add(self._shared, way.kind, min(max(0.0, share), BESIDE_MAX))
         else:
             store_s = self._moving_s(way.kind, replace(missing, disk_bytes=0))
             _add(self._disk, way.kind, max(0.0, extra_s - store_s) / missing.disk_bytes)
@@ -168,11 +187,12 @@ class Estimates:
             found = self._alone.get(way._replace(rung=Rung.FROZEN))
         return statistics.median(found) if found else None
 
-    def _moving_s(self, kind: str, missing: Missing) -> float:
+    def _moving_s(self, kind: str, missing: Missing, sharing: int = 0) -> float:
         seconds = 0.0
         if missing.store_bytes:
             a_byte = _median(self._store.get(kind), 1 / self.priors.store_bytes_s)
-            seconds += missing.store_bytes * a_byte
+            others = sharing * _median(self._shared.get(kind), 1.0)
+            seconds += missing.store_bytes * a_byte * (1 + others)
         if missing.disk_bytes:
             a_byte = _median(self._disk.get(kind), 1 / self.priors.disk_bytes_s)
             seconds += missing.disk_bytes * a_byte

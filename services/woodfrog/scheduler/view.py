@@ -175,6 +175,12 @@ class ClusterView:
             if not self.nodes[record.replica.node].silent
         )
 
+    def climb_over(self, node: str) -> None:
+        """One fewer is under way there."""
+        if node in self.nodes:
+            self.nodes[node].climbs -= 1
+            self.changed(node)
+
     def draining_count(self, model: str) -> int:
         """Of replicas that are offered, on nodes that drain."""
         offered = (record for record in self.replicas_of(model) if self.offered(record))

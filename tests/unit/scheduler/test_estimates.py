@@ -161,3 +161,28 @@ def test_whatever_was_taken_predictions_are_times(
         forecast = estimates.forecast(way, Branch(0.03, missing), Branch(0.1, missing), beside)
         assert 0 <= forecast.seconds < 1e9
         estimates.learn(forecast, found, (), took_s)
+
+
+def test_what_comes_from_the_store_shares_its_line_and_how_much_is_learned() -> None:
+    estimates = learned(0.2)
+    stored = FROZEN._replace(rung=Rung.STORED)
+    away = Branch(0.1, Missing(store_bytes=500 * MB))
+
+    def told() -> float:
+        return estimates.forecast(stored, away).seconds
+
+    for _ in range(SAMPLES):
+        estimates.learn(estimates.forecast(stored, away), Rung.STORED, (), 1.2)
+    assert told() == pytest.approx(1.2)
+    estimates.fetching = 3
+    assert told() == pytest.approx(0.2 + 4 * 1.0)  # the line is shared, as far as is known
+    for _ in range(SAMPLES):
+        estimates.learn(
+            estimates.forecast(stored, away), Rung.STORED, (), 0.2 + 1.0 * (1 + 3 * 0.2)
+        )
+    assert told() == pytest.approx(1.8)
+    estimates.fetching = 0
+    assert told() == pytest.approx(1.2)
+    near = estimates.forecast(FROZEN, PROCESS)
+    estimates.fetching = 9
+    assert estimates.forecast(FROZEN, PROCESS).seconds == near.seconds
