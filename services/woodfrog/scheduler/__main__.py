@@ -10,6 +10,7 @@ from woodfrog.clock import SystemClock
 from woodfrog.coordination import Session
 from woodfrog.scheduler.board import Limits
 from woodfrog.scheduler.loop import Plans, SchedulerLoop, Waits
+from woodfrog.scheduler.metrics import Metrics
 from woodfrog.scheduler.service import PlacementsServicer
 from woodfrog.scheduler.settings import Settings
 from woodfrog.scheduler.state import SchedulerState
@@ -30,8 +31,9 @@ async def main(stop: asyncio.Event) -> None:
     state = SchedulerState(name, limits)
     waits = Waits(settings.climb_timeout_s, settings.wait_s_max, settings.node_patience_s)
     plans = Plans(settings.plan_within_s, settings.gpu_price, settings.memory_price)
+    metrics = Metrics()
     async with Session(settings.etcd.split(","), clock) as session, asyncio.TaskGroup() as group:
-        loop = SchedulerLoop(state, clock, waits, group, plans)
+        loop = SchedulerLoop(state, clock, waits, group, plans, metrics)
         async with rpc.Server(settings.listen) as server:
             servicer = PlacementsServicer(loop)
             placements_pb2_grpc.add_PlacementsServicer_to_server(servicer, server.grpc)  # type: ignore[no-untyped-call]
@@ -40,7 +42,8 @@ async def main(stop: asyncio.Event) -> None:
             if settings.plan_every_s:
                 loop.plan(settings.plan_every_s)
             await server.start(SERVICE)
-            await stop.wait()
+            with metrics.served(settings.metrics_listen):
+                await stop.wait()
             loop.refuse_all()
         loop.end()
 

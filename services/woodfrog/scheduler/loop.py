@@ -30,6 +30,7 @@ from woodfrog.scheduler import events as on
 from woodfrog.scheduler import planning
 from woodfrog.scheduler.describe import describe
 from woodfrog.scheduler.events import Command, Event, Refusal
+from woodfrog.scheduler.metrics import Metrics
 from woodfrog.scheduler.nodes import NodeLinks
 from woodfrog.scheduler.plan import Item, Solution
 from woodfrog.scheduler.plan_worker import PlanWorker
@@ -83,11 +84,13 @@ class SchedulerLoop:
         waits: Waits,
         group: asyncio.TaskGroup,
         plans: Plans | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self._state = state
         self._clock = clock
         self._waits = waits
         self._plans = plans or Plans()
+        self._metrics = metrics or Metrics()
         self._group = group
         self._tasks: set[asyncio.Task[Any]] = set()
         self._links = NodeLinks(self.submit, self._spawn, waits.node_patience_s)
@@ -395,11 +398,13 @@ class SchedulerLoop:
         began = self._clock.now()
         with trace.use_span(span, end_on_exit=False):
             event = await self._climbed(order)
+        took_s = self._clock.now() - began
+        self._metrics.ended(order, event, took_s)
         extra = {
             "model": order.spec.name,
             "node": order.node,
             "attempt": order.attempt,
-            "seconds": round(self._clock.now() - began, 4),
+            "seconds": round(took_s, 4),
             "predicted_s": round(order.predicted_s, 4),
         }
         if isinstance(event, on.ClimbFinished):

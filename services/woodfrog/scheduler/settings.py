@@ -8,6 +8,8 @@ from woodfrog.settings import ServiceSettings
 class Settings(ServiceSettings, env_prefix="WOODFROG_SCHEDULER_"):
     listen: str = "127.0.0.1:7001"
     """gRPC address."""
+    metrics_listen: str = ""
+    """HTTP address of /metrics; empty: it is not served."""
     etcd: str = "127.0.0.1:2379"
     """etcd's endpoints, host:port, comma between."""
     climb_timeout_s: float = Field(default=300.0, gt=0)

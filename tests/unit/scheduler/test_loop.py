@@ -1,7 +1,9 @@
 """The shell where two things happen in one moment."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tests.unit.scheduler.cell import facts, replica, spec
@@ -9,6 +11,7 @@ from tests.unit.scheduler.cell import facts, replica, spec
 from woodfrog.clock import FakeClock
 from woodfrog.errors import Unavailable
 from woodfrog.model.node import NodeUpdate
+from woodfrog.model.rung import Rung
 from woodfrog.scheduler import events as on
 from woodfrog.scheduler.loop import SchedulerLoop, Waits
 from woodfrog.scheduler.state import SchedulerState
@@ -77,3 +80,44 @@ async def test_a_broken_invariant_ends_everything() -> None:
     with pytest.raises(ExceptionGroup) as broken:
         await run(story)
     assert broken.group_contains(AssertionError)
+
+
+class SimulatedElection:
+    """Won and over when the test says so. Who stands still does not see a term end, but can read its clock."""
+
+    def __init__(self) -> None:
+        self.term: Any = None
+        self.changed = asyncio.Event()
+
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+
+    async def won(self) -> Any:
+        while self.term is None:
+            await self.changed.wait()
+        return self.term
+
+
+class SimulatedCatalog:
+    async def follow(self) -> AsyncIterator[Any]:
+        await asyncio.Event().wait()
+        yield
+
+
+async def test_no_plan_decides_after_its_term_though_nobody_was_told_of_the_end() -> None:
+    async def story(loop: SchedulerLoop, state: SchedulerState) -> None:
+        election: Any = SimulatedElection()
+        catalog: Any = SimulatedCatalog()
+        loop.submit(SERVES)
+        loop.start(catalog, election)
+        election.term = SimpleNamespace(lost=asyncio.Event())
+        election.changed.set()
+        await turns()
+        assert loop.leads
+        loop.submit(on.Planned({"f1": Rung.PARKED}))
+        assert state.planned
+        election.term = None
+        loop.submit(on.Ticked())
+        assert not state.planned
+
+    await run(story)

@@ -1,0 +1,56 @@
+"""What a scrape says of climbs."""
+
+import urllib.request
+from contextlib import closing
+
+from tests.service.processes import free_addresses
+from tests.unit.scheduler.cell import facts, replica, spec
+
+from woodfrog.model.node import Climbed
+from woodfrog.model.rung import Rung
+from woodfrog.scheduler import events as on
+from woodfrog.scheduler.metrics import Metrics
+
+FROG = spec()
+
+
+def order(rung: Rung, predicted_s: float) -> on.StartClimb:
+    return on.StartClimb("c", "c.1", "a", FROG, None, None, rung, predicted_s, 1)
+
+
+def finished(rung: Rung) -> on.ClimbFinished:
+    return on.ClimbFinished("c.1", Climbed(replica("f1", FROG, "a"), rung))
+
+
+def test_climbs_by_outcome_and_how_far_off_predictions_were() -> None:
+    metrics = Metrics()
+    metrics.ended(order(Rung.FROZEN, 1.5), finished(Rung.FROZEN), 2.0)
+    metrics.ended(order(Rung.FROZEN, 1.5), finished(Rung.ABSENT), 20.0)  # its snapshot was bad
+    metrics.ended(order(Rung.PARKED, 0.1), on.ClimbRefused("c.1", facts("a"), "full"), 0.1)
+    metrics.ended(order(Rung.PARKED, 0.1), on.ClimbFailed("c.1", "LOST", "it broke"), 0.1)
+    value = metrics.registry.get_sample_value
+    for rung, outcome in (
+        ("frozen", "finished"),
+        ("absent", "finished"),
+        ("parked", "refused"),
+        ("parked", "failed"),
+    ):
+        labels = {"rung": rung, "outcome": outcome}
+        assert value("woodfrog_scheduler_climbs_total", labels) == 1
+    error = "woodfrog_scheduler_prediction_error_ratio"
+    assert value(error + "_sum", {"rung": "frozen"}) == 0.25
+    assert value(error + "_count", {"rung": "frozen"}) == 1
+    assert value(error + "_count", {"rung": "absent"}) is None
+
+
+def test_they_are_served_where_that_is_wanted() -> None:
+    metrics, (address,) = Metrics(), free_addresses(1)
+    metrics.ended(order(Rung.FROZEN, 1.0), finished(Rung.FROZEN), 1.0)
+    for _ in range(2):  # the port is free again afterwards
+        with (
+            metrics.served(address),
+            closing(urllib.request.urlopen(f"http://{address}/metrics", timeout=5)) as answer,
+        ):
+            assert b'climbs_total{outcome="finished",rung="frozen"} 1.0' in answer.read()
+    with metrics.served(""):
+        pass
