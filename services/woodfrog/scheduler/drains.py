@@ -109,9 +109,9 @@ class Drains:
         view = self._view
         found = {r.replica.model for r in node.replicas.values() if view.usable(r)}
         for model, record in view.models.items():
-            if _whole(node, record.spec.weights):  # few are: pointers are looked up for these
+            if node.holds(record.spec.weights):  # few are: pointers are looked up for these
                 pointer = view.pointers(record.spec).get(node.print_key)
-                if pointer is not None and _whole(node, pointer.manifest):
+                if pointer is not None and node.holds(pointer.manifest):
                     found.add(model)
         return sorted(found)
 
@@ -146,9 +146,9 @@ class Drains:
                 return True
         for name in view.holders.get(spec.weights, ()):
             node = view.nodes[name]
-            if self._takes(name, spec) and _whole(node, spec.weights):
+            if self._takes(name, spec) and node.holds(spec.weights):
                 pointer = pointers.get(node.print_key)
-                if not pointers or (pointer is not None and _whole(node, pointer.manifest)):
+                if not pointers or (pointer is not None and node.holds(pointer.manifest)):
                     return True
         return False
 
@@ -211,8 +211,3 @@ class Drains:
     def _look_soon(self) -> None:
         for name in self._waiting:
             self._board.timers.set(("drain", name), self._board.now)
-
-
-def _whole(node: NodeRecord, manifest: str) -> bool:
-    resident = node.residents.get(manifest)
-    return resident is not None and resident.complete

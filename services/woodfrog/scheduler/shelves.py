@@ -41,7 +41,7 @@ class Shelves:
         for name in view.holders.get(spec.weights, ()):
             node = view.nodes[name]
             held = pointers.get(node.print_key)
-            if held is not None and _whole(node, spec.weights) and _whole(node, held.manifest):
+            if held is not None and node.holds(spec.weights) and node.holds(held.manifest):
                 return None
         fitting = [
             (free, name)
@@ -69,8 +69,3 @@ class Shelves:
         )
         option = Option(name, Rung.FROZEN, near.seconds, {Resource.DISK: float(size_bytes)})
         return Item(spec.name, 1 / wait_s, away.seconds, (option,), spec.priority)
-
-
-def _whole(node: NodeRecord, manifest: str) -> bool:
-    resident = node.residents.get(manifest)
-    return resident is not None and resident.complete

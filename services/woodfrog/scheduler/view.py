@@ -89,6 +89,11 @@ class NodeRecord:
                 free += gpu.memory_bytes - gpu.promised_bytes
         return free
 
+    def holds(self, manifest: str) -> bool:
+        """All of it, on disk, verified."""
+        resident = self.residents.get(manifest)
+        return resident is not None and resident.complete
+
     def refuses(self, need_bytes: int, gpu_bytes: int) -> bool:
         """It would refuse so much, as it refused no more a moment ago."""
         return (
