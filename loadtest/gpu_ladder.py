@@ -11,6 +11,7 @@ cold start with pinned weights; rungs are compared with the very first one, whic
 import argparse
 import asyncio
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -105,6 +106,7 @@ def main() -> None:
     )
     parser.add_argument("--gpu-memory", type=int, default=12, metavar="GIB")
     parser.add_argument("--compile", action="store_true", help="as models add has it")
+    parser.add_argument("--drop", action="store_true", help="the weights made, once they are added")
     parser.add_argument("--name", help="of the results, where several runs make up one shape's")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="woodfrog-shapes-") as temporary:
@@ -116,7 +118,7 @@ def main() -> None:
             gpu = GpuLab(lab, folder, weights_bytes)
             measure(
                 gpu, args.shape, args.runs, args.cases.split(","), args.gpu_memory * GIB,
-                compiled=args.compile, name=args.name,
+                compiled=args.compile, name=args.name, drop=args.drop,
             )  # fmt: skip
 
 
@@ -145,7 +147,7 @@ def agent_settings(weights_bytes: int, *, thp: bool = True) -> Iterator[None]:
 
 def measure(
     gpu: GpuLab, shape: str, runs: int, cases: list[str], gpu_bytes: int, *,
-    compiled: bool = False, name: str | None = None,
+    compiled: bool = False, name: str | None = None, drop: bool = False,
 ) -> None:  # fmt: skip
     bench = Bench("gpu_ladder." + (name or shape + "-compiled" * compiled))
     lab = gpu.lab
@@ -159,6 +161,8 @@ def measure(
         engine_args={"context_tokens": 1024, "compile": int(compiled)},
     )  # fmt: skip
     print(f"added in {time.monotonic() - began:.1f} s")
+    if drop:
+        shutil.rmtree(gpu.folder)
     cold = lab.ask(MODEL)
     print(f"cold start {cold.first_token_s:.2f} s ({cold.rung})")
     _show(lab, [cold], "cold")
@@ -175,6 +179,11 @@ def measure(
     bench.add("snapshot", "size_bytes", [float(pointer.size_bytes)])
     for name, value in _sizes(lab, pointer).items():
         bench.add("snapshot", name, [float(value)])
+    if "clones4" in cases:
+        lab.descend(MODEL, Rung.FROZEN)
+        for count in (2, 4):
+            bench.add(f"clones{count}", "last_first_token_s", [clones(gpu, count, pointer)])
+            bench.write()
     for case in ("hot", "parked", "frozen", "frozen_page_cache", "frozen_disk", "stored"):
         if case not in cases:
             continue
@@ -197,11 +206,6 @@ def measure(
         bench.add(case, "gpu_used_bytes", held)
         _show(lab, woken, case, bench)
         bench.write()  # a run that is cut keeps the cases that it has done
-    if "clones4" in cases:
-        lab.descend(MODEL, Rung.FROZEN)
-        for count in (2, 4):
-            bench.add(f"clones{count}", "last_first_token_s", [clones(gpu, count, pointer)])
-            bench.write()
     bench.finish()
 
 

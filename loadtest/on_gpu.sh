@@ -5,6 +5,7 @@
 #        that holds a tokenizer.json, and if wanted `rivals` with wheels of other loaders)
 # Parts: correctness, room, two-gpus, layers, or a shape of loadtest.shapes, "llama-8b:CASES:RUNS:NAME" (NAME of its results, where
 #        they take several runs); "llama-8b+compile" compiles it.
+# DROP=1 removes the weights made once they are added, where two copies of them do not fit.
 # PYTHON=… names an interpreter that has PyTorch with CUDA. Weights are made in WORK, in memory for the largest.
 set -u
 BUNDLE=$1 OUT=$2 WORK=${WORK:-/dev/shm/woodfrog-shapes}
@@ -38,6 +39,6 @@ for part in "$@"; do
       [[ $shape == sdxl ]] && memory=16
       [[ $shape == llama-70b* ]] && memory=10
       within 560 "${shape/+/-}" loadtest.gpu_ladder --shape "${shape%+compile}" --tokenizer "$BUNDLE/tok" --gpu-memory "$memory" \
-        --cases "${cases:-hot,parked,frozen}" --runs "${runs:-7}" "${compile[@]}" ${name:+--name "$name"} ;;
+        --cases "${cases:-hot,parked,frozen}" --runs "${runs:-7}" "${compile[@]}" ${name:+--name "$name"} ${DROP:+--drop} ;;
   esac
 done
