@@ -61,7 +61,9 @@ _THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 class GpuLab:
     """One model of a shape on a cluster of its own."""
 
-    def __init__(self, lab: Lab, folder: Path, weights_bytes: int) -> None:
+    def __init__(self, lab: Lab, folder: Path, weights_bytes: int, *, drops: bool = False) -> None:
+        """`drops`: the folder, once its weights are added."""
+        self.drops = drops
         self.lab = lab
         self.folder = folder
         self.weights_bytes = weights_bytes
@@ -115,10 +117,10 @@ def main() -> None:
             shapes.make(args.shape, folder, args.tokenizer)
         weights_bytes = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
         with agent_settings(weights_bytes), laboratory() as lab:
-            gpu = GpuLab(lab, folder, weights_bytes)
+            gpu = GpuLab(lab, folder, weights_bytes, drops=args.drop)
             measure(
                 gpu, args.shape, args.runs, args.cases.split(","), args.gpu_memory * GIB,
-                compiled=args.compile, name=args.name, drop=args.drop,
+                compiled=args.compile, name=args.name,
             )  # fmt: skip
 
 
@@ -147,7 +149,7 @@ def agent_settings(weights_bytes: int, *, thp: bool = True) -> Iterator[None]:
 
 def measure(
     gpu: GpuLab, shape: str, runs: int, cases: list[str], gpu_bytes: int, *,
-    compiled: bool = False, name: str | None = None, drop: bool = False,
+    compiled: bool = False, name: str | None = None,
 ) -> None:  # fmt: skip
     bench = Bench("gpu_ladder." + (name or shape + "-compiled" * compiled))
     lab = gpu.lab
@@ -161,7 +163,7 @@ def measure(
         engine_args={"context_tokens": 1024, "compile": int(compiled)},
     )  # fmt: skip
     print(f"added in {time.monotonic() - began:.1f} s")
-    if drop:
+    if gpu.drops:
         shutil.rmtree(gpu.folder)
     cold = lab.ask(MODEL)
     print(f"cold start {cold.first_token_s:.2f} s ({cold.rung})")

@@ -8,7 +8,7 @@ import pytest
 from tests.cluster.conftest import NAME, Running, wait
 from woodfrog.cli import nodes
 from woodfrog.clients.node_agent import NodeAgentClient
-from woodfrog.errors import DeadlineExceeded, NotFound, ResourceExhausted
+from woodfrog.errors import DeadlineExceeded, FailedPrecondition, NotFound, ResourceExhausted
 from woodfrog.model.spec import ModelSpec
 
 QUESTION = "Name three animals that live in a forest."
@@ -58,6 +58,30 @@ def test_a_drain_waits_for_the_answer_under_way_and_says_so(frog: Running) -> No
     finally:
         asyncio.run(nodes.undrain(cluster, cluster.node))
     assert frog.ask(QUESTION).rung == "frozen"
+
+
+def test_a_drain_that_somebody_ends_says_so(frog: Running) -> None:
+    cluster = frog.cluster
+
+    async def ended() -> None:
+        waiting = asyncio.create_task(nodes.drain(cluster, cluster.node, 60.0))
+        await asyncio.sleep(0.5)
+        await nodes.undrain(cluster, cluster.node)
+        with pytest.raises(FailedPrecondition, match="somebody undrained it"):
+            await waiting
+
+    stream = frog.client.chat.completions.create(
+        model=NAME,
+        messages=[{"role": "user", "content": "Tell a very long story."}],
+        max_tokens=300,
+        stream=True,
+    )
+    next(chunks := iter(stream))
+    try:
+        asyncio.run(ended())
+    finally:
+        asyncio.run(nodes.undrain(cluster, cluster.node))
+        assert sum(1 for _ in chunks) > 0
 
 
 def test_a_node_that_is_not_there_is_named(frog: Running) -> None:

@@ -12,7 +12,7 @@ from woodfrog.cli.show import size, table
 from woodfrog.clients.node_agent import NodeAgentClient
 from woodfrog.clock import SystemClock
 from woodfrog.coordination import Session
-from woodfrog.errors import DeadlineExceeded, NotFound
+from woodfrog.errors import DeadlineExceeded, FailedPrecondition, NotFound
 from woodfrog.model.placement import ClusterView, NodeView
 
 WAIT_S = 60.0
@@ -40,14 +40,21 @@ def nodes_table(view: ClusterView) -> str:
 
 
 async def drain(cluster: Cluster, name: str, wait_s: float) -> None:
-    """Returns when nothing is left there. Raises NotFound NODE_NOT_FOUND, DeadlineExceeded DRAIN_UNFINISHED."""
+    """Returns when nothing is left there. Raises NotFound NODE_NOT_FOUND, DeadlineExceeded DRAIN_UNFINISHED, and
+    FailedPrecondition DRAIN_ENDED when somebody undrains it meanwhile.
+    """
     async with _agent(cluster, name) as agent:
         await agent.drain(draining=True)
     deadline = time.monotonic() + wait_s
-    said = ""
+    said, heard = "", False
     while True:
         view = await describe(cluster)
         node = next((node for node in view.nodes if node.node == name and node.draining), None)
+        if heard and any(each.node == name and not each.draining for each in view.nodes):
+            raise FailedPrecondition(
+                "DRAIN_ENDED", f"the drain of {name} was ended: somebody undrained it meanwhile"
+            )
+        heard = heard or node is not None
         left = left_there(view, node) if node is not None else "the scheduler has yet to hear of it"
         if not left:
             print(f"{name} is empty and takes nothing new; woodfrog nodes undrain {name} ends that")

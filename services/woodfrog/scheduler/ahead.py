@@ -19,7 +19,9 @@ class Ahead:
         self._board = board
         self._climbs = climbs
         self._fetches: dict[str, Prefetch] = {}  # under way, by attempt
-        self._fetch_after: dict[str, float] = {}  # of models, not before: the last one failed
+        self._fetch_after: dict[
+            str, float
+        ] = {}  # of models, not before: its node has to say so first, or it failed
         self._count = 0
 
     def mark(self) -> None:
@@ -30,9 +32,11 @@ class Ahead:
     def look(self) -> None:
         """Lifts what is lacking to `replicas_min`, as far as there is room."""
         board = self._board
-        if not board.lacking or not board.leads or not board.listed or board.starting:
+        if not board.lacking or not board.listed or board.starting:
             return
         lacking, board.lacking = board.lacking, {}
+        if not board.leads:  # who leads does it
+            return
         for model in lacking:
             waits = ("ahead", model) in board.timers
             while not waits and model in board.minded and self._lacks(model):
@@ -49,6 +53,8 @@ class Ahead:
             if record is None or node is None or node.climbs:
                 continue
             if any(board.view.replicas_of(model)) or any(self._climbs.of_model(model)):
+                continue
+            if ("ahead", model) in board.timers:  # the last one failed
                 continue
             if board.moves.free_at(name, board.now) > board.now:
                 continue
@@ -84,9 +90,9 @@ class Ahead:
         order = self._fetches.pop(event.attempt, None)
         if order is None:
             return
-        self._fetch_after.pop(order.spec.name, None)
-        if isinstance(event, PrefetchFailed) and order.spec.name in self._board.view.models:
-            self._fetch_after[order.spec.name] = self._board.now + FETCH_RETRY_S
+        now, known = self._board.now, self._board.view.models
+        after = {m: at for m, at in self._fetch_after.items() if m in known and at > now}
+        self._fetch_after = {**after, order.spec.name: now + FETCH_RETRY_S}
 
     def _touch(self, model: str) -> None:
         for record in self._board.view.replicas_of(model):

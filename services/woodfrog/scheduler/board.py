@@ -16,6 +16,8 @@ from woodfrog.scheduler.timers import Timers
 from woodfrog.scheduler.usage import Usage
 from woodfrog.scheduler.view import ClusterView, ReplicaRecord, fingerprint_key
 
+AHEAD_RETRY_MAX_S = 300.0
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -31,6 +33,9 @@ class Limits:
     descend_retry_s: float = 1.0  # a replica that was not lowered counts as used for so long
     retry_after_s: float = 1.0  # what a caller without capacity is told
     attempts_max: int = 8  # of one climb, refusals counted
+    routers_s: float = (
+        3.0  # routers have so long to say what runs, before the clock lowers anything
+    )
     ahead_retry_s: float = 10.0  # after a climb that nobody asked for found no room, or failed
     moves_per_minute: int = 30  # on one node, by the plan
 
@@ -68,6 +73,7 @@ class Board:
         self.service_times = ServiceTimes()
         #: Where idle replicas are to rest, by the plan; others go by the clock.
         self.planned: Mapping[str, Rung] = {}
+        self.led_since = float("-inf")
         self.leads = True
         self.now = float("-inf")
         self.view = ClusterView()
@@ -84,6 +90,8 @@ class Board:
         self.awaited: set[str] = set()  #: nodes that may bring capacity soon; "" is any node
         self.touched: dict[str, None] = {}  #: replicas to look at before the event ends
         self.stirred: dict[str, None] = {}  #: models whose waiting tickets may have a chance now
+        self.ahead_fails: dict[str, int] = {}  #: in a row, by model
+        self.listed_at = float("inf")  #: when the catalog came
         self.minded: set[str] = set()  #: models of which some replicas are to serve always
         self.lacking: dict[str, None] = {}  #: of them, those to count before the event ends
         self._commands: list[Command] = []
@@ -113,9 +121,17 @@ class Board:
         if model in self.minded:
             self.lacking[model] = None
 
-    def try_ahead_later(self, model: str) -> None:
-        """What nobody asked for is not tried again at once."""
-        self.timers.set(("ahead", model), self.now + self.limits.ahead_retry_s)
+    def try_ahead_later(self, model: str, *, failed: bool = False) -> None:
+        """What nobody asked for is not tried again at once; what failed, twice as late each time."""
+        fails = self.ahead_fails[model] = self.ahead_fails.get(model, -1) + failed
+        pause_s = self.limits.ahead_retry_s * 2 ** max(0, fails)
+        self.timers.set(("ahead", model), self.now + min(pause_s, AHEAD_RETRY_MAX_S))
+
+    def try_ahead_anew(self, model: str) -> None:
+        """It climbed, or is another now."""
+        self.ahead_fails.pop(model, None)
+        self.timers.drop(("ahead", model))
+        self.lacks(model)
 
     def stir(self, model: str) -> None:
         self.stirred[model] = None

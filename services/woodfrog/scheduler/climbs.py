@@ -273,15 +273,16 @@ class Climbs:
             board.put_facts(climb.node, facts_with(facts, climb.spec, climbed.replica, before))
         record = self._put(climb.node, climbed.replica)
         record.suspect_since = None
+        board.try_ahead_anew(climb.spec.name)
         if climb.ahead and not waiters:  # it goes to rest at once, unless `replicas_min` keeps it
             record.used = board.now - climb.spec.park_after_s
-        climb_ms = (board.now - climb.began) * 1000
-        waited = Waited(climb.name, climbed.from_rung, climb_ms, climbed.fallback_reason)
+        ms = (board.now - climb.began) * 1000
+        waited = Waited(climb.name, climbed.from_rung, ms, climbed.fallback_reason)
         for ticket in waiters:
+            board.wait(ticket)
+        for _, ticket in sorted(board.waiting.get(climb.spec.name, {}).items()):  # who came first
             if board.has_slot(record, ticket):
-                board.grant(ticket, record, waited)
-            else:
-                board.wait(ticket)
+                board.grant(ticket, record, waited if ticket in waiters else None)
 
     def refused(self, event: ClimbRefused) -> None:
         climb = self._current(event.attempt)
@@ -312,8 +313,7 @@ class Climbs:
             return
         if record is not None:
             self.end_replica(record)
-        if climb.thaws:
-            # What failed is one process: that says nothing about its node or the snapshot.
+        if climb.thaws:  # one process failed: that says nothing about its node or the snapshot
             self._go_on(climb, (climb.effort, *RETRIES[climb.effort]))
         else:
             climb.failed_nodes |= {climb.node}
@@ -453,8 +453,8 @@ class Climbs:
         """Another attempt, if somebody waits and anything is left to try."""
         board = self._board
         spec = climb.spec
-        wanted = (climb.waiters or climb.ahead) and climb.attempts < board.limits.attempts_max
-        for effort in efforts if wanted else ():
+        wanted = climb.waiters or (climb.ahead and spec.replicas_min)  # a plan makes another
+        for effort in efforts if wanted and climb.attempts < board.limits.attempts_max else ():
             cold = effort is Effort.COLD
             if cold and not climb.restored and climb.effort is Effort.ELSEWHERE:
                 continue  # two nodes failed to start it cold
@@ -477,7 +477,7 @@ class Climbs:
         exhausted = climb.attempts >= board.limits.attempts_max
         returning = failure is not None and failure.reason in _AWAY and bool(board.awaited)
         if climb.ahead:
-            board.try_ahead_later(climb.spec.name)
+            board.try_ahead_later(climb.spec.name, failed=failure is not None)
         for ticket in self._end(climb):
             if failure is not None and not returning:
                 board.refuse(

@@ -125,13 +125,20 @@ class Drains:
         full = {node for node, count in self._toward().items() if count >= TO_A_NODE_MAX}
         found = self._best(spec, move.failed | full)
         if found is None:
-            return not full or self._best(spec, move.failed) is None
+            none = not full or self._best(spec, move.failed) is None
+            return none and not self._may_come(spec)
         self._count += 1
         move.target, move.attempt = found.node, f"{self._board.epoch}-p{self._count}"
         move.sent = spec.weights, found.snapshot
         self._under_way[move.attempt] = move
         self._board.order(Prefetch(move.attempt, found.node, spec, found.snapshot))
         return False
+
+    def _may_come(self, spec: ModelSpec) -> bool:
+        """Whether a node that could take it is not heard at the moment, and may be soon."""
+        nodes = self._view.nodes.values()
+        silent = any(n.silent and could_take(n.facts, spec) and not n.facts.draining for n in nodes)
+        return silent or bool(self._board.starting)
 
     def _elsewhere(self, spec: ModelSpec, move: _Move) -> bool:
         """Whether a node that takes it has all of it, as it says or as we were answered."""
@@ -205,8 +212,8 @@ class Drains:
         for record in node.replicas.values() if node is not None else ():
             record.leaving = False
             board.touch(record.replica.replica_id)
-        if not self._waiting:
-            self._moves.clear()
+        left = {model for other in self._waiting for model in self._models(self._view.nodes[other])}
+        self._moves = {m: move for m, move in self._moves.items() if m in left or move.attempt}
 
     def _look_soon(self) -> None:
         for name in self._waiting:

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
+from pickle import UnpicklingError
 from typing import Any
 
 from woodfrog.scheduler.plan import Item, Limits, Planner, Prices, Solution
@@ -43,7 +44,10 @@ class PlanWorker:
 
         try:
             return await asyncio.to_thread(ask)
-        except (OSError, EOFError) as error:
+        except asyncio.CancelledError:
+            self.close()  # else its answer would be taken for that to the next question
+            raise
+        except (OSError, EOFError, UnpicklingError) as error:
             log.warning("no plan was made: its process died", extra={"error": repr(error)})
             self.close()
             return None

@@ -35,12 +35,16 @@ def items(
         if model.spec.freeze_after_s is not None or model.active is None:
             yield None
             continue
-        wait_s = max(1.0, demand.wait_s(name, now - model.active))
         replicas = [record for record in view.replicas_of(name) if _plannable(view, record)]
+        used = model.active
+        if replicas and any(record.busy for record in view.replicas_of(name)):
+            used = min(replicas, key=_order).used  # the others are enough
+        wait_s = max(1.0, demand.wait_s(name, now - used))
         if replicas:
             yield _kept(view, min(replicas, key=_order), model.spec, estimates, wait_s)
         elif wait_s <= _SOON_S and not any(view.replicas_of(name)):
-            yield _lifted(view, model.spec, estimates, wait_s)
+            lifted = _lifted(view, model.spec, estimates, wait_s)
+            yield lifted or shelves.item(model.spec, estimates, wait_s)
         else:
             yield shelves.item(model.spec, estimates, wait_s)
 

@@ -10,6 +10,8 @@ def no_capacity(
     """One sentence, and after how many seconds to try again; None: time will not mend it."""
     retry_s: float | None = retry_after_s
     mend = f"try again in {retry_s:g} s, or add a node"
+    if {*found.misfits} == {"draining"}:
+        mend = "let one take replicas again with: woodfrog nodes undrain NAME"
     if found.lasting:
         larger = "node with a larger GPU" if spec.gpu_bytes else "larger node"
         retry_s, mend = None, f"add the model with less memory, or a {larger}"

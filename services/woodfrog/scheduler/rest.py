@@ -50,7 +50,7 @@ class Rest:
         due = self._due(record)
         if due is None:
             return
-        when, rung = due
+        when, rung = max(due[0], board.listed_at + board.limits.routers_s), due[1]
         if when <= board.now:
             if record.replica.state in RESTING:
                 board.moves.note(record.replica.node, board.now)
@@ -86,7 +86,7 @@ class Rest:
         def order(each: ReplicaRecord) -> tuple[bool, str]:
             return view.nodes[each.replica.node].facts.draining, each.replica.replica_id
 
-        if order(record)[0] and not self._board.rising[model]:
+        if order(record)[0] and not (self._board.rising[model] or view.coming_slots(model)):
             return False
         offered = sorted(order(each) for each in view.replicas_of(model) if view.offered(each))
         return order(record) in offered[: view.models[model].spec.replicas_min]
@@ -117,7 +117,8 @@ class Rest:
         if idle_s is None and not board.leads:
             return None
         if idle_s is None:  # until a plan names it
-            return self._kept_until(record) + board.limits.freeze_s, Rung.FROZEN
+            since = max(self._kept_until(record), board.led_since)
+            return since + board.limits.freeze_s, Rung.FROZEN
         return record.used + idle_s, Rung.FROZEN
 
     def check(self) -> None:

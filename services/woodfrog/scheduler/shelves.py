@@ -46,7 +46,8 @@ class Shelves:
         fitting = [
             (free, name)
             for name, free in self._free.items()
-            if (pointer := pointers.get(view.nodes[name].print_key)) is not None
+            if name in view.nodes  # it may be lost while a plan is put together
+            and (pointer := pointers.get(view.nodes[name].print_key)) is not None
             and free >= pointer.size_bytes + spec.weights_bytes
             and could_take(view.nodes[name].facts, spec)
         ]

@@ -217,7 +217,9 @@ class SchedulerState:
         record = self.view.models.get(model)
         if record is None:
             return
-        busy = any(each.busy for each in self.view.replicas_of(model))
+        board = self._board
+        climbs = board.rising[model] > 0 or model in board.waiting  # it woke already
+        busy = climbs or any(each.busy for each in self.view.replicas_of(model))
         if record.active is not None and not busy:
             self._board.demand.woke(model, self._board.now - record.active)
         record.active = self._board.now
@@ -225,6 +227,8 @@ class SchedulerState:
     # --- the plan ---
 
     def _planned(self, event: on.Planned) -> None:
+        if event.rungs and not self._board.leads:
+            return  # its term ended while it was made
         before, self._board.planned = self._board.planned, dict(event.rungs)
         for replica_id in before.keys() | event.rungs.keys():
             if before.get(replica_id) is not event.rungs.get(replica_id):
@@ -243,6 +247,8 @@ class SchedulerState:
 
     def _led(self, event: on.Led) -> None:
         self._board.leads = event.leads
+        self._board.led_since = self._board.now
+        self._board.lacking.update(dict.fromkeys(self._board.minded))
         if not event.leads:
             self._planned(on.Planned({}))
         self._board.touched.update(dict.fromkeys(self.view.replicas))
@@ -351,13 +357,16 @@ class SchedulerState:
         """
         board = self._board
         coming = self.view.coming_slots(model)
+        wait: set[frozenset[str]] = set()  # who excludes as much as one that waits on, does too
         for number in sorted(board.waiting.get(model, {})):
             ticket = board.tickets[number]
-            if self._decide(ticket, slot_comes=coming > 0):
+            if ticket.excluded in wait or self._decide(ticket, slot_comes=coming > 0):
                 continue
             coming -= 1
-            if coming < 0 and not ticket.excluded:
-                break
+            if coming < 0:
+                wait.add(ticket.excluded)
+                if not ticket.excluded:
+                    break
         while waiting := board.waiting.get(model):
             if not self._decide(waiting[max(waiting)], slot_comes=coming >= 0):
                 break

@@ -14,6 +14,7 @@ from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.model.spec import ModelSpec
 
 RESTING = (ReplicaState.PARKED, ReplicaState.HOT)
+_BELOW = (ReplicaState.CLIMBING, *RESTING)
 LIVE = (ReplicaState.SERVING, *RESTING)
 
 
@@ -200,7 +201,10 @@ class ClusterView:
             self.nodes[replica.node].replicas[replica.replica_id] = record
             self._of_model.setdefault(replica.model, {})[replica.replica_id] = record
         assert (record.replica.node, record.replica.model) == (replica.node, replica.model)
-        record.replica = replica
+        before, record.replica = record.replica, replica
+        rises = replica.state is ReplicaState.SERVING and before.state in _BELOW
+        if rises and record.climb is None:
+            record.use(now)  # another scheduler lifted it, for somebody
         self.changed(replica.node)
         return record
 

@@ -90,7 +90,7 @@ class World:
         for pointer in event.snapshots:
             self._view.put_pointer(pointer)
         if not board.listed:
-            board.listed = True
+            board.listed, board.listed_at = True, board.now
             self._await("", board.limits.node_patience_s)
             board.starting = {name for name in event.nodes if name not in self._view.nodes}
             board.touched.update(dict.fromkeys(self._view.replicas))
@@ -115,6 +115,8 @@ class World:
         if known is None:
             self._view.models[spec.name] = ModelRecord(spec)
         else:
+            if known.spec != spec:
+                self._board.try_ahead_anew(spec.name)
             if known.spec.weights != spec.weights:
                 self._stop_climbs(spec.name)
             known.spec = spec
@@ -130,6 +132,7 @@ class World:
             self._board.demand.forget(model)
             self._board.service_times.forget(model)
             self._board.minded.discard(model)
+            self._board.try_ahead_anew(model)
             self._stop_climbs(model)
             self._look_again(model)
 

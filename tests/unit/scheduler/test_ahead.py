@@ -349,3 +349,82 @@ def test_a_node_that_drains_or_climbs_is_not_fetched_to() -> None:
     cell.do(on.ModelListed(TOAD))
     only(on.StartClimb, cell.acquire("toad"))
     assert fetches(cell) == []
+
+
+def test_a_node_that_is_lost_while_a_plan_is_put_together_is_passed_over() -> None:
+    cell = shelved()
+    view = cell.state.view
+    more = [replace(FROG, name=f"m{n}", weights=spec(f"m{n}").weights) for n in range(2)]
+    for model in more:
+        cell.do(on.ModelListed(model))
+        cell.do(on.SnapshotListed(pointer(model)))
+        view.models[model.name].active = cell.now
+        wakes(cell, model.name, 86400.0)
+    steps = planning.items(view, cell.state.demand, cell.state.estimates, cell.now)
+    assert next(steps) is not None
+    cell.do(on.NodeLost("b"))
+    assert {i.options[0].group for i in steps if i is not None} == {"a"}
+
+
+def test_a_model_that_is_expected_soon_and_finds_no_room_is_fetched_at_least() -> None:
+    cell = shelved("a")
+    for node in ("a",):
+        cell.report(node, facts=facts(node, 16 * GIB, disk_bytes=100 * GIB))
+    wakes(cell, "frog", 700.0, count=50)
+    assert len(fetches(cell)) == 1
+
+
+def test_what_the_plan_lifted_in_vain_is_not_started_cold_nor_at_once_again() -> None:
+    cell = Cell(FROG, nodes=("a", "b"))
+    cell.do(on.SnapshotListed(pointer(FROG)))
+    start = lifted(cell)
+    assert not every(on.StartClimb, cell.fail(start))
+    assert not every(on.StartClimb, cell.do(on.Planned({}, {}, {"frog": "a"})))
+    cell.wait(RETRY_S + 0.1)
+    lifted(cell)
+
+
+def test_an_idle_second_replica_of_a_busy_model_is_not_kept_for_its_requests() -> None:
+    model = replace(FROG, replicas_max=2)
+    cell = Cell(model)
+    both = (replica("f1", model, "a"), replica("f2", model, "a", ReplicaState.PARKED))
+    cell.report("a", *both)
+    wakes(cell, "frog", 60.0, count=50)
+    for _ in range(12):
+        cell.do(on.UsageReported("r", (ReplicaUsage("f1", 1, started=1),)))
+        cell.wait(10.0)
+    cell.wait(200.0)
+    cell.do(on.UsageReported("r", (ReplicaUsage("f1", 1, started=1),)))
+    assert planned(cell, 1.0).choices == {}
+
+
+def test_requests_that_wait_for_a_climb_are_not_wakes() -> None:
+    cell = Cell(FROG)
+    cell.acquire()
+    for _ in range(5):
+        cell.wait(4.0)
+        cell.acquire()
+    assert cell.state.demand.wait_s("frog", 10.0) == 60.0  # nothing is known
+
+
+def test_what_fails_for_ever_is_tried_ever_more_seldom_until_it_is_changed() -> None:
+    cell = Cell(FROG)
+    (start,) = every(on.StartClimb, cell.do(on.ModelListed(ONE)))
+    times = []
+    for _ in range(8):
+        pending = [start]
+        while pending:
+            pending = [again for each in pending for again in every(on.StartClimb, cell.fail(each))]
+        before = cell.now
+        commands: list[on.Command] = []
+        while not commands:
+            commands = every(on.StartClimb, cell.wait(1.0))
+        times.append(cell.now - before)
+        (start,) = every(on.StartClimb, commands)
+    assert times == sorted(times)
+    assert times[0] == pytest.approx(RETRY_S, abs=1.1)
+    assert times[-1] == pytest.approx(300, abs=1.1)
+    pending = [start]
+    while pending:
+        pending = [again for each in pending for again in every(on.StartClimb, cell.fail(each))]
+    assert every(on.StartClimb, cell.do(on.ModelListed(replace(ONE, memory_bytes=GIB))))

@@ -107,6 +107,34 @@ def test_who_will_have_none_of_them_is_not_counted_in() -> None:
     assert len(starts) == 1
 
 
+def test_what_is_lifted_goes_to_who_came_first() -> None:
+    cell = serving(0.3)
+    starts = [
+        (cell.tickets, each) for _ in range(12) for each in every(on.StartClimb, cell.acquire())
+    ]
+    first = min(cell.state._board.waiting["frog"])
+    assert first < starts[0][0]
+    granted = [grant.ticket for grant in every(on.Grant, cell.finish(starts[0][1], "f9"))]
+    assert granted == [first, first + 1]
+
+
+def test_a_thousand_that_will_not_have_a_replica_are_decided_as_one() -> None:
+    cell = Cell(spec("frog", slots=1))
+    cell.report("a", replica("f1", spec("frog", slots=1), "a"))
+    looks = 0
+    decide = cell.state._decide
+
+    def counted(*args: object, **more: object) -> bool:
+        nonlocal looks
+        looks += 1
+        return decide(*args, **more)  # type: ignore[arg-type]
+
+    cell.state._decide = counted  # type: ignore[method-assign]
+    for _ in range(100):
+        cell.acquire("frog", "f1")
+    assert looks < 1000
+
+
 @given(st.lists(st.tuples(st.integers(1, 50), st.floats(0, 100)), min_size=8, max_size=60))
 def test_a_mean_lies_within_what_was_seen(requests: list[tuple[int, float]]) -> None:
     times = ServiceTimes()

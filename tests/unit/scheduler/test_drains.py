@@ -23,6 +23,7 @@ from woodfrog.model.rung import Rung
 from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler import events as on
 from woodfrog.scheduler.drains import AT_ONCE_MAX
+from woodfrog.scheduler.state import SchedulerState
 
 FROG = spec(park_after_s=600.0)
 
@@ -340,3 +341,18 @@ def test_a_drain_goes_on_when_its_node_was_away() -> None:
     assert only(on.Descend, c.wait(2.0)).replica_id == "f1"
     c.do(on.NodeLost("a"))
     assert not c.wait(30.0)
+
+
+@pytest.mark.parametrize("why", ["silent", "starting"])
+def test_where_the_other_node_is_only_not_heard_it_is_waited_for(why: str) -> None:
+    found = cell(FROG)
+    if why == "silent":
+        found.do(on.NodeSilent("b"))
+        commands = drain(found, replica("f1", FROG, "a", ReplicaState.PARKED))
+    else:
+        fresh = Cell.__new__(Cell)
+        fresh.state, fresh.now, fresh.tickets = SchedulerState("e"), 100.0, 0
+        fresh.do(on.CatalogListed((FROG,), (pointer(FROG),), ("a", "b")))
+        found = fresh
+        commands = drain(found, replica("f1", FROG, "a", ReplicaState.PARKED))
+    assert not every(on.Descend, [*commands, *found.wait(0.5)])
