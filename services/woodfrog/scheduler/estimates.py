@@ -125,6 +125,8 @@ class Estimates:
         fell_back = from_rung is Rung.ABSENT and forecast.way.rung is not Rung.ABSENT
         pages = Missing() if fell_back else forecast.process.missing  # of no use to a cold start
         more = max(pages, forecast.weights.missing, key=lambda m: m.total)
+        if known is None and more.total >= MANY_BYTES:  # a model that has not climbed yet
+            known = self._guess_s(way, forecast.process)
         if more.total > FEW_BYTES:
             behind = more is forecast.weights.missing
             self._learn_moving(way, more, quiet_s, known, forecast.sharing, beside=behind)
@@ -180,6 +182,12 @@ class Estimates:
         else:
             store_s = self._moving_s(way.kind, replace(missing, disk_bytes=0))
             _add(self._disk, way.kind, max(0.0, extra_s - store_s) / missing.disk_bytes)
+
+    def _guess_s(self, way: Way, process: Branch) -> float | None:
+        """Of the process alone, by what others' took. None where none has climbed so."""
+        rungs = (way.rung, Rung.FROZEN) if way.rung is Rung.STORED else (way.rung,)
+        found = [self._wrong[way.kind, rung] for rung in rungs if (way.kind, rung) in self._wrong]
+        return process.prior_s * _median(found[0], 1.0) if found else None
 
     def _alone_s(self, way: Way) -> float | None:
         found = self._alone.get(way)

@@ -18,7 +18,8 @@ class Rest:
             return
         active = board.usage.active(replica_id)
         model = record.replica.model
-        board.service_times.held(model, record.active * (board.now - record.active_since))
+        if model in board.view.models:
+            board.service_times.held(model, record.active * (board.now - record.active_since))
         record.active, record.active_since = active, board.now
         busy = active > 0
         if busy or record.busy:

@@ -182,7 +182,8 @@ class SchedulerState:
         for usage in event.usage:
             kept = self._board.usage.report(event.router, usage)
             self._board.end_promises(kept)
-            if (record := self.view.replicas.get(usage.replica_id)) is not None:
+            record = self.view.replicas.get(usage.replica_id)
+            if record is not None and record.replica.model in self.view.models:
                 more = usage.started - len(kept)  # that came without Acquire
                 self._board.service_times.began(record.replica.model, max(0, more))
             self._used(usage.replica_id, usage.started > 0)

@@ -156,3 +156,15 @@ def test_little_is_not_known_and_what_was_long_ago_is_forgotten() -> None:
     assert times.mean_s("frog") == pytest.approx(0.1, rel=0.05)
     times.forget("frog")
     assert times.mean_s("frog") is None
+
+
+def test_nothing_is_kept_of_a_model_that_was_removed() -> None:
+    cell = serving(0.3)
+    cell.acquire()
+    cell.do(on.ModelRemoved("frog"))
+    cell.now += 1.0
+    cell.do(on.UsageReported("r", (ReplicaUsage("f1", 1, started=3),)))
+    cell.now += 1.0
+    cell.do(on.UsageReported("r", (ReplicaUsage("f1", 0),)))
+    assert cell.state._board.service_times.mean_s("frog") is None
+    assert not cell.state._board.service_times._of

@@ -186,3 +186,13 @@ def test_what_comes_from_the_store_shares_its_line_and_how_much_is_learned() -> 
     near = estimates.forecast(FROZEN, PROCESS)
     estimates.fetching = 9
     assert estimates.forecast(FROZEN, PROCESS).seconds == near.seconds
+
+
+def test_models_that_climb_for_the_first_time_teach_what_bytes_cost() -> None:
+    estimates = learned(0.1)  # of another model
+    away = Branch(PROCESS.prior_s, Missing(store_bytes=300 * MB))
+    for number in range(SAMPLES):
+        way = FROZEN._replace(model=f"new{number}", rung=Rung.STORED)
+        estimates.learn(estimates.forecast(way, away), Rung.STORED, (), 20.0)
+    last = FROZEN._replace(model="newest", rung=Rung.STORED)
+    assert estimates.forecast(last, away).seconds == pytest.approx(20.0, rel=0.05)
