@@ -56,14 +56,19 @@ def from_rpc_error(error: grpc.aio.AioRpcError, target: str) -> errors.WoodfrogE
         code = grpc.StatusCode.UNAVAILABLE
     cls = _CODES.get(code, errors.Internal)
     if not info.reason:
-        return cls(
-            f"RPC_{code.name}",
-            f"call to {target} failed: {error.code().name}: {error.details()}",
-            target=target,
-        )
+        return cls(f"RPC_{code.name}", _sentence(code, error, target), target=target)
     result = cls(info.reason, status.message if status else "", retry_after_s=retry_after_s)
     result.metadata = dict(info.metadata)
     return result
+
+
+def _sentence(code: grpc.StatusCode, error: grpc.aio.AioRpcError, target: str) -> str:
+    """Of a peer's that said nothing of its own: gRPC's text, unless all that it says is that nobody answers."""
+    package, _, method = target.rpartition("/")
+    peer = package.split(".")[2] if package.startswith("woodfrog.api.") else target
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return f"the {peer} does not answer ({method}); it may be starting again: see its log, try again"
+    return f"call to {target} failed: {error.code().name}: {error.details()}"
 
 
 def _pack(message: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo) -> any_pb2.Any:

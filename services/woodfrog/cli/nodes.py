@@ -12,7 +12,7 @@ from woodfrog.cli.show import size, table
 from woodfrog.clients.node_agent import NodeAgentClient
 from woodfrog.clock import SystemClock
 from woodfrog.coordination import Session
-from woodfrog.errors import DeadlineExceeded, FailedPrecondition, NotFound
+from woodfrog.errors import DeadlineExceeded, FailedPrecondition, NotFound, Unavailable
 from woodfrog.model.placement import ClusterView, NodeView
 
 WAIT_S = 60.0
@@ -48,7 +48,13 @@ async def drain(cluster: Cluster, name: str, wait_s: float) -> None:
     deadline = time.monotonic() + wait_s
     said, heard = "", False
     while True:
-        view = await describe(cluster)
+        try:
+            view = await describe(cluster)
+        except Unavailable:  # a scheduler that begins anew
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(_LOOK_S)
+            continue
         node = next((node for node in view.nodes if node.node == name and node.draining), None)
         if heard and any(each.node == name and not each.draining for each in view.nodes):
             raise FailedPrecondition(

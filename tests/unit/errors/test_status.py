@@ -77,5 +77,6 @@ async def test_an_unforeseen_exception_keeps_its_text_to_the_log(
 async def test_a_dead_server_is_unavailable() -> None:
     async with rpc.open_channel("127.0.0.1:1") as channel:
         stub = replicas_pb2_grpc.ReplicasStub(channel)  # type: ignore[no-untyped-call]
-        with pytest.raises(errors.Unavailable):
+        with pytest.raises(errors.Unavailable, match="the node_agent does not answer") as caught:
             await rpc.call(stub.Descend, replicas_pb2.DescendRequest(), timeout_s=5)
+        assert "ipv4" not in caught.value.message
