@@ -332,6 +332,7 @@ async def test_an_idle_replica_parks_freezes_and_climbs_again(bench: Bench) -> N
         acquired = await bench.client.acquire("frog", timeout_s=WAIT_S)
         await bench.catalog.put_snapshot(snapshot)
         await router.until(bool)
+        await asyncio.sleep(Limits().routers_s)  # before, the clock lowers nothing
         await bench.client.release(acquired.placement_id)
         await router.until(lambda ready: not ready)
         thawed = await bench.client.acquire("frog", timeout_s=WAIT_S)
