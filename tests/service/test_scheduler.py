@@ -245,6 +245,7 @@ async def test_a_node_whose_lease_ended_gets_nothing_new_though_its_stream_is_up
     registered = await bench.session.get(key)
     assert registered is not None
     await bench.session.delete(key)
+    await asyncio.sleep(0.5)  # the scheduler hears of it from etcd
     async with bench.router() as router:
         with pytest.raises(WoodfrogError):  # there may be no node at all yet
             await bench.client.acquire("m1", timeout_s=0.4)
