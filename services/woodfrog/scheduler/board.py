@@ -179,12 +179,13 @@ class Board:
         self.order(Refuse(ticket.number, refusal, reason, message, retry_after_s))
 
     def has_slot(self, record: ReplicaRecord, ticket: Ticket) -> bool:
+        return record.replica.replica_id not in ticket.excluded and self.is_open(record)
+
+    def is_open(self, record: ReplicaRecord) -> bool:
+        """It has a slot for somebody."""
         replica = record.replica
-        return (
-            self.view.offered(record)
-            and replica.replica_id not in ticket.excluded
-            and self.usage.active(replica.replica_id) < replica.slots
-        )
+        free = self.usage.active(replica.replica_id) < replica.slots
+        return free and self.view.offered(record)
 
     def grant(self, ticket: Ticket, record: ReplicaRecord, waited: Waited | None = None) -> None:
         replica_id = record.replica.replica_id

@@ -1,6 +1,6 @@
 """Whether one more replica pays: what a request would wait for a slot of those there are, against a climb. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from woodfrog.scheduler.board import Board, Ticket
 from woodfrog.scheduler.climb import Climb
@@ -9,28 +9,31 @@ from woodfrog.scheduler.climb import Climb
 MARGIN = 0.5
 
 
-def queue_s(board: Board, ticket: Ticket, climbs: Iterable[Climb]) -> float | None:
+def slots(board: Board, ticket: Ticket, climbs: Iterable[Climb]) -> int:
+    """Of replicas that serve, for the ticket, and of those that the model's `climbs` lift."""
+    view = board.view
+    serving = sum(
+        record.replica.slots
+        for record in view.replicas_of(ticket.model)
+        if view.offered(record) and record.replica.replica_id not in ticket.excluded
+    )
+    return serving + sum(climb.spec.slots for climb in climbs)
+
+
+def queue_s(board: Board, ticket: Ticket, climbs: Collection[Climb]) -> float | None:
     """Seconds until the ticket has a slot of a replica that serves, or is lifted by one of the model's `climbs`.
 
     None where that is not known: nothing serves or is lifted, or too few of its requests have been seen.
     """
     mean_s = board.service_times.mean_s(ticket.model)
-    slots = sum(
-        record.replica.slots
-        for record in board.view.replicas_of(ticket.model)
-        if board.view.offered(record) and record.replica.replica_id not in ticket.excluded
-    )
-    first_s = 0.0 if slots else float("inf")
-    for climb in climbs:
-        slots += climb.spec.slots
-        first_s = min(first_s, left_s(board, climb))
-    if mean_s is None or not slots:
+    count = slots(board, ticket, climbs)
+    if mean_s is None or not count:
         return None
-    before = sum(
-        number <= ticket.number
-        for number in board.waiting.get(ticket.model, {ticket.number: ticket})
-    )
-    return first_s + before * mean_s / slots
+    first_s = 0.0
+    if not slots(board, ticket, ()):  # nothing serves yet
+        first_s = min(left_s(board, climb) for climb in climbs)
+    before = sum(number <= ticket.number for number in board.waiting[ticket.model])
+    return first_s + before * mean_s / count
 
 
 def left_s(board: Board, climb: Climb) -> float:

@@ -1,6 +1,6 @@
 """Climbs under way: who waits for which, what is tried next when one fails. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from woodfrog.model.node import Replica, ReplicaState
@@ -44,7 +44,7 @@ class Climbs:
     def __contains__(self, name: str) -> bool:
         return name in self._climbs
 
-    def of_model(self, model: str) -> Iterable[Climb]:
+    def of_model(self, model: str) -> Collection[Climb]:
         return self._of_model.get(model, {}).values()
 
     def get(self, name: str) -> Climb:
@@ -72,7 +72,10 @@ class Climbs:
         found = find(replace(request, new=new), board.view, board.estimates)
         if not isinstance(found, NoCapacity):
             return self._if_it_pays(ticket, spec, found, queue_s)
-        if not new or board.awaited or room_is_coming(board.view, spec) or self._serves(ticket):
+        comes = room_is_coming(board.view, spec) or bursts.slots(
+            board, ticket, self.of_model(spec.name)
+        )
+        if not new or board.awaited or comes:
             return False
         self._refuse_no_capacity(ticket, spec, found)
         return True
@@ -89,14 +92,6 @@ class Climbs:
             return True
         board.timers.set(("queue", spec.name), waits_until)
         return False
-
-    def _serves(self, ticket: Ticket) -> bool:
-        """Whether a slot for the ticket may come free, or is on its way."""
-        view = self._board.view
-        offered = (record for record in view.replicas_of(ticket.model) if view.offered(record))
-        return any(record.replica.replica_id not in ticket.excluded for record in offered) or any(
-            self.of_model(ticket.model)
-        )
 
     def climb_ahead(self, spec: ModelSpec, node: str = "") -> bool:
         """Lifts one more replica though nobody asked: on the node, if it has room there, else anywhere.
@@ -278,11 +273,12 @@ class Climbs:
             record.used = board.now - climb.spec.park_after_s
         ms = (board.now - climb.began) * 1000
         waited = Waited(climb.name, climbed.from_rung, ms, climbed.fallback_reason)
+        joined = {ticket.number for ticket in waiters}
         for ticket in waiters:
             board.wait(ticket)
         for _, ticket in sorted(board.waiting.get(climb.spec.name, {}).items()):  # who came first
             if board.has_slot(record, ticket):
-                board.grant(ticket, record, waited if ticket in waiters else None)
+                board.grant(ticket, record, waited if ticket.number in joined else None)
 
     def refused(self, event: ClimbRefused) -> None:
         climb = self._current(event.attempt)

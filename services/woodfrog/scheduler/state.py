@@ -11,7 +11,7 @@ from typing import Any
 from woodfrog.model.node import ReplicaState
 from woodfrog.model.placement import ReadyReplica
 from woodfrog.model.rung import Rung
-from woodfrog.scheduler import candidates
+from woodfrog.scheduler import bursts, candidates
 from woodfrog.scheduler import events as on
 from woodfrog.scheduler.ahead import Ahead
 from woodfrog.scheduler.board import Board, Limits, Ticket
@@ -309,8 +309,7 @@ class SchedulerState:
         retry_after_s = board.limits.retry_after_s
         if ticket.climb is not None:
             climb = self._climbs.get(ticket.climb)
-            left_s = climb.began + (climb.placement.predicted_s if climb.placement else 0)
-            retry_after_s = max(retry_after_s, left_s - board.now)
+            retry_after_s = max(retry_after_s, bursts.left_s(board, climb))
             doing = f"it still climbs on node {climb.node!r}"
             self._climbs.leave(ticket)
         board.refuse(
@@ -371,7 +370,8 @@ class SchedulerState:
         while waiting := board.waiting.get(model):
             if not self._decide(waiting[max(waiting)], slot_comes=coming >= 0):
                 break
-        for ticket in self._climbs.joined(model):
+        some = any(map(board.is_open, self.view.replicas_of(model)))
+        for ticket in self._climbs.joined(model) if some else ():
             free = [r for r in self.view.replicas_of(model) if board.has_slot(r, ticket)]
             if free:
                 self._climbs.leave(ticket)
