@@ -56,7 +56,8 @@ class SimulatedNodeAgent(replicas_pb2_grpc.ReplicasServicer):
         self.traceparents: list[str] = []  #: of the climbs
         self.gate = asyncio.Event()  #: climbs end once it is set
         self.gate.set()
-        self.failures: list[WoodfrogError] = []  #: of the next climbs
+        self.refusals: list[WoodfrogError] = []  #: of the next climbs, before they begin
+        self.failures: list[WoodfrogError] = []  #: of the next climbs, once they go
         self._catalog = catalog
         self._watchers: set[asyncio.Queue[NodeUpdate]] = set()
         self._changed = asyncio.Condition()
@@ -189,6 +190,8 @@ class SimulatedNodeAgent(replicas_pb2_grpc.ReplicasServicer):
         pointer = SnapshotPointer.decode(request.snapshot) if request.snapshot else None
         if self.draining:
             raise convert.node_full(self.facts, "NODE_DRAINING", "it drains")
+        if self.refusals:
+            raise self.refusals.pop(0)
         if request.replica_id:
             replica = self.replicas.get(request.replica_id)
             if replica is None:

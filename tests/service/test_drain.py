@@ -122,7 +122,7 @@ async def test_a_refusal_sends_the_climb_elsewhere_and_the_stream_has_the_last_w
     a, b = [await bench.node(name) for name in "ab"]
     await bench.start()
     await bench.until(lambda view: len(view.nodes) == 2)
-    a.failures = [convert.node_full(a.facts, "NODE_DRAINING", "it drains")]  # that is over now
+    a.refusals = [convert.node_full(a.facts, "NODE_DRAINING", "it drains")]  # that is over now
     acquired = await bench.client.acquire("frog", timeout_s=WAIT_S)
     assert acquired.replica.node == "b"
     assert (len(a.climbs), len(b.climbs)) == (1, 1)

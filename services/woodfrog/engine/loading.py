@@ -3,6 +3,7 @@
 import inspect
 import json
 import logging
+import os
 import random
 import sys
 from pathlib import Path
@@ -121,6 +122,9 @@ def prepare(threads: int, seed: int | None = None) -> None:
         random.seed(seed)
         torch.manual_seed(seed)
     transformers.logging.disable_progress_bar()  # it starts a thread
+    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = (
+        "1"  # its pool's threads outlive the load; what is mapped is not read
+    )
     for name in ("transformers", "ContinuousBatchingLogger"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
