@@ -19,7 +19,7 @@ from woodfrog.scheduler import events as on
 GIB = 1 << 30
 SIZE = NodeSize(64 * GIB, 6, 1, 40 * GIB, 60 * GIB, 300 * GIB)
 SETTLE_S = (
-    300.0  # longer than any climb with all its tries, beside what moves from nodes that drain
+    900.0  # longer than any climb with all its tries, beside what moves from nodes that drain
 )
 SEEDS = [int(seed) for seed in os.environ.get("WOODFROG_SIMULATION_SEED", "").split()] or range(12)
 

@@ -26,6 +26,7 @@ async def main(stop: asyncio.Event) -> None:
         waiting_max=settings.waiting_max,
         node_patience_s=settings.node_patience_s,
         node_return_s=settings.node_return_s,
+        room_s=settings.room_s,
     )
     name = secrets.token_hex(4)
     state = SchedulerState(name, limits)

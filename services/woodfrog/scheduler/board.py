@@ -11,6 +11,7 @@ from woodfrog.scheduler.demand import Demand
 from woodfrog.scheduler.estimates import Estimates
 from woodfrog.scheduler.events import Announce, Command, Descend, Grant, Refusal, Refuse
 from woodfrog.scheduler.moves import Moves
+from woodfrog.scheduler.room import more_room
 from woodfrog.scheduler.service_times import ServiceTimes
 from woodfrog.scheduler.timers import Timers
 from woodfrog.scheduler.usage import Usage
@@ -36,6 +37,7 @@ class Limits:
     routers_s: float = (
         3.0  # routers have so long to say what runs, before the clock lowers anything
     )
+    room_s: float = 10.0  # a request waits so long for room that comes once others idle
     ahead_retry_s: float = 10.0  # after a climb that nobody asked for found no room, or failed
     moves_per_minute: int = 30  # on one node, by the plan
 
@@ -89,7 +91,8 @@ class Board:
         )  #: nodes of the first listing that still have time to connect
         self.awaited: set[str] = set()  #: nodes that may bring capacity soon; "" is any node
         self.touched: dict[str, None] = {}  #: replicas to look at before the event ends
-        self.stirred: dict[str, None] = {}  #: models whose waiting tickets may have a chance now
+        #: Models whose waiting tickets may have a chance now; None where all is to be looked at, else what the named nodes may give.
+        self.stirred: dict[str, set[str] | None] = {}
         self.ahead_fails: dict[str, int] = {}  #: in a row, by model
         self.listed_at = float("inf")  #: when the catalog came
         self.minded: set[str] = set()  #: models of which some replicas are to serve always
@@ -136,8 +139,15 @@ class Board:
     def stir(self, model: str) -> None:
         self.stirred[model] = None
 
+    def stir_room(self, node: str) -> None:
+        """Room or hope changed there."""
+        for model in self.waiting:
+            nodes = self.stirred.setdefault(model, set())
+            if nodes is not None:
+                nodes.add(node)
+
     def stir_all(self) -> None:
-        """Room or hope changed somewhere."""
+        """Room or hope changed everywhere."""
         self.stirred.update(dict.fromkeys(self.waiting))
 
     # --- tickets ---
@@ -160,6 +170,8 @@ class Board:
         """A climb of it is over."""
         _less(self.rising, model, 1)
         self.lacks(model)
+        if model in self.waiting:  # they counted on its slots
+            self.stir(model)
 
     def close(self, ticket: Ticket) -> None:
         """It is answered, or nobody wants the answer."""
@@ -220,7 +232,7 @@ class Board:
     def descend(self, record: ReplicaRecord, rung: Rung) -> None:
         replica = record.replica
         assert record.quiet, f"{replica.replica_id} is in use"
-        record.descending = rung
+        self.view.lower(record, rung)
         record.descend_began = self.now
         record.quiet = False
         self.touch(replica.replica_id)
@@ -232,11 +244,12 @@ class Board:
             if facts.draining != record.facts.draining:
                 for each in record.replicas.values():
                     self.lacks(each.replica.model)
+            if more_room(record.facts, facts):
+                self.stir_room(node)
             record.facts = facts
             record.print_key = fingerprint_key(facts.fingerprint)
             record.refused_bytes = None
             self.view.changed(node)
-            self.stir_all()
 
     def drop(self, replica_id: str) -> ReplicaRecord | None:
         """It ended, with all that ran on it."""
@@ -247,7 +260,9 @@ class Board:
             if record.announced:
                 self._changes[replica_id] = None
             self.lacks(record.replica.model)
-            self.stir_all()
+            self.stir_room(record.replica.node)
+            if record.replica.model in self.waiting:
+                self.stir(record.replica.model)
         return record
 
     def end_promises(self, placements: Iterable[str]) -> None:

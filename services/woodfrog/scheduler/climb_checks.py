@@ -1,11 +1,13 @@
 """What holds of climbs after each event. Pure."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
-from woodfrog.scheduler import reservations
-from woodfrog.scheduler.board import Board
+from woodfrog.model.spec import ModelSpec
+from woodfrog.scheduler import bursts, reservations
+from woodfrog.scheduler.board import Board, Ticket
 from woodfrog.scheduler.climb import Climb, Phase
+from woodfrog.scheduler.policy import NoCapacity, PlaceRequest, find
 
 
 def check(
@@ -42,3 +44,14 @@ def check(
             assert climbs[record.climb].replica_id == record.replica.replica_id
     for ticket in board.tickets.values():
         assert ticket.climb is None or ticket.number in climbs[ticket.climb].waiters
+
+
+def check_waits(board: Board, ticket: Ticket, spec: ModelSpec, climbs: Collection[Climb]) -> None:
+    """AssertionError when the ticket waits for room though there is some; the model may have one more replica."""
+    if not board.listed or board.starting or board.view.coming_slots(spec.name):
+        return
+    if bursts.slots(board, ticket, climbs):
+        return  # it may wait for one of these
+    request = PlaceRequest(spec, board.view.pointers(spec), excluded_replicas=ticket.excluded)
+    found = find(request, board.view, board.estimates)
+    assert isinstance(found, NoCapacity), f"ticket {ticket.number} waits beside {found}"

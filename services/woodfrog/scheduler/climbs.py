@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from woodfrog.model.node import Replica, ReplicaState
 from woodfrog.model.spec import ModelSpec
-from woodfrog.scheduler import bursts, climb_checks, reservations
+from woodfrog.scheduler import bursts, climb_checks, hope, reservations
 from woodfrog.scheduler.board import Board, Ticket, Waited
 from woodfrog.scheduler.climb import RETRIES, Climb, Effort, Phase
 from woodfrog.scheduler.events import (
@@ -24,7 +24,6 @@ from woodfrog.scheduler.policy import (
     PlaceRequest,
     find,
     place,
-    room_is_coming,
 )
 from woodfrog.scheduler.refusals import no_capacity
 from woodfrog.scheduler.room import facts_off_gpu, facts_with, facts_without, yields
@@ -72,10 +71,8 @@ class Climbs:
         found = find(replace(request, new=new), board.view, board.estimates)
         if not isinstance(found, NoCapacity):
             return self._if_it_pays(ticket, spec, found, queue_s)
-        comes = room_is_coming(board.view, spec) or bursts.slots(
-            board, ticket, self.of_model(spec.name)
-        )
-        if not new or board.awaited or comes:
+        slots = bursts.slots(board, ticket, self.of_model(spec.name))
+        if not new or slots or hope.waits(board, ticket, spec):
             return False
         self._refuse_no_capacity(ticket, spec, found)
         return True
@@ -208,7 +205,7 @@ class Climbs:
 
     def _unreserve(self, climb: Climb) -> None:
         if reservations.unreserve(self._board.view, climb):
-            self._board.stir_all()
+            self._board.stir_room(climb.node)
 
     def _own(self, climb: Climb, record: ReplicaRecord) -> None:
         climb.replica_id = record.replica.replica_id
@@ -491,6 +488,12 @@ class Climbs:
     def _refuse_no_capacity(self, ticket: Ticket, spec: ModelSpec, found: NoCapacity) -> None:
         told = no_capacity(spec, found, self._board.limits.retry_after_s)
         self._board.refuse(ticket, Refusal.RESOURCE_EXHAUSTED, "NO_CAPACITY", *told)
+
+    def check_waits(self, ticket: Ticket) -> None:
+        """AssertionError when it waits though there is room."""
+        model = self._board.view.models.get(ticket.model)
+        if model is not None and self._replica_count(model.spec) < model.spec.replicas_max:
+            climb_checks.check_waits(self._board, ticket, model.spec, self.of_model(ticket.model))
 
     def check(self) -> None:
         climb_checks.check(self._board, self._climbs, self._of_model, self._victims)

@@ -226,14 +226,16 @@ def could_take(facts: NodeFacts, spec: ModelSpec) -> bool:
     )
 
 
-def room_is_coming(view: ClusterView, spec: ModelSpec) -> bool:
-    """Whether a replica is leaving what the model needs, on a node that could take it."""
-    return any(
-        record.descending is Rung.FROZEN or (record.descending and spec.gpu_bytes)
-        for node in view.nodes.values()
-        if could_take(node.facts, spec)
-        for record in node.replicas.values()
-    )
+def opens(name: str, request: PlaceRequest, view: ClusterView, estimates: Estimates) -> bool:
+    """Whether the model may climb on the node now, or once idle ones are lowered there."""
+    node = view.nodes.get(name)
+    if node is None:
+        return False
+    if any(record.replica.model == request.spec.name for record in node.replicas.values()):
+        return True  # looked at as a whole
+    why = _misfit(name, node, request)
+    crowded = _crowded(name, node, request, estimates) if why == _FULL else ()
+    return why is None or any(victims for _, victims in crowded)
 
 
 def _could_hold(gpu: GpuFacts, spec: ModelSpec) -> bool:

@@ -31,13 +31,13 @@ class Rest:
         record.needed = self._needed(record)
         idle = record.live and not busy and not record.needed
         record.quiet = idle and board.now >= record.descend_after
-        if record.quiet and not was_quiet and record.replica.gpu:
-            board.stir_all()  # who waits to be thawed on its GPU may have it lowered
+        if record.quiet and not was_quiet:
+            board.stir_room(record.replica.node)  # who waits may have it lowered
         offered = board.view.offered(record)
         if offered != record.announced:
             board.announce(record, offered)
         if model in board.waiting or model in board.joined:
-            board.stirred[model] = None
+            board.stir(model)
 
     def plan(self, replica_id: str) -> None:
         """Lowers the replica if it is time, else notes when to look again."""
@@ -69,11 +69,11 @@ class Rest:
 
     def lowered(self, record: ReplicaRecord, busy: bool) -> None:
         """Its node answered; `busy` when it was not lowered."""
-        record.descending = None
+        self._board.view.lower(record, None)
         if busy:
             record.use(self._board.now)
             record.descend_after = self._board.now + self._board.limits.descend_retry_s
-            self._board.stir_all()  # whoever waited for its room
+            self._board.stir_room(record.replica.node)  # whoever waited for its room
         self._board.touch(record.replica.replica_id)
 
     def _needed(self, record: ReplicaRecord) -> bool:

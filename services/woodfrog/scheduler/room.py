@@ -194,6 +194,25 @@ def facts_off_gpu(node: NodeRecord, replica: Replica) -> NodeFacts:
     return replace(node.facts, gpus=tuple(gpus))
 
 
+def more_room(before: NodeFacts, after: NodeFacts) -> bool:
+    """Whether there may be room now for something that found none, or none any more for all."""
+    small = ("draining", "fingerprint", "memory_bytes", "replica_count_max")
+    if any(getattr(before, name) != getattr(after, name) for name in small):
+        return True
+    old = {gpu.uuid: gpu for gpu in before.gpus}
+    return (
+        after.memory_promised_bytes < before.memory_promised_bytes
+        or old.keys() != {gpu.uuid for gpu in after.gpus}
+        or any(_more_on(old[gpu.uuid], gpu) for gpu in after.gpus)
+    )
+
+
+def _more_on(before: GpuFacts, after: GpuFacts) -> bool:
+    free_bytes = before.memory_bytes - before.promised_bytes
+    more = after.memory_bytes - after.promised_bytes > free_bytes
+    return more or not {*after.weights} <= {*before.weights}
+
+
 def _orphaned(node: NodeRecord, gpu: GpuFacts, leaving: Collection[Replica]) -> set[str]:
     """Weights on it that no other replica there uses."""
     gone = {replica.replica_id for replica in leaving}

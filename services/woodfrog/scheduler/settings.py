@@ -20,6 +20,8 @@ class Settings(ServiceSettings, env_prefix="WOODFROG_SCHEDULER_"):
     """Requests of one model that wait for a slot; more are turned away."""
     node_patience_s: float = Field(default=3.0, ge=0)
     """A registered node has so long to connect, and a broken stream so long to come back, before it is lost."""
+    room_s: float = Field(default=10.0, ge=0)
+    """A request for which no node has room waits so long for others to idle, before it is turned away."""
     plan_every_s: float = Field(default=5.0, ge=0)
     """Between two plans of which idle replicas are kept, and where; 0: idle replicas go by the clock."""
     plan_within_s: float = Field(default=2.0, gt=0)

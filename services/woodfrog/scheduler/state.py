@@ -11,7 +11,7 @@ from typing import Any
 from woodfrog.model.node import ReplicaState
 from woodfrog.model.placement import ReadyReplica
 from woodfrog.model.rung import Rung
-from woodfrog.scheduler import bursts, candidates
+from woodfrog.scheduler import bursts, candidates, hope
 from woodfrog.scheduler import events as on
 from woodfrog.scheduler.ahead import Ahead
 from woodfrog.scheduler.board import Board, Limits, Ticket
@@ -51,6 +51,7 @@ class SchedulerState:
             "awaited": self._awaited_long,
             "refused": self._refused_long_ago,
             "queue": self._board.stir,
+            "room": self._board.stir,
             "ahead": self._board.lacks,
             "drain": self._drains.look,
         }
@@ -137,6 +138,7 @@ class SchedulerState:
                 assert not any(
                     self._board.has_slot(record, ticket) for record in self.view.replicas_of(model)
                 ), f"ticket {ticket.number} waits beside a free slot"
+            self._climbs.check_waits(min(waiting.values(), key=lambda ticket: ticket.number))
 
     # --- routers ---
 
@@ -300,7 +302,7 @@ class SchedulerState:
     def _refused_long_ago(self, node: str) -> None:
         if node in self.view.nodes:
             self.view.nodes[node].refused_bytes = None
-            self._board.stir_all()
+            self._board.stir_room(node)
 
     def _deadline_passed(self, ticket: Ticket) -> None:
         board = self._board
@@ -334,7 +336,9 @@ class SchedulerState:
                 self._rest.refresh(replica_id)
             stirred, board.stirred = board.stirred, {}
             for model in sorted(stirred, key=self._urgency) if len(stirred) > 1 else stirred:
-                self._serve(model)
+                nodes = stirred[model]
+                if nodes is None or hope.changed(board, model, nodes):
+                    self._serve(model)
         self._ahead.look()
         for replica_id in seen:
             self._rest.plan(replica_id)
@@ -358,16 +362,17 @@ class SchedulerState:
         board = self._board
         coming = self.view.coming_slots(model)
         wait: set[frozenset[str]] = set()  # who excludes as much as one that waits on, does too
+        last = 0  # that waits on
         for number in sorted(board.waiting.get(model, {})):
             ticket = board.tickets[number]
             if ticket.excluded in wait or self._decide(ticket, slot_comes=coming > 0):
                 continue
-            coming -= 1
+            coming, last = coming - 1, number
             if coming < 0:
                 wait.add(ticket.excluded)
                 if not ticket.excluded:
                     break
-        while waiting := board.waiting.get(model):
+        while (waiting := board.waiting.get(model)) and max(waiting) != last:
             if not self._decide(waiting[max(waiting)], slot_comes=coming >= 0):
                 break
         some = any(map(board.is_open, self.view.replicas_of(model)))

@@ -51,6 +51,10 @@ class ReplicaRecord:
     def live(self) -> bool:
         return self.replica.state in LIVE and self.climb is None and self.descending is None
 
+    def descends_off(self, gpu: bool) -> bool:
+        """It is leaving its node's memory, or, where that is what counts, its GPU."""
+        return self.descending is Rung.FROZEN or (gpu and self.descending is not None)
+
     @property
     def ready(self) -> ReadyReplica:
         replica = self.replica
@@ -118,6 +122,7 @@ class ClusterView:
         self.models: dict[str, ModelRecord] = {}
         self.nodes: dict[str, NodeRecord] = {}
         self.replicas: dict[str, ReplicaRecord] = {}
+        self.lowering: dict[str, ReplicaRecord] = {}  # that were asked to descend
         self.holders: dict[str, set[str]] = {}  # manifest to nodes that have something of it
         self.changed_nodes: set[str] = set()  # whose summary is old
         self.table: Any = None  # of summaries, by `candidates.py`
@@ -208,8 +213,17 @@ class ClusterView:
         self.changed(replica.node)
         return record
 
+    def lower(self, record: ReplicaRecord, rung: Rung | None) -> None:
+        """It was asked to go there; None: that is answered."""
+        record.descending = rung
+        if rung is not None:
+            self.lowering[record.replica.replica_id] = record
+        else:
+            self.lowering.pop(record.replica.replica_id, None)
+
     def drop_replica(self, replica_id: str) -> ReplicaRecord | None:
         record = self.replicas.pop(replica_id, None)
+        self.lowering.pop(replica_id, None)
         if record is not None:
             of_model = self._of_model[record.replica.model]
             del of_model[replica_id]
@@ -247,8 +261,10 @@ class ClusterView:
             replica = record.replica
             assert replica.replica_id == replica_id
             assert not record.quiet or (record.live and not record.busy)
+            assert (replica_id in self.lowering) == (record.descending is not None)
             assert self.nodes[replica.node].replicas[replica_id] is record
             assert self._of_model[replica.model][replica_id] is record
+        assert self.lowering.keys() <= self.replicas.keys()
         count = len(self.replicas)
         assert sum(len(node.replicas) for node in self.nodes.values()) == count
         assert sum(map(len, self._of_model.values())) == count

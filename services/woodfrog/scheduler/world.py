@@ -33,13 +33,17 @@ class World:
             board.put_facts(name, update.facts)
         self._put_replicas(name, node, update)
         gone = [*node.residents] if update.full else update.residents_gone
+        if any(resident.manifest not in node.residents for resident in update.residents):
+            board.stir_room(name)  # how much others free by going is known now
         self._view.put_residents(name, update.residents, gone)
         self._view.changed(name)
         if node.silent:
             node.silent = False
             board.awaited.discard(name)
-            board.starting.discard(name)
-            board.stir_all()
+            if name in board.starting:
+                board.starting.discard(name)
+                board.stir_all()
+            board.stir_room(name)
 
     def node_silent(self, event: on.NodeSilent) -> None:
         """It takes nothing new; what runs there is offered until it is lost."""
@@ -48,6 +52,9 @@ class World:
             node.silent = True
             self._view.changed(event.node)
             self._await(event.node, self._board.limits.node_patience_s)
+            for record in node.replicas.values():  # what climbs there may not come
+                if record.replica.model in self._board.waiting:
+                    self._board.stir(record.replica.model)
 
     def node_lost(self, event: on.NodeLost) -> None:
         node = self._view.nodes.get(event.node)
@@ -106,6 +113,8 @@ class World:
 
     def snapshot_listed(self, event: on.SnapshotListed) -> None:
         self._view.put_pointer(event.pointer)
+        if event.pointer.model in self._board.waiting:
+            self._board.stir(event.pointer.model)
 
     def snapshot_removed(self, event: on.SnapshotRemoved) -> None:
         self._view.drop_pointer(event.pointer)
@@ -145,4 +154,4 @@ class World:
         for record in self._view.replicas_of(model):
             self._board.touch(record.replica.replica_id)
         if model in self._board.waiting:
-            self._board.stirred[model] = None
+            self._board.stir(model)

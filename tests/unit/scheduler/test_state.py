@@ -258,7 +258,7 @@ def test_two_climbs_on_one_node_may_be_named_in_any_order() -> None:
 
 
 def test_what_a_climb_took_counts_before_the_node_says_so() -> None:
-    cell = Cell(FROG, spec("big", memory_bytes=13 * GIB))
+    cell = Cell(FROG, spec("big", memory_bytes=13 * GIB), limits=Limits(room_s=0))
     start = only(on.StartClimb, cell.acquire())
     cell.finish(start)
     assert only(on.Refuse, cell.acquire("big")).reason == "NO_CAPACITY"
@@ -533,71 +533,6 @@ def test_who_waits_for_old_weights_gets_the_new_ones() -> None:
     assert only(on.CancelClimb, commands).attempt == old.attempt
     new = only(on.StartClimb, commands)
     assert only(on.Grant, cell.finish(new, "f2")).ticket == 1
-
-
-# --- room ---
-
-
-def test_the_longest_idle_replica_makes_room_and_parked_ones_go_first() -> None:
-    big = spec("big", memory_bytes=6 * GIB)
-    cell = Cell(FROG, TOAD, big, spec("newt"))
-    newt = spec("newt")
-    cell.report("a", replica("t1", TOAD, "a"))
-    cell.wait(1.0)
-    cell.report("a", replica("f1", FROG, "a"), full=False, facts=facts("a", 8 * GIB))
-    cell.wait(1.0)
-    parked = replica("n1", newt, "a", ReplicaState.PARKED)
-    cell.report("a", parked, full=False, facts=facts("a", 12 * GIB))
-    commands = cell.acquire("big")
-    assert only(on.Descend, commands) == on.Descend("n1", "a", Rung.FROZEN)
-    assert every(on.StartClimb, commands) == []
-    start = only(on.StartClimb, cell.do(on.DescendFinished("n1", Rung.FROZEN)))
-    assert start.spec == big
-    assert cell.report("a", gone=("n1",), full=False, facts=facts("a", 8 * GIB)) == []
-
-
-def test_a_busy_victim_leads_to_another_one() -> None:
-    small = {"a": facts("a", 8 * GIB, memory_bytes=8 * GIB)}
-    cell = Cell(FROG, TOAD, spec("newt"))
-    cell.report("a", replica("t1", TOAD, "a"), facts=small["a"])
-    cell.wait(1.0)
-    cell.report("a", replica("f1", FROG, "a"), full=False, facts=small["a"])
-    assert only(on.Descend, cell.acquire("newt")).replica_id == "t1"
-    commands = cell.do(on.DescendFailed("t1", "REPLICA_BUSY", "it answers"))
-    assert only(on.Descend, commands).replica_id == "f1"
-    assert every(on.StartClimb, cell.do(on.DescendFinished("f1", Rung.FROZEN)))
-
-
-def test_when_nothing_can_be_freed_the_caller_is_told_when_to_come_back() -> None:
-    cell = Cell(FROG, TOAD)
-    cell.report("a", replica("t1", TOAD, "a"), facts=facts("a", 4 * GIB, memory_bytes=4 * GIB))
-    cell.acquire("toad")
-    refuse = only(on.Refuse, cell.acquire("frog"))
-    assert (refuse.refusal, refuse.reason) == (Refusal.RESOURCE_EXHAUSTED, "NO_CAPACITY")
-    assert refuse.retry_after_s == 1.0
-    assert "1 node is full" in refuse.message
-
-
-def test_room_that_somebody_else_took_is_looked_for_again() -> None:
-    cell = Cell(FROG, TOAD, nodes=("a",))
-    full = facts("a", 4 * GIB, memory_bytes=4 * GIB)
-    cell.report("a", replica("t1", TOAD, "a"), facts=full)
-    cell.acquire("frog")
-    other = replica("t2", TOAD, "a", ReplicaState.CLIMBING)
-    commands = cell.report("a", other, full=False, facts=full, gone=("t1",))
-    assert only(on.Refuse, commands).reason == "NO_CAPACITY"
-
-
-def test_a_replica_granted_in_the_same_breath_makes_no_room() -> None:
-    state = SchedulerState("e")
-    full = facts("a", 4 * GIB, memory_bytes=4 * GIB)
-    update = NodeUpdate(True, full, (replica("f1", FROG, "a"),))
-    state.handle(on.NodeReported("a", update), 0.0)
-    state.handle(on.AcquireRequested(1, "frog", 60.0), 0.0)
-    state.handle(on.AcquireRequested(2, "toad", 60.0), 0.0)
-    commands = state.handle(on.CatalogListed((FROG, TOAD), (), ("a",)), 1.0)
-    assert only(on.Grant, commands).ticket == 1
-    assert every(on.Descend, commands) == []
 
 
 # --- replicas that fail their router ---
