@@ -17,7 +17,8 @@ from woodfrog.model.node import GpuFacts, NodeFacts, Replica, ReplicaState, Resi
 from woodfrog.model.snapshot import Fingerprint, SnapshotPointer
 from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler.estimates import Estimates
-from woodfrog.scheduler.policy import PlaceRequest, find
+from woodfrog.scheduler.forecasts import PlaceRequest
+from woodfrog.scheduler.policy import find
 from woodfrog.scheduler.rates import Rates
 from woodfrog.scheduler.view import ClusterView, ModelRecord, NodeRecord, fingerprint_key
 

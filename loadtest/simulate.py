@@ -77,7 +77,13 @@ class RandomEstimates(Estimates):
         self._chance = random.Random(1)
 
     def forecast(
-        self, way: Way, process: Branch, weights: Branch = NO_WEIGHTS, beside: int = 0
+        self,
+        way: Way,
+        process: Branch,
+        weights: Branch = NO_WEIGHTS,
+        beside: int = 0,
+        *,
+        yields: bool = False,
     ) -> Forecast:
         return Forecast(way, process, weights, beside, self._chance.random())
 

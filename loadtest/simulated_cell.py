@@ -18,6 +18,7 @@ from woodfrog.model.node import (
     NodeUpdate,
     Replica,
     ReplicaState,
+    Stage,
 )
 from woodfrog.model.placement import Acquired, ReadyReplica, ReplicaUsage
 from woodfrog.model.rung import Rung
@@ -440,9 +441,14 @@ class SimulatedCell:
         return self.noisy(timing.parked_s + max(away_s, over_s)), Rung.PARKED
 
     def climbed(
-        self, node: SimulatedNode, order: on.StartClimb, replica: Replica, rung: Rung
+        self,
+        node: SimulatedNode,
+        order: on.StartClimb,
+        replica: Replica,
+        rung: Rung,
+        stages: tuple[Stage, ...],
     ) -> None:
-        self.answer(on.ClimbFinished(order.attempt, Climbed(replica, rung)))
+        self.answer(on.ClimbFinished(order.attempt, Climbed(replica, rung, stages)))
         spec = order.spec
         if rung is Rung.ABSENT and spec.snapshot == "eager" and spec.name not in self.pointers:
             gpu = replica.gpu

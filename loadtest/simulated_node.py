@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from loadtest.simulated_cache import Cache
-from woodfrog.model.node import GpuFacts, NodeFacts, NodeUpdate, Replica, ReplicaState
+from woodfrog.model.node import GpuFacts, NodeFacts, NodeUpdate, Replica, ReplicaState, Stage
 from woodfrog.model.rung import Rung
 from woodfrog.node_agent import state as agent
 from woodfrog.node_agent.gpu_state import Bring, GpuState, Need
@@ -44,7 +44,12 @@ class Cell(Protocol):
         """Whether a climb does."""
 
     def climbed(
-        self, node: "SimulatedNode", order: on.StartClimb, replica: Replica, rung: Rung
+        self,
+        node: "SimulatedNode",
+        order: on.StartClimb,
+        replica: Replica,
+        rung: Rung,
+        stages: tuple[Stage, ...],
     ) -> None: ...
 
     def broken(self, number: int) -> None:
@@ -192,12 +197,14 @@ class SimulatedNode:
     def climb(self, order: on.StartClimb) -> None:
         life = self.lives
         request = self._request(order)
+        room_s = 0.0
         before = {u for u, gpu in self.state.gpus.items() if order.spec.weights in gpu.pinned}
         for _ in range(_ROOM_TRIES):
             command = self.decide(request)
             if not isinstance(command, agent.Lower):
                 break
             for replica_id, rung in command.replicas:
+                room_s += self._cell.lower_s()  # promised to the climb at once
                 self._lower_now(replica_id, rung)
         match command:
             case agent.Start(replica_id, bring):
@@ -225,7 +232,10 @@ class SimulatedNode:
             case _:
                 self._cell.answer(on.ClimbRefused(order.attempt, self.facts(), "no room came"))
                 return
-        self._cell.after(seconds, lambda: self._climbed(order, replica_id, rung, life))
+        stages = (Stage("room", 0.0, room_s),) if room_s else ()
+        self._cell.after(
+            room_s + seconds, lambda: self._climbed(order, replica_id, rung, life, stages)
+        )
 
     def _request(self, order: on.StartClimb) -> agent.StartRequested | agent.ThawRequested:
         if order.replica_id:
@@ -238,7 +248,14 @@ class SimulatedNode:
         name = self._cell.new_name(self.name)
         return agent.StartRequested(name, spec.name, spec.memory_bytes, need, order.yields)
 
-    def _climbed(self, order: on.StartClimb, replica_id: str, rung: Rung, life: int) -> None:
+    def _climbed(
+        self,
+        order: on.StartClimb,
+        replica_id: str,
+        rung: Rung,
+        life: int,
+        stages: tuple[Stage, ...],
+    ) -> None:
         process = self.processes.get(replica_id)
         if self.lives != life or not self.up or process is None:
             return  # whoever killed it told
@@ -248,7 +265,7 @@ class SimulatedNode:
             return
         self.decide(agent.ClimbFinished(replica_id))
         self.publish(replica_id)
-        self._cell.climbed(self, order, process.replica, rung)
+        self._cell.climbed(self, order, process.replica, rung, stages)
 
     def descend(self, order: on.Descend) -> None:
         process = self.processes.get(order.replica_id)

@@ -146,7 +146,8 @@ class NodeLoop:
     async def _thaw(self, order: state.Order, stages: Stages) -> Climbed:
         replica_id = order.replica_id
         rung = self._board.rung_of(replica_id)
-        command = await self._decide_with_room(state.ThawRequested(replica_id, order.yields))
+        event = state.ThawRequested(replica_id, order.yields)
+        command = await self._decide_with_room(event, stages)
         live = self._board.live[replica_id]
         if isinstance(command, state.Thaw):
             try:
@@ -182,7 +183,7 @@ class NodeLoop:
             raise Unavailable("REPLICA_LOST", f"replica {live.replica_id} ended meanwhile")
 
     async def _decide_with_room(
-        self, event: state.StartRequested | state.ThawRequested
+        self, event: state.StartRequested | state.ThawRequested, stages: Stages
     ) -> state.Command:
         """Lowers replicas that rest, where there is room only then. Raises ResourceExhausted NODE_FULL."""
         for _ in range(_ROOM_TRIES):
@@ -193,7 +194,8 @@ class NodeLoop:
                 return command
             for replica_id, rung in command.replicas:
                 try:
-                    await self.descend(replica_id, rung)
+                    with stages.stage("room"):
+                        await self.descend(replica_id, rung)
                 except WoodfrogError as error:  # it is busy, or gone; there may be another way
                     log.info("not lowered", extra={"replica": replica_id, "why": error.message})
         raise self._board.full("room on the GPU did not come")
@@ -214,7 +216,8 @@ class NodeLoop:
         home = pointer.gpu if pointer and not mismatch else ""
         need = need_of(spec, home)
         command = await self._decide_with_room(
-            state.StartRequested(replica_id, spec.name, spec.memory_bytes, need, order.yields)
+            state.StartRequested(replica_id, spec.name, spec.memory_bytes, need, order.yields),
+            stages,
         )
         assert isinstance(command, state.Start)
         bring = command.bring

@@ -83,6 +83,8 @@ class Ahead:
             self._fetches[order.attempt] = order
             busy.add(name)
             board.moves.note(name, board.now)
+            manifests = (record.spec.weights, pointer.manifest)
+            board.fetches.begin(order.attempt, name, (m for m in manifests if not node.holds(m)))
             board.order(order)
 
     def fetched(self, event: PrefetchFinished | PrefetchFailed) -> None:
@@ -90,9 +92,14 @@ class Ahead:
         order = self._fetches.pop(event.attempt, None)
         if order is None:
             return
+        self._board.fetches.end(event.attempt)
         now, known = self._board.now, self._board.view.models
         after = {m: at for m, at in self._fetch_after.items() if m in known and at > now}
         self._fetch_after = {**after, order.spec.name: now + FETCH_RETRY_S}
+
+    def under_way(self) -> set[str]:
+        """Attempts."""
+        return set(self._fetches)
 
     def _touch(self, model: str) -> None:
         for record in self._board.view.replicas_of(model):

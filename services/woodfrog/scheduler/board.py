@@ -10,6 +10,7 @@ from woodfrog.model.rung import Rung
 from woodfrog.scheduler.demand import Demand
 from woodfrog.scheduler.estimates import Estimates
 from woodfrog.scheduler.events import Announce, Command, Descend, Grant, Refusal, Refuse
+from woodfrog.scheduler.fetches import Fetches
 from woodfrog.scheduler.moves import Moves
 from woodfrog.scheduler.room import more_room
 from woodfrog.scheduler.service_times import ServiceTimes
@@ -79,6 +80,7 @@ class Board:
         self.leads = True
         self.now = float("-inf")
         self.view = ClusterView()
+        self.fetches = Fetches(self.view, estimates)
         self.usage = Usage()
         self.timers = Timers()
         self.tickets: dict[int, Ticket] = {}

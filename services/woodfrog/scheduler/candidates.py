@@ -216,12 +216,13 @@ def check(view: ClusterView) -> None:
         assert summary == nodes.summary_of(name, view.nodes[name]), f"the summary of {name} is old"
 
 
-def _holders(
+def _holders(  # and those to which it comes
     view: ClusterView, nodes: Table, spec: ModelSpec, pointers: Mapping[str, SnapshotPointer]
 ) -> list[int]:
-    found = set(view.holders.get(spec.weights, ()))
-    for pointer in pointers.values():
-        found |= view.holders.get(pointer.manifest, set())
+    manifests = (spec.weights, *(pointer.manifest for pointer in pointers.values()))
+    found: set[str] = set()
+    for manifest in manifests:
+        found |= view.holders.get(manifest, set()) | view.coming.get(manifest, set())
     return sorted(nodes.rows[name] for name in found)
 
 

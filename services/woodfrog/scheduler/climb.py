@@ -6,7 +6,7 @@ from enum import Enum
 from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler.board import Ticket
 from woodfrog.scheduler.events import ClimbFailed
-from woodfrog.scheduler.policy import Placement
+from woodfrog.scheduler.forecasts import Placement
 
 
 class Phase(Enum):
@@ -47,12 +47,6 @@ class Climb:
     restored: bool = False  #: a snapshot was used
     started: float = 0.0  #: the attempt at hand, by its node
     failure: ClimbFailed | None = None  #: the last
-
-    @property
-    def fetches(self) -> bool:
-        """Whether its attempt takes a share of the store's line."""
-        forecast = self.placement.forecast if self.placement is not None else None
-        return forecast is not None and forecast.fetches
 
     @property
     def attempt(self) -> str:

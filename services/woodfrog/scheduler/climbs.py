@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from woodfrog.model.node import Replica, ReplicaState
 from woodfrog.model.spec import ModelSpec
-from woodfrog.scheduler import bursts, climb_checks, hope, reservations
+from woodfrog.scheduler import bursts, climb_checks, fetches, hope, reservations
 from woodfrog.scheduler.board import Board, Ticket, Waited
 from woodfrog.scheduler.climb import RETRIES, Climb, Effort, Phase
 from woodfrog.scheduler.events import (
@@ -16,15 +16,8 @@ from woodfrog.scheduler.events import (
     Refusal,
     StartClimb,
 )
-from woodfrog.scheduler.policy import (
-    SOON_S,
-    Eviction,
-    NoCapacity,
-    Placement,
-    PlaceRequest,
-    find,
-    place,
-)
+from woodfrog.scheduler.forecasts import Placement, PlaceRequest
+from woodfrog.scheduler.policy import SOON_S, Eviction, NoCapacity, find, place
 from woodfrog.scheduler.refusals import no_capacity
 from woodfrog.scheduler.room import facts_off_gpu, facts_with, facts_without, yields
 from woodfrog.scheduler.view import RESTING, ReplicaRecord
@@ -48,6 +41,10 @@ class Climbs:
 
     def get(self, name: str) -> Climb:
         return self._climbs[name]
+
+    def under_way(self) -> set[str]:
+        """Attempts on which nodes work."""
+        return {c.attempt for c in self._climbs.values() if c.phase is Phase.RUNNING}
 
     # --- from a ticket to a climb ---
 
@@ -183,7 +180,8 @@ class Climbs:
         self._board.view.nodes[placement.node].climbs += 1
         self._board.view.changed(placement.node)
         climb.restored = climb.restored or placement.snapshot is not None
-        self._board.estimates.fetching += climb.fetches
+        manifests = fetches.wanted(placement, climb.spec.weights)
+        self._board.fetches.begin(climb.attempt, placement.node, manifests)
         reservations.reserve(self._board.view, climb)
         if placement.replica_id is not None:
             self._own(climb, self._board.view.replicas[placement.replica_id])
@@ -217,7 +215,7 @@ class Climbs:
         """Ends the attempt at hand. Returns the replica that it was lifting, if that has a name and exists."""
         self._unreserve(climb)
         if climb.phase is Phase.RUNNING:
-            self._board.estimates.fetching -= climb.fetches
+            self._board.fetches.end(climb.attempt)
             self._board.view.climb_over(climb.node)
         climb.phase = Phase.ROOM
         for replica_id in climb.victims:

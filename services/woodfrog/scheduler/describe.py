@@ -3,7 +3,8 @@
 from woodfrog.model.node import ReplicaState
 from woodfrog.model.placement import ClusterView, ModelView, NodeView, ReplicaView
 from woodfrog.model.rung import Rung
-from woodfrog.scheduler.policy import Placement, PlaceRequest, place
+from woodfrog.scheduler.forecasts import Placement, PlaceRequest
+from woodfrog.scheduler.policy import place
 from woodfrog.scheduler.state import SchedulerState
 from woodfrog.scheduler.view import ModelRecord
 

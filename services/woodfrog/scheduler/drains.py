@@ -10,17 +10,11 @@ from woodfrog.model.node import ReplicaState
 from woodfrog.model.rung import Rung
 from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.model.spec import ModelSpec
+from woodfrog.scheduler import fetches
 from woodfrog.scheduler.board import Board
 from woodfrog.scheduler.events import Prefetch, PrefetchFailed, PrefetchFinished
-from woodfrog.scheduler.policy import (
-    NoCapacity,
-    Placement,
-    PlaceRequest,
-    could_take,
-    homes,
-    make_room,
-    place,
-)
+from woodfrog.scheduler.forecasts import Placement, PlaceRequest
+from woodfrog.scheduler.policy import NoCapacity, could_take, homes, make_room, place
 from woodfrog.scheduler.view import NodeRecord, ReplicaRecord
 
 TO_A_NODE_MAX = 2  # prefetches at once: more only share its line
@@ -79,6 +73,7 @@ class Drains:
         self._board.timers.set(("drain", name), self._board.now + _LOOK_S)
 
     def finished(self, event: PrefetchFinished) -> None:
+        self._board.fetches.end(event.attempt)
         move = self._under_way.pop(event.attempt, None)
         if move is not None:
             move.attempt = ""
@@ -86,12 +81,17 @@ class Drains:
 
     def failed(self, event: PrefetchFailed) -> None:
         """The shell logged why."""
+        self._board.fetches.end(event.attempt)
         move = self._under_way.pop(event.attempt, None)
         if move is not None:
             move.failed |= {move.target}
             move.failures += 1
             move.attempt = move.target = ""
             self._look_soon()
+
+    def under_way(self) -> set[str]:
+        """Attempts."""
+        return set(self._under_way)
 
     def check(self) -> None:
         for name, node in self._view.nodes.items():
@@ -131,6 +131,8 @@ class Drains:
         move.target, move.attempt = found.node, f"{self._board.epoch}-p{self._count}"
         move.sent = spec.weights, found.snapshot
         self._under_way[move.attempt] = move
+        manifests = fetches.wanted(found, spec.weights)
+        self._board.fetches.begin(move.attempt, found.node, manifests)
         self._board.order(Prefetch(move.attempt, found.node, spec, found.snapshot))
         return False
 

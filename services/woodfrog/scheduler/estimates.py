@@ -57,6 +57,7 @@ class Branch:
 
     prior_s: float  # what is at hand, nothing missing
     missing: Missing = Missing()
+    coming: bool = False  # from the store, for another climb on the node: it is not fetched twice
 
 
 NO_WEIGHTS = Branch(0.0)
@@ -69,13 +70,8 @@ class Forecast:
     weights: Branch
     beside: int  # climbs under way on the node
     seconds: float
-    sharing: int = 0  # climbs under way anywhere that brought bytes from the store
-
-    @property
-    def fetches(self) -> bool:
-        """Whether it brings so many from the store that others feel it."""
-        missing = (self.process.missing, self.weights.missing)
-        return any(each.store_bytes > FEW_BYTES for each in missing)
+    sharing: int = 0  # fetches under way from the store, to any node
+    first_s: float = 0.0  # part of them, in which others make room
 
 
 class Estimates:
@@ -86,39 +82,53 @@ class Estimates:
         self._store: dict[str, deque[float]] = {}  # seconds a byte
         self._disk: dict[str, deque[float]] = {}
         self._shared: dict[str, deque[float]] = {}  # share of its time that one more costs a fetch
-        #: Climbs under way that bring bytes from the store, whose line is all nodes'.
+        #: Fetches under way from the store, whose line is all nodes'.
         self.fetching = 0
         self._beside: dict[str, deque[float]] = {}  # share of its time that one more costs a climb
         self._lowered: dict[tuple[str, Rung], deque[float]] = {}
+        self._yielded: dict[str, deque[float]] = {}  # until others had made room on a GPU
         self._errors: deque[float] = deque(maxlen=ERRORS)
 
     def forecast(
-        self, way: Way, process: Branch, weights: Branch = NO_WEIGHTS, beside: int = 0
+        self,
+        way: Way,
+        process: Branch,
+        weights: Branch = NO_WEIGHTS,
+        beside: int = 0,
+        *,
+        yields: bool = False,
     ) -> Forecast:
+        """`yields`: its node makes room on the GPU first, by lowering what rests there."""
         alone = self._alone_s(way)
-        sharing = self.fetching
-        process_s = self._moving_s(way.kind, process.missing, sharing)
+        process_s = self._moving_s(way.kind, process.missing, self._others(process))
         if alone is None:
             process_s += process.prior_s * _median(self._wrong.get((way.kind, way.rung)), 1.0)
-            weights_s = weights.prior_s + self._moving_s(way.kind, weights.missing, sharing)
+            weights_s = weights.prior_s
         else:  # which includes the weights at hand
             process_s += alone
-            weights_s = self._moving_s(way.kind, weights.missing, sharing)
+            weights_s = 0.0
+        weights_s += self._moving_s(way.kind, weights.missing, self._others(weights))
         crowded = 1 + beside * _median(self._beside.get(way.kind), 0.0)
-        seconds = max(process_s, weights_s) * crowded
-        return Forecast(way, process, weights, beside, seconds, self.fetching)
+        first_s = self.yields_s(way.kind) if yields else 0.0
+        seconds = first_s + max(process_s, weights_s) * crowded
+        return Forecast(way, process, weights, beside, seconds, self.fetching, first_s)
 
     def learn(
         self, forecast: Forecast, from_rung: Rung, stages: Iterable[Stage], took_s: float
     ) -> None:
         """From a climb that ended after `took_s`, less its snapshot's first proof on the node, which comes once."""
-        names = {stage.name: stage.duration_s for stage in stages}
+        names: dict[str, float] = {}
+        for stage in stages:
+            names[stage.name] = names.get(stage.name, 0.0) + stage.duration_s
         took_s = max(1e-4, took_s - names.get("restore.proof", 0.0))
         way = forecast.way._replace(
             rung=from_rung, checkpoint=any(name.startswith("checkpoint.") for name in names)
         )
         if way == forecast.way:
             self._errors.append(abs(forecast.seconds - took_s) / took_s)
+        if room_s := names.get("room"):
+            _add(self._yielded, way.kind, room_s)
+            took_s = max(1e-4, took_s - room_s)
         known = self._alone_s(way)
         share = _median(self._beside.get(way.kind), 0.0)
         quiet_s = took_s / (1 + forecast.beside * share)
@@ -129,6 +139,8 @@ class Estimates:
             known = self._guess_s(way, forecast.process)
         if more.total > FEW_BYTES:
             behind = more is forecast.weights.missing
+            if (forecast.weights if behind else forecast.process).coming:
+                return  # how long it was on its way already is not known
             self._learn_moving(way, more, quiet_s, known, forecast.sharing, beside=behind)
         elif forecast.beside and known is not None:
             share = (took_s / known - 1) / forecast.beside
@@ -145,6 +157,10 @@ class Estimates:
 
     def learn_lowered(self, kind: str, rung: Rung, took_s: float) -> None:
         _add(self._lowered, (kind, rung), took_s)
+
+    def yields_s(self, kind: str) -> float:
+        """Until what rests on a GPU has made room there."""
+        return _median(self._yielded.get(kind), self.priors.lower_s)
 
     def predictions(self) -> Predictions:
         """Of the latest climbs."""
@@ -182,6 +198,10 @@ class Estimates:
         else:
             store_s = self._moving_s(way.kind, replace(missing, disk_bytes=0))
             _add(self._disk, way.kind, max(0.0, extra_s - store_s) / missing.disk_bytes)
+
+    def _others(self, branch: Branch) -> int:
+        """That share the store's line with it."""
+        return max(0, self.fetching - branch.coming)
 
     def _guess_s(self, way: Way, process: Branch) -> float | None:
         """Of the process alone, by what others' took. None where none has climbed so."""

@@ -9,7 +9,7 @@ from woodfrog.model.placement import Acquired, ReadyReplica, ReplicaUsage
 from woodfrog.model.rung import Rung
 from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.model.spec import ModelSpec
-from woodfrog.scheduler.policy import Seen
+from woodfrog.scheduler.forecasts import Seen
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,8 @@ from collections.abc import Collection
 
 from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler.board import Board, Ticket
-from woodfrog.scheduler.policy import PlaceRequest, could_take, opens
+from woodfrog.scheduler.forecasts import PlaceRequest
+from woodfrog.scheduler.policy import could_take, opens
 from woodfrog.scheduler.view import ClusterView
 
 

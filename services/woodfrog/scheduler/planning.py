@@ -14,8 +14,9 @@ from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler.demand import Demand
 from woodfrog.scheduler.estimates import Branch, Estimates, Way
 from woodfrog.scheduler.events import Planned
+from woodfrog.scheduler.forecasts import PlaceRequest
 from woodfrog.scheduler.plan import Choice, Item, Limits, Option, Prices, Resource, Solution
-from woodfrog.scheduler.policy import Eviction, NoCapacity, PlaceRequest, find
+from woodfrog.scheduler.policy import Eviction, NoCapacity, find
 from woodfrog.scheduler.shelves import Shelves, free_bytes
 from woodfrog.scheduler.view import RESTING, ClusterView, NodeRecord, ReplicaRecord
 

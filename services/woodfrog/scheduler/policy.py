@@ -5,16 +5,23 @@ Ties go to the node whose replicas have the fewest bytes of weights, then to tha
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
-from woodfrog.model.node import GpuFacts, NodeFacts, Replica, ReplicaState, Resident
+from woodfrog.model.node import GpuFacts, NodeFacts, Replica, ReplicaState
 from woodfrog.model.rung import Rung
-from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler import candidates
-from woodfrog.scheduler.estimates import Branch, Estimates, Forecast, Missing, Way
-from woodfrog.scheduler.rates import Rates
+from woodfrog.scheduler.estimates import Estimates
+from woodfrog.scheduler.forecasts import (
+    OnGpu,
+    Placement,
+    PlaceRequest,
+    Seen,
+    home_of,
+    of_climb,
+    of_thaw,
+    pages_bytes,
+)
 from woodfrog.scheduler.room import (
     Clearing,
     best_gpu,
@@ -29,45 +36,12 @@ from woodfrog.scheduler.view import RESTING, ClusterView, NodeRecord, ReplicaRec
 
 _FULL = candidates.FULL
 _REFUSING = "refusing"
-_Found = tuple[GpuFacts, int]  # a GPU, and what is taken there
 #: What others' rest is worth: nobody is lowered to save less.
 SOON_S = 1.0
 _EVER_S = float("inf")
 _SOONER = 2.0  # times
 _LASTING = ("too small", "without a GPU")
 _SEEN_MAX = 32  # told to people; in a large cell those that were looked at first
-
-
-@dataclass(frozen=True, slots=True)
-class PlaceRequest:
-    spec: ModelSpec
-    pointers: Mapping[str, SnapshotPointer] = field(default_factory=dict)  # by fingerprint_key
-    excluded_nodes: frozenset[str] = frozenset()
-    excluded_replicas: frozenset[str] = frozenset()  # parked ones that must not be thawed
-    new: bool = True  # false when only a thaw is wanted: the model has all the replicas it may have
-    node: str = ""  # where a new one has to be; empty: anywhere
-
-
-class Seen(NamedTuple):
-    """A node as a restore's decision saw it."""
-
-    node: str
-    page_cache_bytes: int  # of the snapshot
-    predicted_s: float | None  # None: it takes no replica
-    misfit: str = ""  # why not
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    node: str
-    rung: Rung  # on which the model is there
-    predicted_s: float
-    snapshot: SnapshotPointer | None = None
-    replica_id: str | None = None  # to thaw
-    gpu: str = ""  # uuid of the one that has room; which one it will be is the node's to choose
-    gpu_bytes: int = 0  # that it takes there
-    forecast: Forecast | None = field(default=None, compare=False)  # that `predicted_s` is of
-    seen: tuple[Seen, ...] = field(default=(), compare=False)  # of a restore that found room
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +82,7 @@ def place(request: PlaceRequest, view: ClusterView, estimates: Estimates) -> Pla
         found = best_gpu(node, spec, record.replica)
         if not _thawable(record, node, request) or _thaw_waits(node, spec, found):
             continue
-        placement = _thaw(record, node, spec, estimates, found)
+        placement = of_thaw(record, node, spec, estimates, found)
         name = record.replica.replica_id
         thaw_cost = (placement.predicted_s, load(placement.node, node), name)
         if thaw_cost < best_cost:
@@ -122,11 +96,11 @@ def place(request: PlaceRequest, view: ClusterView, estimates: Estimates) -> Pla
             why = _misfit(name, node, request)
             if why is not None:
                 misfits[why] += 1
-                seen.append(Seen(name, _pages_bytes(node, request), None, why))
+                seen.append(Seen(name, pages_bytes(node, request), None, why))
                 continue
-            found = best_gpu(node, spec, home=_home(node, request))
-            placement = _climb(name, node, request, estimates, found)
-            seen.append(Seen(name, _pages_bytes(node, request), placement.predicted_s))
+            found = best_gpu(node, spec, home=home_of(node, request))
+            placement = of_climb(name, node, request, estimates, found)
+            seen.append(Seen(name, pages_bytes(node, request), placement.predicted_s))
             cost = (placement.predicted_s, load(name, node), "")
             if cost < best_cost:
                 best, best_cost = placement, cost
@@ -198,8 +172,12 @@ def homes(
     names = tuple(view.nodes) if crowded else _near(view, request, candidates.with_room).nodes
     wanted = (_FULL, _REFUSING) if crowded else (None,)
     return [
-        _climb(
-            name, node, request, estimates, best_gpu(node, request.spec, home=_home(node, request))
+        of_climb(
+            name,
+            node,
+            request,
+            estimates,
+            best_gpu(node, request.spec, home=home_of(node, request)),
         )
         for name in names
         if _misfit(name, node := view.nodes[name], request) in wanted
@@ -255,7 +233,7 @@ def _misfit(name: str, node: NodeRecord, request: PlaceRequest) -> str | None:
         return "without a GPU"
     if not could_take(facts, spec) or not facts.replica_count_max:
         return "too small"
-    found = best_gpu(node, spec, home=_home(node, request))
+    found = best_gpu(node, spec, home=home_of(node, request))
     full = spec.memory_bytes > node.free_bytes or node.free_count < 1
     if full or (spec.gpu_bytes and found is None):
         return _FULL
@@ -274,7 +252,7 @@ def _crowded_thaws(
         for gpu in gpus_of(node, record.replica) if _thawable(record, node, request) else ():
             found = gpu, need_bytes(spec, gpu, record.replica)
             yield (
-                _thaw(record, node, spec, estimates, found),
+                of_thaw(record, node, spec, estimates, found),
                 _victims(node, spec, 0, 0, found, record.replica),
             )
 
@@ -283,13 +261,13 @@ def _crowded(
     name: str, node: NodeRecord, request: PlaceRequest, estimates: Estimates
 ) -> Iterator[tuple[Placement, list[ReplicaRecord]]]:
     """On each GPU that is large enough, if it needs one, with the victims that make room, as above."""
-    spec, home = request.spec, _home(node, request)
+    spec, home = request.spec, home_of(node, request)
     for gpu in node.facts.gpus if spec.gpu_bytes else (None,):
         if gpu is None or _could_hold(gpu, spec):
             found = (gpu, need_bytes(spec, gpu, home=home)) if gpu is not None else None
             short_bytes = spec.memory_bytes - node.free_bytes
             yield (
-                _climb(name, node, request, estimates, found),
+                of_climb(name, node, request, estimates, found),
                 _victims(node, spec, short_bytes, 1 - node.free_count, found, home=home),
             )
 
@@ -299,7 +277,7 @@ def _victims(
     spec: ModelSpec,
     short_bytes: int,
     short_count: int,
-    found: _Found | None,
+    found: OnGpu | None,
     thawed: Replica | None = None,
     home: str = "",
 ) -> list[ReplicaRecord]:
@@ -361,116 +339,6 @@ def _thawable(record: ReplicaRecord, node: NodeRecord, request: PlaceRequest) ->
     )
 
 
-def _copies(
-    spec: ModelSpec, found: _Found | None, replica: Replica | None = None, home: str = ""
-) -> bool:
-    """Whether its weights come onto the GPU: they do not lie there, or it can share none."""
-    return found is not None and (
-        sharable(spec, found[0].uuid, replica, home) not in found[0].weights
-    )
-
-
-def _at_hand(spec: ModelSpec, found: _Found) -> bool:
-    """Whether its weights come onto the GPU quickly, wherever else they are."""
-    return spec.weights in found[0].at_hand
-
-
-def _home(node: NodeRecord, request: PlaceRequest) -> str:
-    """The GPU that the snapshot for the node is from."""
-    pointer = request.pointers.get(node.print_key)
-    return pointer.gpu if pointer is not None else ""
-
-
-def _pages_bytes(node: NodeRecord, request: PlaceRequest) -> int:
-    """Of the snapshot for the node, those in its page cache, as it last told."""
-    pointer = request.pointers.get(node.print_key)
-    resident = node.residents.get(pointer.manifest) if pointer is not None else None
-    return resident.page_cache_bytes if resident is not None else 0
-
-
-def _thaw_waits(node: NodeRecord, spec: ModelSpec, found: _Found | None) -> bool:
+def _thaw_waits(node: NodeRecord, spec: ModelSpec, found: OnGpu | None) -> bool:
     """For room on its GPU; a thaw needs no other."""
     return spec.gpu_bytes > 0 and (found is None or node.refuses(0, max(1, found[1])))
-
-
-def _thaw(
-    record: ReplicaRecord,
-    node: NodeRecord,
-    spec: ModelSpec,
-    estimates: Estimates,
-    found: _Found | None,
-) -> Placement:
-    """A parked process has its weights mapped: what is in memory costs it nothing but the way onto its GPU."""
-    priors = estimates.priors
-    replica = record.replica
-    hot = replica.state is ReplicaState.HOT
-    copies = not hot and _copies(spec, found, replica)
-    resident = node.residents.get(spec.weights)
-    missing = Missing()
-    needs = not hot and (found is None or (copies and not _at_hand(spec, found)))
-    if resident is not None and needs:
-        missing = Missing(disk_bytes=resident.disk_bytes - resident.page_cache_bytes)
-    copied = spec.weights_bytes if copies else 0
-    prior_s = priors.hot_s if hot else priors.thaw_prior_s(found is not None, copied)
-    rung = Rung.HOT if hot else Rung.PARKED
-    forecast = estimates.forecast(
-        Way(node.print_key, spec.name, rung, copies),
-        Branch(prior_s),
-        Branch(0.0, missing),
-        node.climbs,
-    )
-    return Placement(
-        replica.node,
-        rung,
-        forecast.seconds,
-        replica_id=replica.replica_id,
-        gpu=found[0].uuid if found else "",
-        gpu_bytes=found[1] if found else 0,
-        forecast=forecast,
-    )
-
-
-def _climb(
-    name: str, node: NodeRecord, request: PlaceRequest, estimates: Estimates, found: _Found | None
-) -> Placement:
-    """Weights and process come at the same time and meet at the thaw."""
-    spec, priors = request.spec, estimates.priors
-    weights = _bring(spec.weights_bytes, node.residents.get(spec.weights), priors)
-    copies = _copies(spec, found, home=_home(node, request))
-    copied = spec.weights_bytes if copies else 0
-    restore_s, over_s = priors.restore_prior_s(found is not None, copied)
-    if found is not None:
-        if not copies or _at_hand(spec, found):
-            weights = Branch(0.0)
-        weights = Branch(max(weights.prior_s, over_s), weights.missing)
-    pointer = request.pointers.get(node.print_key)
-    if pointer is None:
-        rung, process = Rung.ABSENT, Branch(priors.cold_s)
-    else:
-        resident = node.residents.get(pointer.manifest)
-        pages = _bring(pointer.size_bytes, resident, priors)
-        process = Branch(restore_s + pages.prior_s, pages.missing)
-        complete = resident is not None and resident.complete
-        rung = Rung.FROZEN if complete else Rung.STORED
-    checkpoint = pointer is None and spec.snapshot == "eager"
-    forecast = estimates.forecast(
-        Way(node.print_key, spec.name, rung, copies, checkpoint), process, weights, node.climbs
-    )
-    return Placement(
-        name,
-        rung,
-        forecast.seconds,
-        pointer,
-        gpu=found[0].uuid if found else "",
-        gpu_bytes=found[1] if found else 0,
-        forecast=forecast,
-    )
-
-
-def _bring(size_bytes: int, resident: Resident | None, priors: Rates) -> Branch:
-    if resident is None:
-        return Branch(0.0, Missing(store_bytes=size_bytes))
-    missing = Missing(
-        resident.size_bytes - resident.disk_bytes, resident.disk_bytes - resident.page_cache_bytes
-    )
-    return Branch(resident.page_cache_bytes / priors.page_cache_bytes_s, missing)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Collection
 
 from woodfrog.scheduler.climb import Climb
-from woodfrog.scheduler.policy import Placement
+from woodfrog.scheduler.forecasts import Placement
 from woodfrog.scheduler.room import room_bytes, sharable
 from woodfrog.scheduler.view import ClusterView
 

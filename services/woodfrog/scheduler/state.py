@@ -132,6 +132,8 @@ class SchedulerState:
         self._climbs.check()
         self._rest.check()
         self._drains.check()
+        under_way = (part.under_way() for part in (self._climbs, self._drains, self._ahead))
+        self._board.fetches.check(set().union(*under_way))
         candidates.check(self.view)
         for model, waiting in self._board.waiting.items():
             for ticket in waiting.values():

@@ -3,6 +3,7 @@
 `state.py` alone writes; `policy.py` reads. What the nodes say wins over what is written here.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,6 +77,7 @@ class NodeRecord:
     refused_bytes: int | None = None  #: it refused so much although its facts had room
     refused_gpu_bytes: int = 0  #: together with so much of a GPU
     climbs: int = 0  #: of ours, under way there
+    coming: Counter[str] = field(default_factory=Counter)  #: manifests, from the store; never 0
 
     @property
     def free_bytes(self) -> int:
@@ -124,6 +126,7 @@ class ClusterView:
         self.replicas: dict[str, ReplicaRecord] = {}
         self.lowering: dict[str, ReplicaRecord] = {}  # that were asked to descend
         self.holders: dict[str, set[str]] = {}  # manifest to nodes that have something of it
+        self.coming: dict[str, set[str]] = {}  # manifest to nodes to which it is fetched
         self.changed_nodes: set[str] = set()  # whose summary is old
         self.table: Any = None  # of summaries, by `candidates.py`
         self._of_model: dict[str, dict[str, ReplicaRecord]] = {}  # also of models not listed
@@ -144,6 +147,7 @@ class ClusterView:
 
     def drop_node(self, name: str) -> None:
         self.put_residents(name, (), self.nodes[name].residents)
+        assert not self.nodes[name].coming
         del self.nodes[name]
         self.changed(name)
 
@@ -159,6 +163,19 @@ class ClusterView:
         for resident in residents:
             known[resident.manifest] = resident
             self.holders.setdefault(resident.manifest, set()).add(name)
+
+    def comes(self, manifest: str, node: str, count: int) -> None:
+        """So many more fetch it to the node, or fewer."""
+        coming = self.nodes[node].coming
+        coming[manifest] += count
+        nodes = self.coming.setdefault(manifest, set())
+        if coming[manifest]:
+            nodes.add(node)
+        else:
+            del coming[manifest]
+            nodes.discard(node)
+        if not nodes:
+            del self.coming[manifest]
 
     def usable(self, record: ReplicaRecord) -> bool:
         """It answers for its model as that is listed now."""
@@ -275,6 +292,11 @@ class ClusterView:
             for manifest in node.residents:
                 holders.setdefault(manifest, set()).add(name)
         assert self.holders == holders
+        coming: dict[str, set[str]] = {}
+        for name, node in self.nodes.items():
+            for manifest in node.coming:
+                coming.setdefault(manifest, set()).add(name)
+        assert self.coming == coming
         for node in self.nodes.values():
             assert node.print_key == fingerprint_key(node.facts.fingerprint)
             assert node.reserved_bytes >= 0

@@ -66,6 +66,7 @@ class World:
         self._climbs.node_lost(event.node)
         for replica_id in list(node.replicas):
             self._climbs.drop_replica(replica_id)
+        self._board.fetches.lost(event.node)
         self._view.drop_node(event.node)
         self._board.moves.forget(event.node)
 

@@ -18,14 +18,8 @@ from tests.unit.scheduler.cell import (
 from woodfrog.model.node import GpuFacts, ReplicaState
 from woodfrog.scheduler import candidates
 from woodfrog.scheduler.estimates import Estimates
-from woodfrog.scheduler.policy import (
-    Eviction,
-    NoCapacity,
-    Placement,
-    PlaceRequest,
-    make_room,
-    place,
-)
+from woodfrog.scheduler.forecasts import Placement, PlaceRequest
+from woodfrog.scheduler.policy import Eviction, NoCapacity, make_room, place
 from woodfrog.scheduler.rates import Rates
 from woodfrog.scheduler.view import ClusterView, ModelRecord, NodeRecord, fingerprint_key
 

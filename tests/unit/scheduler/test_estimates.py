@@ -1,6 +1,7 @@
 """Predictions, and how they follow what climbs take."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -196,3 +197,29 @@ def test_models_that_climb_for_the_first_time_teach_what_bytes_cost() -> None:
         estimates.learn(estimates.forecast(way, away), Rung.STORED, (), 20.0)
     last = FROZEN._replace(model="newest", rung=Rung.STORED)
     assert estimates.forecast(last, away).seconds == pytest.approx(20.0, rel=0.05)
+
+
+def test_what_is_on_its_way_already_takes_no_share_of_the_line_and_teaches_nothing() -> None:
+    estimates = learned(0.2)
+    stored = FROZEN._replace(rung=Rung.STORED)
+    away = Branch(0.1, Missing(store_bytes=500 * MB))
+    joined = replace(away, coming=True)
+    estimates.fetching = 1
+    told = estimates.forecast(stored, joined).seconds
+    assert told == pytest.approx(0.2 + 1.0)
+    assert estimates.forecast(stored, away).seconds == pytest.approx(0.2 + 2.0)
+    for _ in range(SAMPLES):
+        estimates.learn(estimates.forecast(stored, joined), Rung.STORED, (), 0.21)
+    assert estimates.forecast(stored, joined).seconds == told
+
+
+def test_how_long_others_take_to_make_room_is_learned_apart() -> None:
+    estimates = learned(0.2)
+    alone = estimates.forecast(FROZEN, PROCESS)
+    first = estimates.forecast(FROZEN, PROCESS, yields=True)
+    assert first.seconds == pytest.approx(alone.seconds + estimates.priors.lower_s)
+    stages = (Stage("room", 0.0, 1.0), Stage("room", 1.0, 2.0))
+    for _ in range(SAMPLES):
+        estimates.learn(first, FROZEN.rung, stages, 3.2)
+    assert estimates.forecast(FROZEN, PROCESS).seconds == pytest.approx(0.2)
+    assert estimates.forecast(FROZEN, PROCESS, yields=True).seconds == pytest.approx(3.2)

@@ -18,15 +18,8 @@ from tests.unit.scheduler.cell import (
 from woodfrog.model.node import GpuFacts, NodeFacts, ReplicaState
 from woodfrog.model.rung import Rung
 from woodfrog.scheduler.estimates import Estimates
-from woodfrog.scheduler.policy import (
-    Eviction,
-    NoCapacity,
-    Placement,
-    PlaceRequest,
-    find,
-    make_room,
-    place,
-)
+from woodfrog.scheduler.forecasts import Placement, PlaceRequest
+from woodfrog.scheduler.policy import Eviction, NoCapacity, find, make_room, place
 from woodfrog.scheduler.rates import Rates
 from woodfrog.scheduler.view import ClusterView, NodeRecord, fingerprint_key
 
@@ -427,3 +420,19 @@ def test_room_is_made_for_a_thaw_and_takes_no_memory() -> None:
     assert isinstance(found, Eviction)
     assert (found.placement.replica_id, found.victims, found.rung) == ("f1", ("n1",), Rung.PARKED)
     assert victims(cluster, replace(FROG, gpu_bytes=0), new=False) == ()
+
+
+def test_a_gpu_on_which_others_must_yield_first_comes_behind_an_empty_one() -> None:
+    built = view(
+        facts("a", gpus=(gpu(60 * GIB),)),
+        facts("b", gpus=(replace(gpu(), uuid="GPU-1"),)),
+    )
+    resting = on_gpu(replica("t1", TOAD, "a", ReplicaState.HOT), 60 * GIB)
+    built.put_replica(resting, 0.0)
+    request = PlaceRequest(FROG)
+    seconds = []
+    for other in ("b", "a"):
+        found = place(replace(request, excluded_nodes=frozenset(other)), built, ESTIMATES)
+        assert isinstance(found, Placement)
+        seconds.append(found.predicted_s)
+    assert seconds[0] == pytest.approx(seconds[1] + RATES.lower_s)

@@ -20,15 +20,8 @@ from tests.unit.scheduler.cell import (
 from woodfrog.model.node import NodeFacts, ReplicaState
 from woodfrog.model.rung import Rung
 from woodfrog.scheduler.estimates import Estimates
-from woodfrog.scheduler.policy import (
-    Eviction,
-    NoCapacity,
-    Placement,
-    PlaceRequest,
-    find,
-    make_room,
-    place,
-)
+from woodfrog.scheduler.forecasts import Placement, PlaceRequest
+from woodfrog.scheduler.policy import Eviction, NoCapacity, find, make_room, place
 from woodfrog.scheduler.rates import Rates
 from woodfrog.scheduler.view import ClusterView, ModelRecord, NodeRecord, fingerprint_key
 
