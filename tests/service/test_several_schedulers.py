@@ -154,10 +154,13 @@ async def test_the_leader_alone_freezes_by_plan_and_the_next_goes_on(
             while slots.table.ids:
                 await asyncio.sleep(0.02)
         assert (said(pair.other, "leadership won"), said(pair.process, "leadership won")) == (0, 1)
+        first = {order.term for order in agent.descents}
         pair.process.kill9()
         (await take(slots)).end()
         await agent.until(lambda agent: not agent.replicas)
         assert said(pair.other, "leadership won") == 1
+        second = {order.term for order in agent.descents} - first
+        assert max(second) > max(first) > 0, "what is planned says whose term it is"
 
 
 async def test_any_may_be_asked_for_a_plan_and_for_metrics(pair: Pair, tmp_path: Path) -> None:

@@ -51,8 +51,9 @@ class NodeAgentClient:
         request_id: str,
         timeout_s: float,
         yields: Sequence[str] = (),
+        term: int = 0,
     ) -> Climbed:
-        """`yields`: replicas at rest on its GPUs, in the order in which they make room.
+        """`yields`: replicas at rest on its GPUs, in the order in which they make room. `term` of who leads, if it is its own order.
 
         Raises ResourceExhausted NODE_FULL or NODE_DRAINING (`refused` reads the facts), FailedPrecondition REPLICA_GONE, Unavailable."""
         request = pb.ClimbRequest(
@@ -61,22 +62,25 @@ class NodeAgentClient:
             snapshot=snapshot.encode() if snapshot else b"",
             replica_id=replica_id or "",
             yields=yields,
+            term=term,
         )
         return climbed(await rpc.call(self._stub.Climb, request, timeout_s=timeout_s))
 
-    async def descend(self, replica_id: str, rung: Rung) -> Rung:
+    async def descend(self, replica_id: str, rung: Rung, term: int = 0) -> Rung:
         """Where it is now. Raises FailedPrecondition REPLICA_BUSY while it answers requests."""
-        request = pb.DescendRequest(replica_id=replica_id, rung=rung.value)
+        request = pb.DescendRequest(replica_id=replica_id, rung=rung.value, term=term)
         response = await rpc.call(self._stub.Descend, request, timeout_s=DESCEND_TIMEOUT_S)
         return Rung(response.rung)
 
-    async def prefetch(self, spec: ModelSpec, snapshot: SnapshotPointer | None) -> int:
+    async def prefetch(
+        self, spec: ModelSpec, snapshot: SnapshotPointer | None, term: int = 0
+    ) -> int:
         """Bytes that came from the store, once weights and snapshot are whole on the node. Cancelling gives it up.
 
         Raises NotFound MANIFEST_NOT_FOUND, ResourceExhausted CACHE_FULL, DataLoss CHUNK_DAMAGED, Unavailable.
         """
         request = pb.PrefetchRequest(
-            spec=spec.encode(), snapshot=snapshot.encode() if snapshot else b""
+            spec=spec.encode(), snapshot=snapshot.encode() if snapshot else b"", term=term
         )
         response = await rpc.call(self._stub.Prefetch, request, timeout_s=2 * FETCH_TIMEOUT_S)
         fetched_bytes: int = response.fetched_bytes

@@ -10,6 +10,7 @@ from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.model.spec import ModelSpec
 from woodfrog.node_agent.drain import Drain
 from woodfrog.node_agent.engines import ENGINES
+from woodfrog.node_agent.fence import Fence
 from woodfrog.node_agent.loop import NodeLoop
 from woodfrog.node_agent.prefetch import Prefetcher
 from woodfrog.node_agent.state import Order
@@ -18,6 +19,7 @@ from woodfrog.node_agent.state import Order
 class ReplicasServicer(replicas_pb2_grpc.ReplicasServicer):
     def __init__(self, loop: NodeLoop, prefetcher: Prefetcher, drain: Drain) -> None:
         self._loop = loop
+        self._fence = Fence()
         self._prefetcher = prefetcher
         self._drain = drain
 
@@ -33,6 +35,7 @@ class ReplicasServicer(replicas_pb2_grpc.ReplicasServicer):
             raise InvalidArgument("BAD_CLIMB", "the climb has no request id; give it one")
         if spec.engine not in ENGINES:
             raise InvalidArgument("ENGINE_UNKNOWN", f"this node has no engine {spec.engine!r}")
+        self._fence.check(request.term)
         order = Order(spec, pointer, request.replica_id, tuple(request.yields))
         climbed = await self._loop.climb(request.request_id, order)
         return convert.climbed_to_pb(climbed)
@@ -44,6 +47,7 @@ class ReplicasServicer(replicas_pb2_grpc.ReplicasServicer):
             raise InvalidArgument(
                 "BAD_RUNG", f"a replica descends to hot, parked or frozen, not {request.rung!r}"
             )
+        self._fence.check(request.term)
         rung = await self._loop.descend(request.replica_id, Rung(request.rung))
         return replicas_pb2.DescendResponse(rung=rung.value)
 
@@ -55,6 +59,7 @@ class ReplicasServicer(replicas_pb2_grpc.ReplicasServicer):
             pointer = SnapshotPointer.decode(request.snapshot) if request.snapshot else None
         except ValueError as error:
             raise InvalidArgument("BAD_PREFETCH", f"the prefetch cannot be read: {error}") from None
+        self._fence.check(request.term)
         fetched_bytes = await self._prefetcher.prefetch(spec, pointer)
         return replicas_pb2.PrefetchResponse(fetched_bytes=fetched_bytes)
 

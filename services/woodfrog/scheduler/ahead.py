@@ -79,7 +79,7 @@ class Ahead:
             ):
                 continue
             self._count += 1
-            order = Prefetch(f"{board.epoch}-f{self._count}", name, record.spec, pointer)
+            order = Prefetch(f"{board.epoch}-f{self._count}", name, record.spec, pointer, led=True)
             self._fetches[order.attempt] = order
             busy.add(name)
             board.moves.note(name, board.now)

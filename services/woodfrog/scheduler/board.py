@@ -231,14 +231,14 @@ class Board:
         record.announced = offered
         self._changes[record.replica.replica_id] = record.ready if offered else None
 
-    def descend(self, record: ReplicaRecord, rung: Rung) -> None:
+    def descend(self, record: ReplicaRecord, rung: Rung, *, led: bool = False) -> None:
         replica = record.replica
         assert record.quiet, f"{replica.replica_id} is in use"
         self.view.lower(record, rung)
         record.descend_began = self.now
         record.quiet = False
         self.touch(replica.replica_id)
-        self.order(Descend(replica.replica_id, replica.node, rung))
+        self.order(Descend(replica.replica_id, replica.node, rung, led))
 
     def put_facts(self, node: str, facts: NodeFacts) -> None:
         record = self.view.nodes[node]

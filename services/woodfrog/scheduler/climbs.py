@@ -198,6 +198,7 @@ class Climbs:
                 climb.ticket,
                 yields(self._board.view.nodes[placement.node]) if climb.spec.gpu_bytes else (),
                 placement.seen,
+                led=climb.ahead and not climb.waiters,
             )
         )
 

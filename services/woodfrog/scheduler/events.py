@@ -220,6 +220,7 @@ class StartClimb:
         str, ...
     ] = ()  # who rests on the node's GPUs, in the order in which they make room
     seen: tuple[Seen, ...] = ()  # nodes between which it was decided
+    led: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +237,7 @@ class Descend:
     replica_id: str
     node: str
     rung: Rung  # PARKED or FROZEN
+    led: bool = False  # a leader's own order, as are those of a plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +248,7 @@ class Prefetch:
     node: str
     spec: ModelSpec
     snapshot: SnapshotPointer | None  # None: the weights alone
+    led: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,7 @@ class SchedulerLoop:
         self._callers: dict[int, _Caller] = {}
         self._election: Election | None = None
         self._led = True  # as the state was told last
+        self._token = 0  # of the term that gave the orders which are a leader's
         self._tickets = 0
         self._climbs: dict[str, asyncio.Task[None]] = {}  # by attempt
         self._spans: dict[str, trace.Span] = {}  # of the last attempt of each climb
@@ -270,6 +271,7 @@ class SchedulerLoop:
         """Whether this scheduler leads is looked at each time, so that no plan outlives its term."""
         if self._election is not None and self._led is not self.leads:
             self._led = self.leads
+            self._token = self.term.token if self.term is not None else self._token
             self.submit(on.Led(self._led))
         began = self._clock.wall()
         now = self._clock.now()
@@ -433,6 +435,7 @@ class SchedulerLoop:
                 request_id=order.attempt,
                 timeout_s=self._waits.climb_timeout_s,
                 yields=order.yields,
+                term=self._token if order.led else 0,
             )
         except WoodfrogError as error:
             node = self._state.view.nodes.get(order.node)
@@ -448,7 +451,9 @@ class SchedulerLoop:
 
     async def _descend(self, order: on.Descend) -> None:
         try:
-            rung = await self._client(order.node).descend(order.replica_id, order.rung)
+            rung = await self._client(order.node).descend(
+                order.replica_id, order.rung, self._token if order.led else 0
+            )
         except WoodfrogError as error:
             if error.reason != "REPLICA_BUSY":
                 log.warning(
@@ -463,7 +468,10 @@ class SchedulerLoop:
     async def _prefetch(self, order: on.Prefetch) -> None:
         extra = {"model": order.spec.name, "node": order.node}
         try:
-            fetched_bytes = await self._client(order.node).prefetch(order.spec, order.snapshot)
+            term = self._token if order.led else 0
+            fetched_bytes = await self._client(order.node).prefetch(
+                order.spec, order.snapshot, term
+            )
         except WoodfrogError as error:
             log.warning("model not prefetched", extra=extra | {"error": error.message})
             self.submit(on.PrefetchFailed(order.attempt, error.reason, error.message))

@@ -55,7 +55,7 @@ class Rest:
         if when <= board.now:
             if record.replica.state in RESTING:
                 board.moves.note(record.replica.node, board.now)
-            board.descend(record, rung)
+            board.descend(record, rung, led=replica_id in board.planned)
         else:
             again = min(when, self._kept_until(record)) if record.kept else when
             board.timers.set(("replica", replica_id), again)

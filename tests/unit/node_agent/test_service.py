@@ -8,7 +8,7 @@ from tests.unit.scheduler.cell import facts, pointer, replica, spec
 
 from woodfrog.api.node_agent.v1 import replicas_pb2
 from woodfrog.clients import node_agent
-from woodfrog.errors import InvalidArgument, ResourceExhausted, Unavailable
+from woodfrog.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 from woodfrog.model.node import Climbed
 from woodfrog.model.rung import Rung
 from woodfrog.model.snapshot import SnapshotPointer
@@ -56,6 +56,23 @@ async def test_a_climb_is_ordered_as_it_was_asked_for() -> None:
     answer = await service.Climb(asked, None)
     assert answer.replica.replica_id == "f1"
     assert loop.orders == [("c1", Order(FROG, None, "f1", ("t2", "t1")))]
+
+
+async def test_orders_of_a_leader_whose_term_is_over_are_refused() -> None:
+    loop, prefetcher = RecordingLoop(), RecordingPrefetcher()
+    service = servicer(loop, prefetcher)
+    newer = replicas_pb2.ClimbRequest(request_id="c1", spec=FROG.encode(), term=7)
+    await service.Climb(newer, None)
+    for call in (
+        service.Climb(replicas_pb2.ClimbRequest(request_id="c2", spec=FROG.encode(), term=6), None),
+        service.Descend(replicas_pb2.DescendRequest(replica_id="f1", rung="frozen", term=6), None),
+        service.Prefetch(replicas_pb2.PrefetchRequest(spec=FROG.encode(), term=6), None),
+    ):
+        with pytest.raises(FailedPrecondition) as refused:
+            await call
+        assert refused.value.reason == "TERM_OVER"
+    assert len(loop.orders) == 1
+    assert not prefetcher.asked
 
 
 @pytest.mark.parametrize(
