@@ -1,4 +1,7 @@
-"""How fast a climb goes. Priors from one machine: they order nodes, nobody waits by them."""
+"""How fast a climb goes, before the first of its kind told. Priors order nodes, nobody waits by them.
+
+From docs/figures.md, as measured on one machine with an H100, unless said otherwise.
+"""
 
 from dataclasses import dataclass
 
@@ -6,16 +9,18 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True)
 class Rates:
     page_cache_bytes_s: float = 4e9  # first touch of pages that are in memory
-    disk_bytes_s: float = 1e9
-    store_bytes_s: float = 0.5e9
-    restore_s: float = 0.03  # of the process itself, beside its pages
-    thaw_s: float = 0.01
+    disk_bytes_s: float = 2e9  # case frozen_disk of llama-8b
+    store_bytes_s: float = 0.75e9  # case stored of llama-8b
+    restore_s: float = 0.03  # of the process itself, beside its pages; on a CPU
+    thaw_s: float = 0.01  # on a CPU
     cuda_s: float = 0.2  # of a process's context on a GPU
     hot_s: float = 0.03  # to thaw what is on a GPU, its weights there
     pcie_bytes_s: float = 50e9  # weights from pinned memory onto a GPU
     unpinned_bytes_s: float = 25e9  # from the page cache
-    lower_s: float = 0.1  # a replica to the rung where its room is free
-    cold_s: float = 5.0  # imports and loading, weights at hand
+    lower_s: float = 0.1  # a replica to the rung where its room is free; not measured
+    cold_s: float = (
+        5.0  # imports and loading, weights at hand; a small model on a CPU, an 8B on a GPU takes 30
+    )
 
     def thaw_prior_s(self, gpu: bool, copied_bytes: int) -> float:
         """Of a parked process, whose weights come onto its GPU unless they lie there."""

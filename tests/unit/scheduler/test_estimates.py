@@ -14,7 +14,7 @@ from woodfrog.scheduler.estimates import SAMPLES, Branch, Estimates, Missing, Wa
 from woodfrog.scheduler.rates import Rates
 
 FROZEN = Way("kind", "frog", Rung.FROZEN)
-PRIORS = Rates()
+PRIORS = Rates(disk_bytes_s=1e9, store_bytes_s=0.5e9)
 PROCESS = Branch(PRIORS.restore_s)
 MB = 10**6
 
