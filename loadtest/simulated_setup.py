@@ -72,12 +72,17 @@ class Request:
     rung: Rung = Rung.SERVING
 
 
+#: Of this machine's time: enough that no plan depends on how busy it is.
+PLAN_WITHIN_S = 60.0
+
+
 def plan(state: SchedulerState, planner: Planner, now: float, gpu_price: float) -> Planned:
     """As the scheduler's loop makes one."""
     items = [i for i in planning.items(state.view, state.demand, state.estimates, now) if i]
     by_model = {item.model: item for item in items}
     limits = planning.limits(state.view, by_model)
-    solution = planner.solve(items, limits, planning.prices(state.view, gpu_price, 0.0))
+    prices = planning.prices(state.view, gpu_price, 0.0)
+    solution = planner.solve(items, limits, prices, within_s=PLAN_WITHIN_S)
     return planning.rests(state.view, by_model, solution)
 
 
