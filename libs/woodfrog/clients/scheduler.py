@@ -1,6 +1,5 @@
 """Scheduler: typed client of scheduler.v1, and the conversions that its servicer uses too."""
 
-import math
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import asdict
@@ -11,6 +10,8 @@ from woodfrog.api.scheduler.v1 import placements_pb2_grpc
 from woodfrog.errors import InvalidArgument, Unavailable
 from woodfrog.model.node import GpuFacts, ReplicaState
 from woodfrog.model.placement import (
+    PRICE_MAX,
+    ROOM_MAX,
     Acquired,
     ClusterView,
     ModelView,
@@ -129,8 +130,14 @@ def what_if(message: pb.PlanRequest) -> WhatIf:
         for name in ("gpu_price", "memory_price", "room")
         if message.HasField(name)
     }
-    if any(not 0 <= value < math.inf for value in given.values()):
-        raise InvalidArgument("BAD_FIELD", "prices and room are finite numbers of at least 0")
+    if any(
+        not 0 <= value <= (ROOM_MAX if name == "room" else PRICE_MAX)
+        for name, value in given.items()
+    ):
+        raise InvalidArgument(
+            "BAD_FIELD",
+            f"prices are numbers from 0 to {PRICE_MAX:g}, room is one from 0 to {ROOM_MAX:g}",
+        )
     return WhatIf(**given)
 
 

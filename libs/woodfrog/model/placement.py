@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from woodfrog.model.node import GpuFacts, ReplicaState
 from woodfrog.model.rung import Rung
 
+PRICE_MAX = 1e6  # of WhatIf, as is the next
+ROOM_MAX = 1e6  # keeps the bytes of all nodes countable
+
 
 @dataclass(frozen=True, slots=True)
 class ReadyReplica:
