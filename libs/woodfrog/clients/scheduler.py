@@ -220,6 +220,8 @@ def cluster_view_to_pb(view: ClusterView) -> pb.DescribeResponse:
             ],
             idle_s=-1 if model.idle_s is None else model.idle_s,
             predicted_ms=-1 if model.predicted_ms is None else model.predicted_ms,
+            trouble=model.trouble,
+            trouble_age_s=-1 if model.trouble_age_s is None else model.trouble_age_s,
         )
         for model in view.models
     ]
@@ -257,6 +259,8 @@ def cluster_view(message: pb.DescribeResponse) -> ClusterView:
             ),
             idle_s=None if model.idle_s < 0 else model.idle_s,
             predicted_ms=None if model.predicted_ms < 0 else model.predicted_ms,
+            trouble=model.trouble,
+            trouble_age_s=None if model.trouble_age_s < 0 else model.trouble_age_s,
         )
         for model in message.models
     )

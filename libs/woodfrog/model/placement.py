@@ -63,6 +63,8 @@ class ModelView:
     replicas: tuple[ReplicaView, ...]
     idle_s: float | None  # since the last request that the scheduler knows of
     predicted_ms: float | None  # to serve a request that came now; None when nothing could
+    trouble: str = ""  # why it does not start, one sentence
+    trouble_age_s: float | None = None  # since that failure; None: it holds now
 
 
 @dataclass(frozen=True, slots=True)

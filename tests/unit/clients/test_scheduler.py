@@ -36,7 +36,8 @@ def test_view() -> None:
     replica = ReplicaView("a-1", "a", ReplicaState.DESCENDING, 2)
     models = (
         ModelView("m", Rung.PARKED, (replica,), 1.5, 0.0),
-        ModelView("n", Rung.ABSENT, (), None, None),
+        ModelView("n", Rung.ABSENT, (), None, None, "no node is large enough"),
+        ModelView("p", Rung.ABSENT, (), None, None, "its climb failed", 3.5),
         ModelView("o", Rung.HOT, (replace(replica, state=ReplicaState.HOT),), 2.5, 30.0),
     )
     gpus = (GpuFacts("GPU-0", 80, 30, ("sha256:00",)), GpuFacts("GPU-1", 80, 0, ()))
