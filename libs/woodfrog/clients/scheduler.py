@@ -51,7 +51,8 @@ class SchedulerClient:
     ) -> Acquired:
         """Cancelling it gives the wait up. `excluded` are replicas that just failed the caller.
 
-        Raises NotFound MODEL_NOT_FOUND, ResourceExhausted NO_CAPACITY, Unavailable CLIMB_FAILED, DeadlineExceeded.
+        Raises NotFound MODEL_NOT_FOUND, ResourceExhausted NO_CAPACITY, FailedPrecondition NO_NODE_FITS, Unavailable
+        CLIMB_FAILED, DeadlineExceeded.
         """
         request = pb.AcquireRequest(model=model, excluded_replica_ids=excluded, router=self._router)
         return acquired(await rpc.call(self._stub.Acquire, request, timeout_s=timeout_s))

@@ -489,8 +489,7 @@ class Climbs:
                 board.wait(ticket)
 
     def _refuse_no_capacity(self, ticket: Ticket, spec: ModelSpec, found: NoCapacity) -> None:
-        told = no_capacity(spec, found, self._board.limits.retry_after_s)
-        self._board.refuse(ticket, Refusal.RESOURCE_EXHAUSTED, "NO_CAPACITY", *told)
+        self._board.refuse(ticket, *no_capacity(spec, found, self._board.limits.retry_after_s))
 
     def check(self) -> None:
         climb_checks.check(self._board, self._climbs, self._of_model, self._victims)

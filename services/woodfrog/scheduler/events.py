@@ -199,6 +199,7 @@ class Refusal(Enum):
 
     NOT_FOUND = "NotFound"
     RESOURCE_EXHAUSTED = "ResourceExhausted"
+    FAILED_PRECONDITION = "FailedPrecondition"
     UNAVAILABLE = "Unavailable"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
 

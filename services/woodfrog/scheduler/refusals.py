@@ -10,6 +10,7 @@ _PASSING = {FULL, "refusing"}
 _CLASSES: dict[Refusal, type[errors.WoodfrogError]] = {
     Refusal.NOT_FOUND: errors.NotFound,
     Refusal.RESOURCE_EXHAUSTED: errors.ResourceExhausted,
+    Refusal.FAILED_PRECONDITION: errors.FailedPrecondition,
     Refusal.UNAVAILABLE: errors.Unavailable,
     Refusal.DEADLINE_EXCEEDED: errors.DeadlineExceeded,
 }
@@ -23,22 +24,25 @@ def error(refuse: Refuse) -> errors.WoodfrogError:
 
 def no_capacity(
     spec: ModelSpec, found: NoCapacity, retry_after_s: float
-) -> tuple[str, float | None]:
-    """One sentence, and after how many seconds to try again; None: time will not mend it."""
+) -> tuple[Refusal, str, str, float | None]:
+    """Class, reason, one sentence, and after how many seconds to try again; None: time will not mend it."""
     if found.lasting:
         larger = "node with a larger GPU" if spec.gpu_bytes else "larger node"
-        return _sentence(spec, found, f"add the model with less memory, or a {larger}"), None
+        told = _sentence(spec, found, f"add the model with less memory, or a {larger}")
+        return Refusal.FAILED_PRECONDITION, "NO_NODE_FITS", told, None
     mend = f"try again in {retry_after_s:g} s, or add a node"
     if {*found.misfits} == {"draining"}:
         mend = "let one take replicas again with: woodfrog nodes undrain NAME"
-    return _sentence(spec, found, mend), retry_after_s
+    told = _sentence(spec, found, mend)
+    return Refusal.RESOURCE_EXHAUSTED, "NO_CAPACITY", told, retry_after_s
 
 
 def standing(spec: ModelSpec, found: NoCapacity) -> str | None:
     """One sentence where a climb has no hope as things stand; None where others may make room."""
     if found.misfits.keys() & _PASSING:
         return None
-    return no_capacity(spec, found, 1.0)[0]
+    _, _, told, _ = no_capacity(spec, found, 1.0)
+    return told
 
 
 def _sentence(spec: ModelSpec, found: NoCapacity, mend: str) -> str:

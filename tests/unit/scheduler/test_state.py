@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 from tests.unit.scheduler.cell import (
     GIB,
     Cell,
@@ -18,6 +19,7 @@ from woodfrog.model import digest
 from woodfrog.model.node import Climbed, NodeUpdate, ReplicaState
 from woodfrog.model.placement import ReplicaUsage
 from woodfrog.model.rung import Rung
+from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler import events as on
 from woodfrog.scheduler.board import Limits
 from woodfrog.scheduler.events import Refusal
@@ -87,6 +89,23 @@ def test_of_several_serving_replicas_the_least_used_is_granted() -> None:
 def test_an_unknown_model_is_not_found() -> None:
     refuse = only(on.Refuse, Cell(FROG).acquire("newt"))
     assert (refuse.refusal, refuse.reason) == (Refusal.NOT_FOUND, "MODEL_NOT_FOUND")
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        (replace(FROG, memory_bytes=17 * GIB), "2 nodes are too small"),
+        (replace(FROG, gpu_bytes=GIB), "2 nodes are without a GPU"),
+    ],
+)
+def test_what_no_node_could_take_is_refused_for_good(model: ModelSpec, why: str) -> None:
+    cell = Cell(model, nodes=("a", "b"))
+    refuse = only(on.Refuse, cell.acquire())
+    assert (refuse.refusal, refuse.reason) == (Refusal.FAILED_PRECONDITION, "NO_NODE_FITS")
+    assert why in refuse.message
+    assert refuse.retry_after_s is None
+    cell.do(on.NodeListed("c"))
+    assert cell.acquire() == []  # that one may be larger
 
 
 def test_the_queue_is_bounded() -> None:
