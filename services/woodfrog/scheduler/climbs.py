@@ -331,7 +331,8 @@ class Climbs:
         record = self._put(node, replica)
         if not known and replica.state in (ReplicaState.CLIMBING, ReplicaState.SERVING):
             for climb in self.of_model(replica.model):
-                if climb.phase is Phase.RUNNING and not climb.replica_id and climb.node == node:
+                mine = replica.is_of(climb.spec) and climb.node == node
+                if mine and climb.phase is Phase.RUNNING and not climb.replica_id:
                     self._unreserve(climb)
                     self._own(climb, record)
                     break
