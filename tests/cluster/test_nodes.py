@@ -13,7 +13,7 @@ from subprocess import PIPE, STDOUT
 
 import pytest
 
-from tests.cluster.conftest import Running, wait
+from tests.cluster.conftest import Running, replica_pid, wait
 from woodfrog.cli import commands, supervisor, up
 from woodfrog.cli.cluster import Cluster
 from woodfrog.cli.nodes import drain
@@ -35,6 +35,27 @@ def pair() -> Iterator[Running]:
             assert str(node.mount_dir) not in mounts
             assert not node.run_dir.exists()
             assert not list(Path("/sys/fs/cgroup").rglob(f"woodfrog/{node.name}"))
+
+
+def test_a_request_leaves_a_node_that_hangs(pair: Running) -> None:
+    """Nothing closes its connections: the scheduler tells that the node is lost."""
+    pair.add()
+    expected = pair.ask(QUESTION)
+    wait(lambda: bool(pair.snapshots()), "the snapshot")
+    (replica,) = pair.replicas()
+    end = replica.node.removeprefix(pair.cluster.node)
+    (node,) = [node for node in pair.cluster.nodes if node.name == replica.node]
+    (socket,) = node.run_dir.glob("*/engine.sock")
+    hung = [pair.pid(f"node_agent{end}"), pair.pid(f"weight_fs{end}"), replica_pid(socket)]
+    for pid in hung:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        answer = pair.ask(QUESTION)
+    finally:
+        for pid in hung:
+            os.kill(pid, signal.SIGCONT)
+    assert answer.text == expected.text
+    assert answer.replica != expected.replica
 
 
 @pytest.mark.parametrize("second", ["2", "1"])

@@ -196,12 +196,17 @@ def usage(message: pb.ReplicaUsage) -> ReplicaUsage:
 
 def track_update_to_pb(update: TrackUpdate) -> pb.TrackResponse:
     return pb.TrackResponse(
-        full=update.full, ready=map(ready_to_pb, update.ready), gone=update.gone
+        full=update.full,
+        ready=map(ready_to_pb, update.ready),
+        gone=update.gone,
+        ended=update.ended,
     )
 
 
 def track_update(message: pb.TrackResponse) -> TrackUpdate:
-    return TrackUpdate(message.full, tuple(map(ready, message.ready)), tuple(message.gone))
+    return TrackUpdate(
+        message.full, tuple(map(ready, message.ready)), tuple(message.gone), tuple(message.ended)
+    )
 
 
 def cluster_view_to_pb(view: ClusterView) -> pb.DescribeResponse:

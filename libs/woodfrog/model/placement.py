@@ -46,6 +46,7 @@ class TrackUpdate:
     full: bool
     ready: tuple[ReadyReplica, ...] = ()
     gone: tuple[str, ...] = ()  # replica ids
+    ended: tuple[str, ...] = ()  # replica ids; nothing comes from them any more
 
 
 @dataclass(frozen=True, slots=True)

@@ -271,6 +271,7 @@ class Announce:
 
     ready: tuple[ReadyReplica, ...]
     gone: tuple[str, ...]
+    ended: tuple[str, ...] = ()  # of those that routers may still wait for
 
 
 Command = StartClimb | CancelClimb | Descend | Prefetch | Grant | Refuse | Announce

@@ -347,9 +347,9 @@ class SchedulerLoop:
                 self._grant(command)
             case on.Refuse():
                 self._refuse(command)
-            case on.Announce(ready, gone):
+            case on.Announce(ready, gone, ended):
                 for track in self._tracks.values():
-                    track.announce(ready, gone)
+                    track.announce(ready, gone, ended)
 
     def _refuse(self, refuse: on.Refuse) -> None:
         caller = self._callers.get(refuse.ticket)

@@ -26,7 +26,7 @@ def test_acquired() -> None:
 
 
 def test_track() -> None:
-    update = TrackUpdate(True, (READY,), ("a-0",))
+    update = TrackUpdate(True, (READY,), ("a-0",), ("a-2",))
     assert convert.track_update(convert.track_update_to_pb(update)) == update
     usage = ReplicaUsage("a-1", 3, 2)
     assert convert.usage(convert.usage_to_pb(usage)) == usage

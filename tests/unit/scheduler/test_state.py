@@ -326,7 +326,8 @@ def test_a_lost_node_loses_its_replicas_and_its_climbs_go_elsewhere() -> None:
     commands = cell.do(on.NodeLost("b"))
     assert only(on.CancelClimb, commands).attempt == start.attempt
     assert only(on.StartClimb, commands).node == "a"
-    assert only(on.Announce, cell.do(on.NodeLost("a"))).gone == ("t1",)
+    told = only(on.Announce, cell.do(on.NodeLost("a")))
+    assert (told.gone, told.ended) == (("t1",), ("t1",))
 
 
 def test_a_silent_node_gets_nothing_new_and_keeps_what_it_serves() -> None:
@@ -361,7 +362,8 @@ def test_requests_do_not_wait_for_ever_for_a_lost_node() -> None:
 def test_a_resync_drops_what_it_does_not_name() -> None:
     cell = Cell(FROG)
     cell.report("a", replica("f1", FROG, "a"), replica("f2", FROG, "a"))
-    assert only(on.Announce, cell.report("a", replica("f2", FROG, "a"))).gone == ("f1",)
+    told = only(on.Announce, cell.report("a", replica("f2", FROG, "a")))
+    assert (told.gone, told.ended) == (("f1",), ("f1",))
 
 
 def test_a_delta_from_before_the_node_was_lost_is_passed_over() -> None:
