@@ -151,7 +151,7 @@ class Gateway:
     def ended(self, replica_id: str) -> None:
         """Nothing comes from this replica any more: who has no byte from it asks another."""
         now = asyncio.get_running_loop().time()
-        for first_byte in self._unanswered.get(replica_id, ()):
+        for first_byte in self._unanswered.pop(replica_id, ()):  # once: two schedulers may say so
             first_byte.reschedule(now)
 
     @asynccontextmanager
