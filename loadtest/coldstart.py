@@ -8,7 +8,6 @@ warm request, and copying the memory that the woken replica owns afterwards at t
 `stored`, fetching the first-touch bytes at the store's own rate as well).
 """
 
-import argparse
 import asyncio
 import statistics
 import time
@@ -31,7 +30,7 @@ from loadtest.lab import (
     unix,
 )
 from loadtest.report import Bench
-from woodfrog.cli import models
+from woodfrog.cli import models, options
 from woodfrog.cli.show import rule, table
 from woodfrog.clients.node_agent import NodeAgentClient
 from woodfrog.model.rung import Rung
@@ -75,12 +74,12 @@ def run_clones(lab: Lab, count: int, pointer: SnapshotPointer) -> tuple[float, l
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--cases", default=",".join(CASES))
+    parser = options.Parser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--runs", type=options.whole(1, 10_000), default=7)
+    parser.add_argument("--cases", type=options.listed(options.one_of(CASES)), default=list(CASES))
     args = parser.parse_args()
     with laboratory() as lab:
-        measure(lab, args.runs, args.cases.split(","))
+        measure(lab, args.runs, args.cases)
 
 
 def measure(lab: Lab, runs: int, cases: list[str]) -> None:

@@ -6,7 +6,6 @@ One etcd, client and server on this machine, values of 100 bytes. Guards 8,000 p
 watch's 99th percentile of 3 ms on two cores. The floor of puts is the same calls by the bare stubs, in the same run.
 """
 
-import argparse
 import asyncio
 import itertools
 import statistics
@@ -21,6 +20,7 @@ from etcd3.etcdrpc import rpc_pb2
 from tests.service.etcd import EtcdServer
 
 from loadtest.report import Bench, quantile
+from woodfrog.cli import options
 from woodfrog.coordination import Session
 
 IN_FLIGHT = 64
@@ -84,6 +84,6 @@ async def main(rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = options.Parser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--rounds", type=options.whole(1, 100_000), default=5)
     uvloop.run(main(parser.parse_args().rounds))

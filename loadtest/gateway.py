@@ -32,7 +32,7 @@ from tests.service.processes import ServiceProcess, free_addresses
 from loadtest.load_client import Load
 from loadtest.report import Bench, quantile
 from woodfrog.catalog import Catalog
-from woodfrog.cli import commands, models, supervisor, up
+from woodfrog.cli import commands, models, options, supervisor, up
 from woodfrog.cli.cluster import Cluster
 from woodfrog.clock import SystemClock
 from woodfrog.coordination import Session
@@ -332,12 +332,22 @@ async def until(condition: Callable[[], bool], what: str) -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.gateway", description=__doc__)
-    parser.add_argument("--connections", default="1,32", help="numbers, with commas between")
+    parser = options.Parser(prog="python -m loadtest.gateway", description=__doc__)
     parser.add_argument(
-        "--seconds", type=float, default=5.0, help="of load, for each target and case"
+        "--connections",
+        type=options.listed(options.whole(1, 8192)),
+        default=[1, 32],
+        help="numbers, with commas between",
     )
-    parser.add_argument("--model", type=Path, default=_MODEL, help="folder of the real model")
+    parser.add_argument(
+        "--seconds",
+        type=options.number(0.1, 86_400),
+        default=5.0,
+        help="of load, for each target and case",
+    )
+    parser.add_argument(
+        "--model", type=options.folder, default=_MODEL, help="folder of the real model"
+    )
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--simulated", action="store_true", help="only the simulated engine")
     only.add_argument("--real", action="store_true", help="only the real engine")
@@ -346,13 +356,12 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     given = arguments()
-    connections = [int(count) for count in given.connections.split(",")]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # leaves as Ctrl-C does
     bench = Bench("gateway")
     if not given.real:
-        asyncio.run(simulated(bench, connections, given.seconds))
+        asyncio.run(simulated(bench, given.connections, given.seconds))
     if not given.simulated:
-        real(bench, connections, given.seconds, given.model)
+        real(bench, given.connections, given.seconds, given.model)
     bench.finish()
 
 

@@ -7,7 +7,6 @@ whole vocabulary) to the last bit. With `--gpus 2` what was frozen on one GPU wa
 simulated GPUs, and the result file says so.
 """
 
-import argparse
 import asyncio
 import http.client
 import json
@@ -26,7 +25,7 @@ from loadtest.gpu_ladder import GIB, MODEL, GpuLab, agent_settings, gpu_memory
 from loadtest.gpu_trouble import hog, kill_replicas
 from loadtest.lab import WAIT_S, Lab, laboratory, unix
 from loadtest.report import RESULTS, Bench
-from woodfrog.cli import models
+from woodfrog.cli import models, options
 from woodfrog.clients.node_agent import NodeAgentClient
 from woodfrog.errors import WoodfrogError
 from woodfrog.model.node import Climbed, NodeUpdate
@@ -396,15 +395,17 @@ def run(case: Case, cycles: int, kills: list[float], simulated: bool) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = options.Parser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--shape", default="llama-1b", choices=shapes.NAMES)
-    parser.add_argument("--cycles", type=int, default=100)
-    parser.add_argument("--kills", default="0.02,0.08,0.15,0.25,0.4")
-    parser.add_argument("--gpus", type=int, default=1, choices=(1, 2))
-    parser.add_argument("--tokenizer", type=Path, default=None)
+    parser.add_argument("--cycles", type=options.whole(1, 1_000_000), default=100)
     parser.add_argument(
-        "--work", type=Path, default=None, help="where the weights are made and kept"
+        "--kills",
+        type=options.listed(options.number(0, 3600, "seconds")),
+        default="0.02,0.08,0.15,0.25,0.4",
     )
+    parser.add_argument("--gpus", type=options.whole(1, 2), default=1)
+    parser.add_argument("--tokenizer", type=options.folder)
+    parser.add_argument("--work", type=options.folder, help="where the weights are made and kept")
     parser.add_argument("--simulated", action="store_true")
     parser.add_argument("--room", action="store_true", help="only who makes room")
     args = parser.parse_args()
@@ -423,14 +424,13 @@ def main() -> None:
                     gib = 1 if args.simulated else 8
                 gpu = start(lab, folder, size, gib)
                 used = (lambda: _simulated_used(gpu)) if args.simulated else gpu_memory
-                delays = [float(text) for text in args.kills.split(",") if text]
                 case = Case(gpu, report, used)
                 if args.gpus == 2:
                     case.moves()
                 elif args.room:
                     case.makes_room()
                 else:
-                    run(case, args.cycles, delays, args.simulated)
+                    run(case, args.cycles, args.kills, args.simulated)
     part = ".two-gpus" if args.gpus == 2 else ".room" if args.room else ""
     _write(report, args.shape + part, args.simulated)
     if report.failures:

@@ -8,7 +8,6 @@ in pinned memory only, `frozen_page_cache` in the page cache only, `frozen_disk`
 cold start with pinned weights; rungs are compared with the very first one, which brought the weights from the store.
 """
 
-import argparse
 import asyncio
 import os
 import shutil
@@ -40,7 +39,7 @@ from loadtest.lab import (
     unix,
 )
 from loadtest.report import Bench
-from woodfrog.cli import models
+from woodfrog.cli import models, options
 from woodfrog.cli.show import rule, table
 from woodfrog.clients.node_agent import NodeAgentClient
 from woodfrog.model.rung import Rung
@@ -98,18 +97,20 @@ class GpuLab:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = options.Parser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--shape", default="llama-8b", choices=shapes.NAMES)
-    parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--cases", default=",".join(CASES))
-    parser.add_argument("--tokenizer", type=Path, default=None)
+    parser.add_argument("--runs", type=options.whole(1, 10_000), default=7)
+    parser.add_argument("--cases", type=options.listed(options.one_of(CASES)), default=list(CASES))
+    parser.add_argument("--tokenizer", type=options.folder)
+    parser.add_argument("--work", type=options.folder, help="where the weights are made and kept")
     parser.add_argument(
-        "--work", type=Path, default=None, help="where the weights are made and kept"
+        "--gpu-memory", type=options.whole(1, 1024, "GiB"), default=12, metavar="GIB"
     )
-    parser.add_argument("--gpu-memory", type=int, default=12, metavar="GIB")
     parser.add_argument("--compile", action="store_true", help="as models add has it")
     parser.add_argument("--drop", action="store_true", help="the weights made, once they are added")
-    parser.add_argument("--name", help="of the results, where several runs make up one shape's")
+    parser.add_argument(
+        "--name", type=options.name, help="of the results, where several runs make up one shape's"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="woodfrog-shapes-") as temporary:
         folder = (args.work or Path(temporary)) / args.shape
@@ -119,7 +120,7 @@ def main() -> None:
         with agent_settings(weights_bytes), laboratory() as lab:
             gpu = GpuLab(lab, folder, weights_bytes, drops=args.drop)
             measure(
-                gpu, args.shape, args.runs, args.cases.split(","), args.gpu_memory * GIB,
+                gpu, args.shape, args.runs, args.cases, args.gpu_memory * GIB,
                 compiled=args.compile, name=args.name,
             )  # fmt: skip
 

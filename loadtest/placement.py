@@ -7,11 +7,11 @@ five nodes change, as their streams tell. Cases: there is room; there is room on
 Where other work shares the machine, the thread's own time (`cpu`) is the decision's.
 """
 
-import argparse
 import random
 import time
 
 from loadtest.report import Bench, quantile
+from woodfrog.cli import options
 from woodfrog.model import digest
 from woodfrog.model.node import GpuFacts, NodeFacts, Replica, ReplicaState, Resident
 from woodfrog.model.snapshot import Fingerprint, SnapshotPointer
@@ -29,10 +29,10 @@ CASES = ("room", "room once lowered", "no room")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--nodes", type=int, default=1000)
-    parser.add_argument("--models", type=int, default=10_000)
-    parser.add_argument("--decisions", type=int, default=500)
+    parser = options.Parser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--nodes", type=options.whole(1, 1_000_000), default=1000)
+    parser.add_argument("--models", type=options.whole(1, 10_000_000), default=10_000)
+    parser.add_argument("--decisions", type=options.whole(1, 10_000_000), default=500)
     args = parser.parse_args()
     bench = Bench("placement")
     for case in CASES:

@@ -7,13 +7,13 @@ climb took. The floor is what nobody can beat who says one number for a rung: th
 The first climb from a rung is predicted by the prior and left out.
 """
 
-import argparse
 import json
 import statistics
 from collections.abc import Sequence
 
 from loadtest.lab import Lab, laboratory
 from loadtest.report import Bench, quantile
+from woodfrog.cli import options
 from woodfrog.model.rung import Rung
 
 CASES = ("parked", "frozen", "stored")
@@ -62,18 +62,13 @@ def measure(lab: Lab, bench: Bench, cases: Sequence[str], runs: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--runs", type=int, default=30)
-    parser.add_argument("--cases", default=",".join(CASES))
+    parser = options.Parser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--runs", type=options.whole(1, 10_000), default=30)
+    parser.add_argument("--cases", type=options.listed(options.one_of(CASES)), default=list(CASES))
     args = parser.parse_args()
-    cases = args.cases.split(",")
-    if unknown := [case for case in cases if case not in CASES]:
-        parser.error(f"no such case: {', '.join(unknown)}; there are {', '.join(CASES)}")
-    if args.runs < 1:
-        parser.error("--runs is one or more")
     bench = Bench("predictions")
     with laboratory() as lab:
-        measure(lab, bench, cases, args.runs)
+        measure(lab, bench, args.cases, args.runs)
     bench.finish()
 
 

@@ -32,8 +32,8 @@ from loadtest.lab import Lab, Request, laboratory
 from loadtest.report import Bench, quantile
 from loadtest.restores import Restore, restores
 from loadtest.simulated_setup import Arrival
-from woodfrog.cli import commands, trace_file
-from woodfrog.cli.cluster import Cluster
+from woodfrog.cli import commands, options, trace_file
+from woodfrog.cli.cluster import NODES_MAX, Cluster
 from woodfrog.cli.show import table
 from woodfrog.clock import SystemClock
 
@@ -248,15 +248,19 @@ def arrivals_of(args: argparse.Namespace, seconds: float) -> list[Arrival]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--trace", type=Path)
-    parser.add_argument("--nodes", type=int, default=4)
-    parser.add_argument("--models", type=int, default=30)
-    parser.add_argument("--minutes", type=float, default=3.0)
-    parser.add_argument("--speed", type=float, default=2.0, help="times that of the trace")
-    parser.add_argument("--requests-s", type=float, default=5.0, help="of made arrivals")
+    parser = options.Parser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--trace", type=options.file)
+    parser.add_argument("--nodes", type=options.whole(1, NODES_MAX), default=4)
+    parser.add_argument("--models", type=options.whole(1, 10_000), default=30)
+    parser.add_argument("--minutes", type=options.number(0.1, 1440), default=3.0)
+    parser.add_argument(
+        "--speed", type=options.number(0.01, 1000), default=2.0, help="times that of the trace"
+    )
+    parser.add_argument(
+        "--requests-s", type=options.number(0.001, 1000), default=5.0, help="of made arrivals"
+    )
     parser.add_argument("--kill", action="store_true", help="a node, in the middle")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=options.whole(0, 1 << 63), default=1)
     args = parser.parse_args()
     seconds = args.minutes * 60
     arrivals = arrivals_of(args, seconds)

@@ -8,7 +8,6 @@ up with words to the model's vocabulary, because random weights choose any token
 models have the format in which compressed-tensors publishes them.
 """
 
-import argparse
 import importlib
 import json
 import shutil
@@ -23,6 +22,7 @@ import transformers
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from loadtest.random_weights import tensors_of, write_weights
+from woodfrog.cli import options
 
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -368,10 +368,10 @@ def _clip_tokenizer(vocabulary: int, pad: str) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = options.Parser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("name", choices=NAMES)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--tokenizer", type=Path, help="folder of tokenizer.json")
+    parser.add_argument("folder", type=options.folder)
+    parser.add_argument("--tokenizer", type=options.folder, help="folder of tokenizer.json")
     args = parser.parse_args()
     began = time.perf_counter()
     total = make(args.name, args.folder, args.tokenizer)

@@ -15,7 +15,6 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from loadtest.frontier import Point, front, gpu_s_at, p99_at
 from loadtest.report import Bench, quantile
@@ -23,6 +22,7 @@ from loadtest.simulated_cell import SimulatedCell
 from loadtest.simulated_load import FIRST_TOKEN_S, dealt, least_gpu_s, made, shapes, traced
 from loadtest.simulated_node import NodeSize
 from loadtest.simulated_setup import Arrival, Setup, Timing
+from woodfrog.cli import options
 from woodfrog.cli.show import table
 from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler.estimates import NO_WEIGHTS, Branch, Estimates, Forecast, Way
@@ -134,7 +134,7 @@ def main() -> None:
     least_s = least_gpu_s(arrivals, shapes(args.models), scene.warm_s, SIZE.gpu_bytes)
     points, rows = [], []
     for policy in POLICIES:
-        for knob in policy.knobs if policy.name in args.policies.split(",") else ():
+        for knob in policy.knobs if policy.name in args.policies else ():
             began = time.perf_counter()
             point = run(policy, knob, scene)
             points.append(point)
@@ -159,18 +159,29 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--trace", type=Path, nargs="*", default=[])
-    parser.add_argument("--nodes", type=int, default=16, help="each has a GPU")
-    parser.add_argument("--models", type=int, default=100)
-    parser.add_argument("--hours", type=float, default=1.0)
-    parser.add_argument("--requests-s", type=float, default=3.0, help="of made arrivals")
-    parser.add_argument("--copies", type=int, default=2, help="nodes whose disk has a model")
-    parser.add_argument("--warm-up-s", type=float, default=600.0, help="that are not counted")
-    parser.add_argument("--policies", default=",".join(policy.name for policy in POLICIES))
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--name", default="", help="behind a dot, in the name of the result file")
-    parser.add_argument("--plot", type=Path, help="a PNG to be written; needs matplotlib")
+    names = [policy.name for policy in POLICIES]
+    parser = options.Parser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--trace", type=options.file, nargs="*", default=[])
+    parser.add_argument(
+        "--nodes", type=options.whole(1, 100_000), default=16, help="each has a GPU"
+    )
+    parser.add_argument("--models", type=options.whole(1, 1_000_000), default=100)
+    parser.add_argument("--hours", type=options.number(0.001, 8784), default=1.0)
+    parser.add_argument(
+        "--requests-s", type=options.number(0.001, 100_000), default=3.0, help="of made arrivals"
+    )
+    parser.add_argument(
+        "--copies", type=options.whole(0, 100_000), default=2, help="nodes whose disk has a model"
+    )
+    parser.add_argument(
+        "--warm-up-s", type=options.number(0, 1e9), default=600.0, help="that are not counted"
+    )
+    parser.add_argument("--policies", type=options.listed(options.one_of(names)), default=names)
+    parser.add_argument("--seed", type=options.whole(0, 1 << 63), default=1)
+    parser.add_argument(
+        "--name", type=options.name, help="behind a dot, in the name of the result file"
+    )
+    parser.add_argument("--plot", type=options.path, help="a PNG to be written; needs matplotlib")
     return parser.parse_args()
 
 

@@ -8,7 +8,6 @@ many bytes from a pinned buffer of 1 GiB. The weights are the folder's own `*.sa
 one part. A loader whose package is absent is skipped, and the reason is kept.
 """
 
-import argparse
 import importlib
 import json
 import os
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.report import Bench
+from woodfrog.cli import options
 from woodfrog.cli.show import table
 
 FLOOR = "pinned copy"
@@ -278,11 +278,11 @@ def main() -> None:
         args.json.write_text(text + "\n")
 
 
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--json", type=Path, metavar="OUT")
+def arguments() -> options.Parser:
+    parser = options.Parser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("folder", type=options.folder)
+    parser.add_argument("--repeat", type=options.whole(1, 10_000), default=3)
+    parser.add_argument("--json", type=options.path, metavar="OUT")
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--load", choices=(FLOOR, *LOADERS), help="one load in this process")
     return parser

@@ -85,6 +85,14 @@ def test_forbidden_calls() -> None:
                     called = ast.unparse(node.func)
                     if called == "time.time" and not path.startswith("libs/woodfrog/clock/"):
                         yield f"{path}:{node.lineno} calls time.time(); take a Clock"
+                    if called == "argparse.ArgumentParser":
+                        yield f"{path}:{node.lineno} makes a parser of argparse; take cli.options.Parser"
+                    options = [a.value for a in node.keywords if a.arg == "type"]
+                    if called.endswith("add_argument") and any(
+                        isinstance(kind, ast.Name) and kind.id in ("int", "float", "Path")
+                        for kind in options
+                    ):
+                        yield f"{path}:{node.lineno} takes an option without bounds; see cli.options"
                     if called == "print" and not path.startswith(PRINTS):
                         yield f"{path}:{node.lineno} calls print(); log"
                 if isinstance(node, ast.Expr) and ast.unparse(node).startswith(TASK):

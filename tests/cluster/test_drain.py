@@ -1,6 +1,10 @@
 """A node of one is drained: nothing climbs there until it is undrained, whatever restarts meanwhile."""
 
 import asyncio
+import signal
+import subprocess
+import sys
+from subprocess import PIPE
 
 import openai
 import pytest
@@ -58,6 +62,33 @@ def test_a_drain_waits_for_the_answer_under_way_and_says_so(frog: Running) -> No
     finally:
         asyncio.run(nodes.undrain(cluster, cluster.node))
     assert frog.ask(QUESTION).rung == "frozen"
+
+
+def test_a_drain_that_is_interrupted_goes_on_and_says_so(frog: Running) -> None:
+    cluster = frog.cluster
+    stream = frog.client.chat.completions.create(
+        model=NAME,
+        messages=[{"role": "user", "content": "Tell a very long story."}],
+        max_tokens=300,
+        stream=True,
+    )
+    next(chunks := iter(stream))
+    command = [sys.executable, "-m", "woodfrog.cli", "--home", str(cluster.home), "nodes", "drain"]
+    try:
+        with subprocess.Popen([*command, cluster.node], stdout=PIPE, stderr=PIPE, text=True) as cli:
+            assert cli.stdout is not None
+            assert "drains: " in cli.stdout.readline()
+            cli.send_signal(signal.SIGINT)
+            _, said = cli.communicate(timeout=30)
+        assert cli.returncode == 130
+        assert said == (
+            f"{cluster.node} drains on; woodfrog nodes list shows when it is done, "
+            f"woodfrog nodes undrain {cluster.node} ends it\n"
+        )
+        assert sum(1 for _ in chunks) > 0
+        wait(lambda: not frog.replicas(), "the replica to leave")
+    finally:
+        asyncio.run(nodes.undrain(cluster, cluster.node))
 
 
 def test_a_drain_that_somebody_ends_says_so(frog: Running) -> None:

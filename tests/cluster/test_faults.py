@@ -120,16 +120,20 @@ def test_weights_that_are_not_the_model_s_are_refused(frog: Running, tmp_path: P
     frog.remove("hollow")
 
 
-def test_a_removed_model_leaves_no_bytes(frog: Running) -> None:
+@pytest.mark.parametrize("sleeps", [True, False])
+def test_a_removed_model_leaves_no_bytes(sleeps: bool, frog: Running) -> None:
     before = _manifests(frog)
     frog.add("gone", memory_bytes=3 << 30)  # another manifest than smollm2's
     frog.ask(QUESTION, "gone")
-    frog.freeze("gone")
+    if sleeps:
+        frog.freeze("gone")
+    wait(lambda: bool(frog.snapshots("gone")), "the snapshot")
     (pointer,) = frog.snapshots("gone")
     frog.remove("gone")
     assert _manifests(frog) == before
-    tree = frog.cluster.home / "node" / "cache" / pointer.manifest.removeprefix("sha256:")
-    assert not tree.exists()
+    cache = frog.cluster.home / "node" / "cache"
+    for manifest in (pointer.manifest, pointer.fingerprint.weights):
+        assert not (cache / manifest.removeprefix("sha256:")).exists()
 
 
 @pytest.mark.parametrize("where", ["store", "cache", "cache-images"])

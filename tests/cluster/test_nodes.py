@@ -3,13 +3,17 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 
 import pytest
 
-from tests.cluster.conftest import Running, wait
+from tests.cluster.conftest import Running, replica_pid, wait
 from woodfrog.cli import commands, supervisor, up
 from woodfrog.cli.cluster import Cluster
 from woodfrog.cli.nodes import drain
@@ -31,6 +35,70 @@ def pair() -> Iterator[Running]:
             assert str(node.mount_dir) not in mounts
             assert not node.run_dir.exists()
             assert not list(Path("/sys/fs/cgroup").rglob(f"woodfrog/{node.name}"))
+
+
+def test_a_request_leaves_a_node_that_hangs(pair: Running) -> None:
+    """Nothing closes its connections: the scheduler tells that the node is lost."""
+    pair.add()
+    expected = pair.ask(QUESTION)
+    wait(lambda: bool(pair.snapshots()), "the snapshot")
+    (replica,) = pair.replicas()
+    end = replica.node.removeprefix(pair.cluster.node)
+    (node,) = [node for node in pair.cluster.nodes if node.name == replica.node]
+    (socket,) = node.run_dir.glob("*/engine.sock")
+    hung = [pair.pid(f"node_agent{end}"), pair.pid(f"weight_fs{end}"), replica_pid(socket)]
+    for pid in hung:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        answer = pair.ask(QUESTION)
+    finally:
+        for pid in hung:
+            os.kill(pid, signal.SIGCONT)
+    assert answer.text == expected.text
+    assert answer.replica != expected.replica
+
+
+@pytest.mark.parametrize("second", ["2", "1"])
+def test_two_ups_at_once_make_one_cluster(second: str) -> None:
+    """The later one waits, and judges what the other made."""
+    with tempfile.TemporaryDirectory(prefix="woodfrog-test-") as folder:
+        command = [sys.executable, "-m", "woodfrog.cli", "--home", folder, "up", "--nodes"]
+        ups = [
+            subprocess.Popen([*command, count], stdout=PIPE, stderr=STDOUT, text=True)
+            for count in ("1", second)
+        ]
+        try:
+            said = [process.communicate(timeout=120)[0] for process in ups]
+            statuses = [process.returncode for process in ups]
+            cluster = Cluster.existing(Path(folder))
+            (first,) = [n for n in (0, 1) if "is up\n" in said[n]]
+            assert statuses[first] == 0
+            assert cluster.node_count == int(("1", second)[first])
+            if second == "1":
+                assert "was up already" in said[1 - first]
+                assert statuses[1 - first] == 0
+            else:
+                number = ("one node", "2 nodes")[first]
+                assert f"is up with {number}; stop it first with:" in said[1 - first]
+                assert statuses[1 - first] == 1
+            view = asyncio.run(commands.describe(cluster))
+            assert len(view.nodes) == cluster.node_count
+        finally:
+            supervisor.stop(Path(folder))
+
+
+def test_what_begins_and_is_ended_at_once_leaves_nothing(tmp_path: Path) -> None:
+    """Ctrl-C meets the supervisor before it has its lock."""
+    command = [sys.executable, "-m", "woodfrog.cli", "--home", str(tmp_path), "up"]
+    starting = subprocess.Popen(command, stdout=PIPE, stderr=STDOUT, text=True)
+    wait((tmp_path / "logs" / "supervisor.log").exists, "it begins")
+    starting.send_signal(signal.SIGINT)
+    starting.communicate(timeout=60)
+    assert starting.returncode == 130
+    assert supervisor.Lock(tmp_path).holder() is None
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            assert f"woodfrog.cli.supervisor\0{tmp_path}" not in process.read_text()
 
 
 def test_a_drain_brings_a_models_bytes_to_the_other_node_first(pair: Running) -> None:
@@ -72,5 +140,4 @@ def test_a_model_whose_node_dies_wakes_on_the_other(pair: Running) -> None:
     ]
     assert all(tree.exists() for tree in trees)
     pair.remove("smollm2")
-    # The other one's may be in use until its replica has ended.
-    assert not (nodes[replica.node].folder / "cache" / trees[0].name).exists()
+    assert not any(tree.exists() for tree in trees)  # that of the one that served until then, too

@@ -226,6 +226,7 @@ class SimulatedNodeAgent(replicas_pb2_grpc.ReplicasServicer):
             spec.slots,
             self.node,
             spec.memory_bytes,
+            model_create_time=spec.create_time,
         )
         replica = await self._on_gpu(spec, replica)
         self.replicas[name] = replica

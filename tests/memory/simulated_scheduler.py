@@ -68,6 +68,12 @@ class SimulatedScheduler(placements_pb2_grpc.PlacementsServicer):
             self.ready.pop(replica_id, None)
         await self._feed(TrackUpdate(False, gone=replica_ids))
 
+    async def end(self, *replica_ids: str) -> None:
+        """As a scheduler tells of a node that it lost."""
+        for replica_id in replica_ids:
+            self.ready.pop(replica_id, None)
+        await self._feed(TrackUpdate(False, gone=replica_ids, ended=replica_ids))
+
     async def until(self, condition: Callable[["SimulatedScheduler"], bool]) -> None:
         async with asyncio.timeout(_WAIT_S), self._changed:
             await self._changed.wait_for(lambda: condition(self))

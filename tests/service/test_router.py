@@ -12,7 +12,7 @@ from tests.memory.simulated_scheduler import Climb
 from tests.service.router_bench import COMMENT_S, Bench, spec
 
 from woodfrog.catalog import ModelPut, ModelRemoved
-from woodfrog.errors import ResourceExhausted, Unavailable
+from woodfrog.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from woodfrog.model.rung import Rung
 
 TEXT = "once upon a pond there sat a frog"
@@ -271,6 +271,19 @@ async def test_no_capacity_says_when_to_come_back(bench: Bench) -> None:
     assert failure.value.code == "no_capacity"
     assert failure.value.response.headers["retry-after-ms"] == "2500"
     assert failure.value.response.headers["retry-after"] == "3"
+
+
+async def test_a_model_that_no_node_can_take_is_not_asked_for_again(bench: Bench) -> None:
+    climb = Climb(error=FailedPrecondition("NO_NODE_FITS", "every node is too small"))
+    climb.finish.set()
+    bench.scheduler.climbs["m"] = climb
+    with pytest.raises(openai.InternalServerError, match="too small") as failure:
+        await bench.client.with_options(max_retries=3).chat.completions.create(
+            model="m", messages=[{"role": "user", "content": "hi"}]
+        )
+    assert (failure.value.status_code, failure.value.code) == (503, "no_node_fits")
+    assert "retry-after" not in failure.value.response.headers
+    assert len(bench.scheduler.acquires) == 1
 
 
 async def test_failed_climb_is_not_climbed_again(bench: Bench) -> None:

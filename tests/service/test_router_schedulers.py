@@ -61,10 +61,12 @@ class Tracked:
         self.one, self.two = MemoryPlacements(), MemoryPlacements()
         self.table = ReplicaTable()
         self.forgotten: list[str] = []
+        self.ended: list[str] = []
         self.schedulers = Schedulers(
             self.table,
             {"one": self.one, "two": self.two},
             lambda r: self.forgotten.append(r.replica_id),
+            self.ended.append,
             SystemClock(),
         )
 
@@ -185,6 +187,20 @@ async def test_ready_is_what_one_of_the_connected_says_is() -> None:
         assert list(tracked.table.ids) == ["d"], "nobody is left who could say otherwise"
         two.updates.put_nowait(listed("e"))
         await tracked.told("e")
+
+
+async def test_what_one_says_has_ended_may_be_alive_to_another() -> None:
+    """Who lost a node may have lost only its stream to it."""
+    async with Tracked.running() as tracked:
+        tracked.one.updates.put_nowait(listed("a", "b"))
+        tracked.two.updates.put_nowait(listed("b"))
+        await tracked.told("a", "b")
+        tracked.one.updates.put_nowait(TrackUpdate(False, (), ("a", "b"), ("a", "b")))
+        await tracked.told("b")
+        assert tracked.ended == ["a"]
+        tracked.two.updates.put_nowait(TrackUpdate(False, (), ("b",), ("b",)))
+        await tracked.told()
+        assert tracked.ended == ["a", "b"]
 
 
 async def test_a_suspect_is_used_again_when_a_scheduler_offers_it() -> None:

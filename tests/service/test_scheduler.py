@@ -203,6 +203,9 @@ async def test_a_refusal_leads_to_the_second_choice_and_then_to_none(bench: Benc
         await bench.client.acquire("toad", timeout_s=WAIT_S)
     assert refused.value.reason == "NO_CAPACITY"
     assert refused.value.retry_after_s == 1.0
+    _, toad = (await bench.client.describe()).models
+    assert toad.trouble == refused.value.message
+    assert toad.trouble_age_s is not None
     later = asyncio.create_task(bench.client.acquire("frog", timeout_s=WAIT_S))
     await asyncio.sleep(0.2)
     assert not later.done()  # it waits for the slot of the one that serves
@@ -428,9 +431,16 @@ async def test_failed_climbs_end_in_a_cold_start_or_in_the_last_reason(bench: Be
     assert failed.value.reason == "CLIMB_FAILED"
     assert "the simulated engine broke" in failed.value.message
     assert [bool(climb.snapshot) for climb in agent.climbs] == [True, False]
+    (told,) = (await bench.client.describe()).models
+    assert told.trouble == failed.value.message
+    assert told.trouble_age_s is not None
+    assert 0 <= told.trouble_age_s < WAIT_S
     cold = await bench.client.acquire("frog", timeout_s=WAIT_S)
     assert [bool(climb.snapshot) for climb in agent.climbs[2:]] == [True, False]
     assert cold.rung is Rung.ABSENT
+    await agent.end(cold.replica.replica_id)
+    await bench.until(lambda view: not view.models[0].replicas)
+    assert (await bench.client.describe()).models[0].trouble == ""  # it started since
 
 
 async def test_who_gives_up_leaves_the_climb_to_the_next(bench: Bench) -> None:

@@ -51,7 +51,7 @@ class Pair(Bench):
         async with AsyncExitStack() as stack:
             enter = stack.enter_async_context
             links = {each: await enter(SchedulerClient(each, "router-1")) for each in addresses}
-            schedulers = Schedulers(table, links, lambda _: None, SystemClock())
+            schedulers = Schedulers(table, links, lambda _: None, lambda _: None, SystemClock())
             running = asyncio.create_task(schedulers.run())
             try:
                 yield Slots(table, schedulers, SystemClock())

@@ -112,6 +112,7 @@ def replica_to_pb(replica: Replica) -> pb.Replica:
         gpu=replica.gpu,
         gpu_bytes=replica.gpu_bytes,
         own_weights=replica.own_weights,
+        model_create_time=replica.model_create_time,
     )
 
 
@@ -128,6 +129,7 @@ def replica(message: pb.Replica) -> Replica:
         gpu=message.gpu,
         gpu_bytes=message.gpu_bytes,
         own_weights=message.own_weights,
+        model_create_time=message.model_create_time,
     )
 
 

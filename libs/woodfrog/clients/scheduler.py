@@ -1,6 +1,5 @@
 """Scheduler: typed client of scheduler.v1, and the conversions that its servicer uses too."""
 
-import math
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import asdict
@@ -11,6 +10,8 @@ from woodfrog.api.scheduler.v1 import placements_pb2_grpc
 from woodfrog.errors import InvalidArgument, Unavailable
 from woodfrog.model.node import GpuFacts, ReplicaState
 from woodfrog.model.placement import (
+    PRICE_MAX,
+    ROOM_MAX,
     Acquired,
     ClusterView,
     ModelView,
@@ -50,7 +51,8 @@ class SchedulerClient:
     ) -> Acquired:
         """Cancelling it gives the wait up. `excluded` are replicas that just failed the caller.
 
-        Raises NotFound MODEL_NOT_FOUND, ResourceExhausted NO_CAPACITY, Unavailable CLIMB_FAILED, DeadlineExceeded.
+        Raises NotFound MODEL_NOT_FOUND, ResourceExhausted NO_CAPACITY, FailedPrecondition NO_NODE_FITS, Unavailable
+        CLIMB_FAILED, DeadlineExceeded.
         """
         request = pb.AcquireRequest(model=model, excluded_replica_ids=excluded, router=self._router)
         return acquired(await rpc.call(self._stub.Acquire, request, timeout_s=timeout_s))
@@ -129,8 +131,14 @@ def what_if(message: pb.PlanRequest) -> WhatIf:
         for name in ("gpu_price", "memory_price", "room")
         if message.HasField(name)
     }
-    if any(not 0 <= value < math.inf for value in given.values()):
-        raise InvalidArgument("BAD_FIELD", "prices and room are finite numbers of at least 0")
+    if any(
+        not 0 <= value <= (ROOM_MAX if name == "room" else PRICE_MAX)
+        for name, value in given.items()
+    ):
+        raise InvalidArgument(
+            "BAD_FIELD",
+            f"prices are numbers from 0 to {PRICE_MAX:g}, room is one from 0 to {ROOM_MAX:g}",
+        )
     return WhatIf(**given)
 
 
@@ -188,12 +196,17 @@ def usage(message: pb.ReplicaUsage) -> ReplicaUsage:
 
 def track_update_to_pb(update: TrackUpdate) -> pb.TrackResponse:
     return pb.TrackResponse(
-        full=update.full, ready=map(ready_to_pb, update.ready), gone=update.gone
+        full=update.full,
+        ready=map(ready_to_pb, update.ready),
+        gone=update.gone,
+        ended=update.ended,
     )
 
 
 def track_update(message: pb.TrackResponse) -> TrackUpdate:
-    return TrackUpdate(message.full, tuple(map(ready, message.ready)), tuple(message.gone))
+    return TrackUpdate(
+        message.full, tuple(map(ready, message.ready)), tuple(message.gone), tuple(message.ended)
+    )
 
 
 def cluster_view_to_pb(view: ClusterView) -> pb.DescribeResponse:
@@ -213,6 +226,8 @@ def cluster_view_to_pb(view: ClusterView) -> pb.DescribeResponse:
             ],
             idle_s=-1 if model.idle_s is None else model.idle_s,
             predicted_ms=-1 if model.predicted_ms is None else model.predicted_ms,
+            trouble=model.trouble,
+            trouble_age_s=-1 if model.trouble_age_s is None else model.trouble_age_s,
         )
         for model in view.models
     ]
@@ -250,6 +265,8 @@ def cluster_view(message: pb.DescribeResponse) -> ClusterView:
             ),
             idle_s=None if model.idle_s < 0 else model.idle_s,
             predicted_ms=None if model.predicted_ms < 0 else model.predicted_ms,
+            trouble=model.trouble,
+            trouble_age_s=None if model.trouble_age_s < 0 else model.trouble_age_s,
         )
         for model in message.models
     )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from woodfrog.model.rung import Rung
+from woodfrog.model.spec import ModelSpec
 
 
 class ReplicaState(Enum):
@@ -28,6 +29,12 @@ class Replica:
     gpu: str = ""  # uuid of the GPU that it is on
     gpu_bytes: int = 0  # private bytes that it holds there now
     own_weights: bool = False  # it shares none there: those that it has are part of gpu_bytes
+    model_create_time: float = 0.0  # of the spec that it was started from
+
+    def is_of(self, spec: ModelSpec) -> bool:
+        """A model that was removed and added again is another one, though its name and its weights are the same."""
+        of = self.model, self.weights, self.model_create_time
+        return of == (spec.name, spec.weights, spec.create_time)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from woodfrog.model.node import GpuFacts, ReplicaState
 from woodfrog.model.rung import Rung
 
+PRICE_MAX = 1e6  # of WhatIf, as is the next
+ROOM_MAX = 1e6  # keeps the bytes of all nodes countable
+
 
 @dataclass(frozen=True, slots=True)
 class ReadyReplica:
@@ -43,6 +46,7 @@ class TrackUpdate:
     full: bool
     ready: tuple[ReadyReplica, ...] = ()
     gone: tuple[str, ...] = ()  # replica ids
+    ended: tuple[str, ...] = ()  # replica ids; nothing comes from them any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,8 @@ class ModelView:
     replicas: tuple[ReplicaView, ...]
     idle_s: float | None  # since the last request that the scheduler knows of
     predicted_ms: float | None  # to serve a request that came now; None when nothing could
+    trouble: str = ""  # why it does not start, one sentence
+    trouble_age_s: float | None = None  # since that failure; None: it holds now
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import Any
 from woodfrog.model import digest as digests
 
 FORMAT = 1
+_NUMBER_MAX = 1 << 62  # 64 bits of the wire hold it
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,5 +80,7 @@ class SnapshotPointer:
             or not all(isinstance(each, dict) for each in maps)
         ):
             raise ValueError("snapshot pointer has a field of the wrong type")
+        if not all(0 <= number <= _NUMBER_MAX for number in numbers):
+            raise ValueError("snapshot pointer has a size or a time that cannot be")
         digests.hex_of(pointer.manifest)
         return pointer

@@ -12,12 +12,15 @@ from woodfrog.model import digest as digests
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 FORMAT = 1
 _NAME_MAX = 160
-_SLOTS_MAX = 256
-_MEMORY_BYTES_MIN, _MEMORY_BYTES_MAX = 16 << 20, 1 << 50
-_GPU_BYTES_MIN = 64 << 20
-_PRIORITY_MIN, _PRIORITY_MAX = 0.01, 100.0
-_DEADLINE_S_MAX = 86400.0
+SLOTS_MAX = 256
+REPLICAS_MAX = 1024
+MEMORY_BYTES_MIN, MEMORY_BYTES_MAX = 16 << 20, 1 << 50
+GPU_BYTES_MIN = 64 << 20
+PRIORITY_MIN, PRIORITY_MAX = 0.01, 100.0
+DEADLINE_S_MAX = 86400.0
+REST_S_MAX = 100 * 366 * 86400.0  # for ever, to a model; yet a number that clocks can add
 _KEEP_S_MAX = 366 * 86400.0
+_NUMBER_MAX = 1 << 62  # 64 bits of the wire hold it
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "name": str, "weights": str, "weights_bytes": int, "engine": str, "engine_args": Mapping, "slots": int,
     "replicas_max": int, "park_after_s": (int, float), "freeze_after_s": (int, float, NoneType), "memory_bytes": int,
@@ -73,6 +76,10 @@ class ModelSpec:
                 raise ValueError(
                     f"model spec's {name} is {value!r:.80}, which is of the wrong type"
                 )
+            if isinstance(value, int | float) and not abs(value) <= _NUMBER_MAX:
+                raise ValueError(
+                    f"model spec's {name} is {value!r:.80}, it must be finite and fit into 64 bits"
+                )
         if len(self.name) > _NAME_MAX:
             raise ValueError(f"model name is longer than {_NAME_MAX} characters; shorten it")
         if not _NAME.fullmatch(self.name):
@@ -82,10 +89,10 @@ class ModelSpec:
         digests.hex_of(self.weights)
         if self.snapshot not in ("eager", "never"):
             raise ValueError(f"snapshot is {self.snapshot!r}, it must be 'eager' or 'never'")
-        if not 1 <= self.slots <= _SLOTS_MAX:
-            raise ValueError(f"slots is {self.slots}, it must be 1 to {_SLOTS_MAX}")
-        if not 1 <= self.replicas_max <= 1024:
-            raise ValueError(f"replicas_max is {self.replicas_max}, it must be 1 to 1024")
+        if not 1 <= self.slots <= SLOTS_MAX:
+            raise ValueError(f"slots is {self.slots}, it must be 1 to {SLOTS_MAX}")
+        if not 1 <= self.replicas_max <= REPLICAS_MAX:
+            raise ValueError(f"replicas_max is {self.replicas_max}, it must be 1 to {REPLICAS_MAX}")
         if not 0 <= self.replicas_min <= self.replicas_max:
             raise ValueError(
                 f"replicas_min is {self.replicas_min}, it must be 0 to replicas_max, which is {self.replicas_max}"
@@ -95,24 +102,32 @@ class ModelSpec:
         return self
 
     def _check_rest(self) -> None:
-        longest_s = self.park_after_s if self.freeze_after_s is None else self.freeze_after_s
+        longest_s = REST_S_MAX if self.freeze_after_s is None else self.freeze_after_s
+        if not 0 <= longest_s <= REST_S_MAX:
+            raise ValueError(
+                f"freeze_after_s is {longest_s:g}, it must be 0 to {REST_S_MAX:g}; leave it out to let the plan say"
+            )
         if not 0 <= self.park_after_s <= longest_s:
-            raise ValueError("park_after_s must be at least 0 and at most freeze_after_s")
+            raise ValueError(
+                f"park_after_s is {self.park_after_s:g}, it must be at least 0 and at most freeze_after_s,"
+                f" {longest_s:g} here"
+            )
         if not 0 <= self.keep_hot_s <= (_KEEP_S_MAX if self.freeze_after_s is None else longest_s):
             raise ValueError(
-                "keep_hot_s must be at least 0, and at most freeze_after_s or a year: shorten it"
+                f"keep_hot_s is {self.keep_hot_s:g}, it must be at least 0, and at most freeze_after_s or a year:"
+                " shorten it"
             )
-        if self.deadline_s is not None and not 0 < self.deadline_s <= _DEADLINE_S_MAX:
+        if self.deadline_s is not None and not 0 < self.deadline_s <= DEADLINE_S_MAX:
             raise ValueError(
-                f"deadline_s is {self.deadline_s:g}, it must be above 0 and at most {_DEADLINE_S_MAX:g}"
+                f"deadline_s is {self.deadline_s:g}, it must be above 0 and at most {DEADLINE_S_MAX:g}"
             )
-        if not _PRIORITY_MIN <= self.priority <= _PRIORITY_MAX:
+        if not PRIORITY_MIN <= self.priority <= PRIORITY_MAX:
             raise ValueError(
-                f"priority is {self.priority:g}, it must be {_PRIORITY_MIN:g} to {_PRIORITY_MAX:g}"
+                f"priority is {self.priority:g}, it must be {PRIORITY_MIN:g} to {PRIORITY_MAX:g}"
             )
 
     def _check_memory(self) -> None:
-        if not _MEMORY_BYTES_MIN <= self.memory_bytes <= _MEMORY_BYTES_MAX:
+        if not MEMORY_BYTES_MIN <= self.memory_bytes <= MEMORY_BYTES_MAX:
             raise ValueError(
                 f"memory is {self.memory_bytes} bytes, it must be 16 MiB to 1 PiB for one replica"
             )
@@ -120,7 +135,7 @@ class ModelSpec:
             raise ValueError(
                 f"weights have {self.weights_bytes} bytes, they cannot have fewer than 0"
             )
-        if self.gpu_bytes and not _GPU_BYTES_MIN <= self.gpu_bytes <= _MEMORY_BYTES_MAX:
+        if self.gpu_bytes and not GPU_BYTES_MIN <= self.gpu_bytes <= MEMORY_BYTES_MAX:
             raise ValueError(
                 f"GPU memory is {self.gpu_bytes} bytes, it must be 64 MiB to 1 PiB for one replica, "
                 "or 0 to run it on the CPU"

@@ -16,8 +16,10 @@ def inject() -> dict[str, str]:
 
 
 def traceparent(span: trace.Span) -> str:
-    """The header that names `span` as the parent."""
+    """The header that names `span` as the parent; empty when it is of no trace."""
     context = span.get_span_context()
+    if not context.is_valid:
+        return ""
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
 

@@ -8,14 +8,25 @@ import os
 from collections.abc import Mapping
 from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from woodfrog.errors import InvalidArgument
 
+_NUMBER_MAX = 1 << 62  # 64 bits of the wire hold it
+
 
 class ServiceSettings(BaseSettings):
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    @field_validator("*")
+    @classmethod
+    def _countable(cls, value: object) -> object:
+        if isinstance(value, int | float) and abs(value) > _NUMBER_MAX:
+            raise ValueError(f"a number is at most {_NUMBER_MAX}")
+        return value
 
 
 S = TypeVar("S", bound=ServiceSettings)
@@ -36,7 +47,8 @@ def load(settings: type[S], environ: Mapping[str, str] = os.environ) -> S:
         return settings()
     except ValidationError as error:
         first = error.errors()[0]
+        said = first["msg"].removeprefix("Value error, ")
         name = prefix + "_".join(str(part) for part in first["loc"]).upper()
         raise InvalidArgument(
-            "BAD_SETTING", f"environment variable {name} cannot be used: {first['msg']}", name=name
+            "BAD_SETTING", f"environment variable {name} cannot be used: {said}", name=name
         ) from None

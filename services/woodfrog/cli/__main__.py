@@ -5,36 +5,37 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
-from woodfrog.cli import chat, commands, doctor, nodes, up
+from woodfrog.cli import chat, commands, doctor, nodes, options, up
 from woodfrog.cli.cluster import HOME, NODES_MAX, Cluster, Tools
 from woodfrog.cli.convert import DTYPES
 from woodfrog.errors import WoodfrogError
-from woodfrog.model.placement import WhatIf
-from woodfrog.model.spec import ModelSpec
+from woodfrog.model import spec
+from woodfrog.model.placement import PRICE_MAX, ROOM_MAX, WhatIf
 
 _CONTEXT_TOKENS_MIN, _CONTEXT_TOKENS_MAX = 16, 1 << 20
-_GIB_MAX = 1 << 20
 _PORT_MAX = 65_535
 _WAIT_S_MAX = 86_400.0
-
-
+_DEADLINE_S_MIN = 0.001
 _PARK_S = 60.0  # idle, until a replica parks
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> options.Parser:
     """README.md has the same verbs for people."""
-    top = argparse.ArgumentParser(prog="woodfrog", description="Frozen replicas that wake at once.")
-    top.add_argument("--home", type=Path, default=HOME, help="the cluster's folder (%(default)s)")
+    top = options.Parser(prog="woodfrog", description="Frozen replicas that wake at once.")
+    top.add_argument(
+        "--home", type=options.folder, default=str(HOME), help="the cluster's folder (%(default)s)"
+    )
     verbs = top.add_subparsers(dest="verb", required=True)
 
     one = verbs.add_parser("up", help="start the local cluster")
-    one.add_argument("--port", type=_port, help="of the gateway; kept for the next start")
+    one.add_argument(
+        "--port", type=options.whole(1, _PORT_MAX), help="of the gateway; kept for the next start"
+    )
     one.add_argument(
         "--nodes",
-        type=_nodes,
+        type=options.whole(1, NODES_MAX),
         metavar="N",
         help=f"nodes on this machine, 1 to {NODES_MAX}, each with a share of its memory and GPUs; kept for the next start",
     )
@@ -44,14 +45,17 @@ def parser() -> argparse.ArgumentParser:
     verbs.add_parser("down", help="stop it and clean up; models and snapshots stay")
     verbs.add_parser("doctor", help="check this machine")
     verbs.add_parser("ps", help="show models on their rungs, and replicas")
+    price = options.number(0, PRICE_MAX)
     what_if = verbs.add_parser(
         "plan", help="show where idle replicas should rest, and why; options show other plans"
     )
     what_if.add_argument(
-        "--gpu-price", type=float, help="seconds of waiting to be saved for a GPU held for a second"
+        "--gpu-price", type=price, help="seconds of waiting to be saved for a GPU held for a second"
     )
-    what_if.add_argument("--memory-price", type=float, help="the same, for a node's memory")
-    what_if.add_argument("--room", type=float, help="times what the nodes have")
+    what_if.add_argument("--memory-price", type=price, help="the same, for a node's memory")
+    what_if.add_argument(
+        "--room", type=options.number(0, ROOM_MAX), help="times what the nodes have"
+    )
     verbs.add_parser("demo", help="a model sleeps at zero and a request wakes it")
 
     models = verbs.add_parser("models", help="add, list or remove models").add_subparsers(
@@ -78,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _take_nodes(verb: argparse.ArgumentParser) -> None:
+def _take_nodes(verb: options.Parser) -> None:
     actions = verb.add_subparsers(dest="action", required=True)
     actions.add_parser("list", help="list nodes")
     drain = actions.add_parser(
@@ -87,7 +91,7 @@ def _take_nodes(verb: argparse.ArgumentParser) -> None:
     drain.add_argument("name")
     drain.add_argument(
         "--wait",
-        type=_seconds,
+        type=options.number(0, _WAIT_S_MAX, "seconds"),
         default=nodes.WAIT_S,
         metavar="S",
         help="seconds in which it must be empty (%(default)s); it drains on after them",
@@ -96,63 +100,56 @@ def _take_nodes(verb: argparse.ArgumentParser) -> None:
     undrain.add_argument("name")
 
 
-def _take_model(add: argparse.ArgumentParser) -> None:
+def _take_model(add: options.Parser) -> None:
     add.add_argument("name")
-    add.add_argument("path", type=_path)
+    add.add_argument("path", type=options.path)
+    _take_rest(add)
     add.add_argument(
-        "--park-after",
-        type=float,
-        metavar="S",
-        help="idle seconds until it parks, 60 at most if not given",
+        "--slots",
+        type=options.whole(1, spec.SLOTS_MAX),
+        default=16,
+        help="requests that a replica runs at once",
     )
     add.add_argument(
-        "--freeze-after",
-        type=float,
-        metavar="S",
-        help="idle seconds until it sleeps at zero; if not given, as long as its node has no better use for its room",
+        "--replicas-max",
+        type=options.whole(1, spec.REPLICAS_MAX),
+        metavar="N",
+        help="as many at once; --replicas-min, or 1",
     )
     add.add_argument(
-        "--keep-hot",
-        type=float,
-        default=0.0,
-        metavar="S",
-        help="idle seconds in which it is not lowered below hot, unless another could not be served otherwise",
-    )
-    add.add_argument(
-        "--priority",
-        type=float,
-        default=1.0,
-        help="what a second of waiting for it counts where room is short, 0.01 to 100; others have 1",
-    )
-    add.add_argument("--slots", type=int, default=16, help="requests that a replica runs at once")
-    add.add_argument(
-        "--replicas-max", type=int, metavar="N", help="as many at once; --replicas-min, or 1"
-    )
-    add.add_argument(
-        "--replicas-min", type=int, default=0, metavar="N", help="so many serve always (0)"
+        "--replicas-min",
+        type=options.whole(0, spec.REPLICAS_MAX),
+        default=0,
+        metavar="N",
+        help="so many serve always (0)",
     )
     add.add_argument(
         "--deadline",
-        type=float,
+        type=options.number(_DEADLINE_S_MIN, spec.DEADLINE_S_MAX, "seconds"),
         metavar="S",
         help="how long a request waits for a replica, if its client does not say less",
     )
     add.add_argument(
         "--memory",
-        type=_gib,
+        type=options.gib(spec.MEMORY_BYTES_MIN, spec.MEMORY_BYTES_MAX),
         default=4 << 30,
         metavar="GIB",
         help="limit of a replica's own memory",
     )
     add.add_argument(
         "--gpu-memory",
-        type=_gib,
+        type=options.gib(spec.GPU_BYTES_MIN, spec.MEMORY_BYTES_MAX),
         default=0,
         metavar="GIB",
         help="a replica's own GPU memory beside the weights; without it, it runs on the CPU",
     )
     add.add_argument("--dtype", choices=DTYPES, help="convert the weights to it first")
-    add.add_argument("--context", type=_context, default=2048, metavar="TOKENS")
+    add.add_argument(
+        "--context",
+        type=options.whole(_CONTEXT_TOKENS_MIN, _CONTEXT_TOKENS_MAX, "tokens"),
+        default=2048,
+        metavar="TOKENS",
+    )
     add.add_argument(
         "--compile",
         action="store_true",
@@ -161,47 +158,33 @@ def _take_model(add: argparse.ArgumentParser) -> None:
     add.add_argument("--snapshot", choices=("eager", "never"), default="eager")
 
 
-def _port(text: str) -> int:
-    if not 1 <= int(text) <= _PORT_MAX:
-        raise argparse.ArgumentTypeError(f"{text} is not from 1 to {_PORT_MAX}")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 <= seconds <= _WAIT_S_MAX:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to {_WAIT_S_MAX:g} seconds")
-    return seconds
-
-
-def _nodes(text: str) -> int:
-    if not 1 <= int(text) <= NODES_MAX:
-        raise argparse.ArgumentTypeError(f"{text} is not from 1 to {NODES_MAX}")
-    return int(text)
-
-
-def _path(text: str) -> Path:
-    if not text:
-        raise argparse.ArgumentTypeError("it is empty; give a model's folder or a GGUF file")
-    return Path(text)
-
-
-def _context(text: str) -> int:
-    """As the engine takes it."""
-    tokens = int(text)
-    if not _CONTEXT_TOKENS_MIN <= tokens <= _CONTEXT_TOKENS_MAX:
-        raise argparse.ArgumentTypeError(
-            f"{tokens} is not from {_CONTEXT_TOKENS_MIN} to {_CONTEXT_TOKENS_MAX} tokens"
-        )
-    return tokens
-
-
-def _gib(text: str) -> int:
-    """Bytes."""
-    gib = float(text)
-    if not 0 < gib < _GIB_MAX:
-        raise argparse.ArgumentTypeError(f"{text} is not a size in GiB")
-    return int(gib * (1 << 30))
+def _take_rest(add: options.Parser) -> None:
+    """How long it idles on a rung."""
+    add.add_argument(
+        "--park-after",
+        type=options.number(0, spec.REST_S_MAX, "seconds"),
+        metavar="S",
+        help="idle seconds until it parks, 60 at most if not given",
+    )
+    add.add_argument(
+        "--freeze-after",
+        type=options.number(0, spec.REST_S_MAX, "seconds"),
+        metavar="S",
+        help="idle seconds until it sleeps at zero; if not given, as long as its node has no better use for its room",
+    )
+    add.add_argument(
+        "--keep-hot",
+        type=options.number(0, spec.REST_S_MAX, "seconds"),
+        default=0.0,
+        metavar="S",
+        help="idle seconds in which it is not lowered below hot, unless another could not be served otherwise",
+    )
+    add.add_argument(
+        "--priority",
+        type=options.number(spec.PRIORITY_MIN, spec.PRIORITY_MAX),
+        default=1.0,
+        help="what a second of waiting for it counts where room is short, 0.01 to 100; others have 1",
+    )
 
 
 def main() -> None:
@@ -243,7 +226,7 @@ def _park_after_s(said: float | None, freeze_after_s: float | None) -> float:
 
 
 async def _add(args: argparse.Namespace) -> None:
-    spec = ModelSpec(
+    asked = spec.ModelSpec(
         name=args.name,
         weights="sha256:" + "0" * 64,  # taken from the files
         weights_bytes=0,
@@ -260,7 +243,7 @@ async def _add(args: argparse.Namespace) -> None:
         priority=args.priority,
         keep_hot_s=args.keep_hot,
     )
-    await commands.models_add(up.running(args.home), spec, args.path, args.dtype)
+    await commands.models_add(up.running(args.home), asked, args.path, args.dtype)
 
 
 _Action = Callable[[argparse.Namespace], Coroutine[Any, Any, None]]

@@ -11,7 +11,7 @@ from woodfrog.cli.cluster import Cluster
 from woodfrog.cli.show import size, table
 from woodfrog.clients.scheduler import SchedulerClient
 from woodfrog.errors import NotFound, Unavailable
-from woodfrog.model.placement import ClusterView, NodeView, WhatIf
+from woodfrog.model.placement import ClusterView, ModelView, NodeView, WhatIf
 from woodfrog.model.spec import ModelSpec
 
 _TIMEOUT_S = 5.0
@@ -38,12 +38,22 @@ async def ps(cluster: Cluster) -> None:
         for m in view.models
     ]
     print(table(("MODEL", "RUNG", "REPLICAS", "IDLE", "NEXT WAKE (PREDICTED)"), rows))
+    for model in view.models:
+        if model.trouble:
+            print(trouble_line(model))
     for node in view.nodes:
         print(node_line(node))
     if told := view.predictions.count:
         print(
             f"of the last {told} predicted climbs nine in ten were off by {view.predictions.error_p90:.0%} at most"
         )
+
+
+def trouble_line(model: ModelView) -> str:
+    """Why it does not start, or when and why it last did not."""
+    if model.trouble_age_s is None:
+        return f"{model.model} cannot start: {model.trouble}"
+    return f"{model.model} did not start {model.trouble_age_s:.0f} s ago: {model.trouble}"
 
 
 def node_line(node: NodeView) -> str:

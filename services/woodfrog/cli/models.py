@@ -1,7 +1,9 @@
 """`woodfrog models`: adding checks the files first, then ingests them, and tells the cell last, so a failure leaves nothing."""
 
+import asyncio
 import json
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
@@ -34,6 +36,8 @@ from woodfrog.replica import layout
 
 _KEPT = frozenset((".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken"))
 _PICKLES = frozenset((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"))
+_REPLICAS_END_S = 5.0  # a resting one is gone within a second; one that answers may take minutes
+_LOOK_S = 0.1
 Progress = Callable[[str], None]
 
 
@@ -149,16 +153,18 @@ async def add(
 
 
 async def remove(cell: Cell, name: str) -> None:
-    """Removes a model with its snapshots and its weights.
+    """Removes a model with its snapshots and its weights. The scheduler ends its replicas.
 
-    Raises NotFound MODEL_NOT_FOUND, Unavailable when the store is away; then nothing is removed.
+    What the local nodes' caches have of it goes when nobody uses it any more, if that is soon; else, as on other machines,
+    it is no longer pinned then, and the first to go when room is needed. Raises NotFound MODEL_NOT_FOUND, Unavailable when the store is away; then nothing is removed.
     """
     await cell.store.list()
     spec = await cell.catalog.get_model(name)
     pointers = await cell.catalog.remove_model(name)
-    for pointer in pointers:
-        await _drop(cell, pointer.manifest, pointer.holder)
-    await _drop(cell, spec.weights, f"model/{name}")
+    held = [(pointer.manifest, pointer.holder) for pointer in pointers]
+    until = time.monotonic() + _REPLICAS_END_S
+    for manifest, holder in [*held, (spec.weights, f"model/{name}")]:
+        await _drop(cell, manifest, holder, until)
 
 
 async def drop_snapshot(cell: Cell, pointer: SnapshotPointer) -> None:
@@ -219,18 +225,27 @@ async def _ingest(cell: Cell, spec: ModelSpec, folder: Path, progress: Progress)
     return added
 
 
-async def _drop(cell: Cell, manifest: str, holder: str) -> None:
-    """Lets a manifest go, and deletes it unless somebody else holds it."""
+async def _drop(cell: Cell, manifest: str, holder: str, until: float = 0.0) -> None:
+    """Lets a manifest go, and deletes it unless somebody else holds it. Who uses a local copy has `until` to end."""
     try:
         await cell.store.unhold(manifest, holder)
         await cell.store.delete(manifest)
     except (FailedPrecondition, NotFound):
         return
     for weight_fs in cell.weight_fs:
-        with suppress(
-            FailedPrecondition, Unavailable
-        ):  # then the cache's limit takes it, before others
+        with suppress(FailedPrecondition, Unavailable):  # then the cache's limit takes it
+            await _evict(weight_fs, manifest, until)
+
+
+async def _evict(weight_fs: WeightFsClient, manifest: str, until: float) -> None:
+    while True:
+        try:
             await weight_fs.evict(manifest)
+            return
+        except FailedPrecondition:  # pinned or open
+            if time.monotonic() >= until:
+                raise
+        await asyncio.sleep(_LOOK_S)
 
 
 def _exists(name: str) -> AlreadyExists:

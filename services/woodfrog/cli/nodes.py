@@ -1,6 +1,7 @@
 """`woodfrog nodes`: which there are, and emptying one, so that its machine can be taken away."""
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -45,6 +46,15 @@ async def drain(cluster: Cluster, name: str, wait_s: float) -> None:
     """
     async with _agent(cluster, name) as agent:
         await agent.drain(draining=True)
+    try:
+        await _emptied(cluster, name, wait_s)
+    except asyncio.CancelledError:  # Ctrl-C
+        told = f"{name} drains on; woodfrog nodes list shows when it is done, woodfrog nodes undrain {name} ends it"
+        print(told, file=sys.stderr)
+        raise
+
+
+async def _emptied(cluster: Cluster, name: str, wait_s: float) -> None:
     deadline = time.monotonic() + wait_s
     said, heard = "", False
     while True:

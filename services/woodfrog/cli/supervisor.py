@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
@@ -25,35 +26,47 @@ from woodfrog.host.folders import remove_tree
 
 log = logging.getLogger(__name__)
 STOP_TIMEOUT_S = 10.0
+_LOOK_S = 0.1
 _RESTART_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 _CALM_S = 10.0  # a child that lived so long starts again at the shortest pause
 _LOG_BYTES_MAX = 32 << 20
 
 
 class Lock:
-    """HOME's lock; its file holds the supervisor's id."""
+    """One of HOME's locks, the supervisor's if not said otherwise; its file holds the holder's id."""
 
-    def __init__(self, home: Path) -> None:
-        self._path = home / "supervisor.lock"
+    def __init__(self, home: Path, name: str = "supervisor.lock") -> None:
+        self._path = home / name
         self._file: TextIO | None = None
 
     def take(self) -> None:
-        """Raises FailedPrecondition ALREADY_UP."""
+        """Until it is released, or this process ends. Raises FailedPrecondition ALREADY_UP."""
         file = self._path.open("a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise FailedPrecondition(
-                "ALREADY_UP", f"the cluster in {self._path.parent} is up"
-            ) from None
+        deadline = time.monotonic() + _LOOK_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() < deadline:  # who only asks for the holder is soon gone
+                    time.sleep(_LOOK_S / 10)
+                    continue
+                file.close()
+                raise FailedPrecondition(
+                    "ALREADY_UP", f"the cluster in {self._path.parent} is up"
+                ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         self._file = file
 
+    def release(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
     def holder(self) -> int | None:
-        """Id of the supervisor that is up; None when none is."""
+        """Id of the process that holds it; None when none does."""
         try:
             with self._path.open() as file:
                 try:
@@ -169,22 +182,26 @@ def _clean(node: LocalNode) -> None:
         subprocess.run(["umount", "-l", str(node.mount_dir)], check=False, capture_output=True)
 
 
-def start_detached(home: Path) -> None:
-    """Starts a supervisor that outlives its starter."""
+def start_detached(home: Path) -> int:
+    """Starts a supervisor that outlives its starter; its id."""
     log_path = home / "logs" / "supervisor.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open("a") as file:
-        subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "woodfrog.cli.supervisor", str(home)],
             stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
         )  # fmt: skip
+    return process.pid
 
 
-def stop(home: Path) -> bool:
-    """Ends the cluster of `home` and cleans up; whether one was up. Raises Unavailable when it does not end."""
+def stop(home: Path, started: int | None = None) -> bool:
+    """Ends the cluster of `home` and cleans up; whether one was up. Raises Unavailable when it does not end.
+
+    `started` is the supervisor's id, of a caller that has just started it: it may not have its lock yet.
+    """
     cluster = Cluster.existing(home)
     lock = Lock(cluster.home)
-    pid = lock.holder()
+    pid = started or lock.holder()
     if pid is not None:
         os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + STOP_TIMEOUT_S * (len(cluster.children) + 1)
@@ -203,23 +220,30 @@ def _alive(pid: int) -> bool:
         return False
 
 
-async def _main(home: Path) -> None:
+async def _main(home: Path, up: Callable[[], None]) -> None:
     stopping = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stopping.set)
     cluster = Cluster.open(home)
     lock = Lock(cluster.home)
     lock.take()
+    up()
     clean(cluster)
     await Supervisor(cluster, Tools.find()).run(stopping)
 
 
-if __name__ == "__main__":
+def run(home: Path, up: Callable[[], None] = lambda: None) -> int:
+    """Until it is told to end; its exit status. Calls `up` when it has the lock, so that all others see it."""
     telemetry.init("supervisor")
     try:
-        asyncio.run(_main(Path(sys.argv[1])))
+        asyncio.run(_main(home, up))
     except FailedPrecondition as error:
         log.error("cannot run", extra={"error": error.message})
-        sys.exit(1)
+        return 1
     except KeyboardInterrupt:  # before it had started anything
-        sys.exit(130)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(Path(sys.argv[1])))

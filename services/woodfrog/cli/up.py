@@ -2,12 +2,12 @@
 
 import asyncio
 import json
-import os
 import socket
-import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,19 +15,72 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from woodfrog.cli import doctor, supervisor
-from woodfrog.cli.cluster import Cluster, Tools, to_type
+from woodfrog.cli.cluster import NODES_MAX, Cluster, Tools, to_type
 from woodfrog.errors import FailedPrecondition, Unavailable
 
 READY_TIMEOUT_S = 60.0
 READY_NODE_S = 10.0  # for each further node
+_OTHER_S = READY_TIMEOUT_S + READY_NODE_S * NODES_MAX
 
 
 def up(home: Path, port: int | None, node_count: int | None, foreground: bool) -> int:
     """What is None stays as it is: the gateway's port, and how many nodes there are."""
     check_machine()
+    with _alone(home) as first:
+        was_up = _chosen(home, port, node_count)
+        cluster = Cluster.existing(home)
+        if foreground and not was_up:
+            check_ports(cluster)
+            print(f"starting; gateway {cluster.base_url}; Ctrl-C ends it", flush=True)
+            return supervisor.run(cluster.home, up=first.release)
+        _start(cluster)
+    print(f"the cluster in {cluster.home} {'was up already' if was_up else 'is up'}")
+    if cluster.node_count > 1:
+        print(f"  nodes    {cluster.node_count}")
+    print(f"  gateway  {cluster.base_url}")
+    print(f"  logs     {cluster.home}/logs")
+    print(f"  stop     {to_type('down', cluster.home)}")
+    return 0
+
+
+def start(cluster: Cluster) -> None:
+    """Starts it when it is not up, and waits until it serves. Raises Unavailable; then nothing is left running."""
+    with _alone(cluster.home):
+        _start(cluster)
+
+
+@contextmanager
+def _alone(home: Path) -> Iterator[supervisor.Lock]:
+    """Who begins while another does waits, and then finds what the other made. Raises Unavailable UP_UNDER_WAY."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FailedPrecondition(
+            "HOME_UNUSABLE", f"{home} cannot be made ({error.strerror}); name another with --home"
+        ) from None
+    lock = supervisor.Lock(home, "up.lock")
+    deadline = time.monotonic() + _OTHER_S
+    while True:
+        try:
+            lock.take()  # tries for a moment
+            break
+        except FailedPrecondition:
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    "UP_UNDER_WAY",
+                    f"another woodfrog up has been starting the cluster in {home} for {_OTHER_S:.0f} s; see"
+                    f" {home}/logs, or end it with: {to_type('down', home.resolve())}",
+                ) from None
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
+def _chosen(home: Path, port: int | None, node_count: int | None) -> bool:
+    """Writes down what is to be started; whether it is up already. Raises FailedPrecondition when that is another one."""
     cluster = Cluster.open(home, port, node_count or 1)
-    lock = supervisor.Lock(cluster.home)
-    was_up = lock.holder() is not None
+    was_up = supervisor.Lock(cluster.home).holder() is not None
     if port and port != cluster.http_port:
         if was_up:
             raise FailedPrecondition(
@@ -42,36 +95,20 @@ def up(home: Path, port: int | None, node_count: int | None, foreground: bool) -
                 "NODES_KEPT",
                 f"the cluster in {cluster.home} is up with {_nodes(cluster)}; stop it first with: {to_type('down', cluster.home)}",
             )
-        cluster = cluster.with_nodes(node_count)
-        cluster.save()
-    if foreground and not was_up:
-        check_ports(cluster)
-        print(f"starting; gateway {cluster.base_url}; Ctrl-C ends it", flush=True)
-        # In our place, so that Ctrl-C reaches it and nobody ends it before it has cleaned up.
-        command = [sys.executable, "-m", "woodfrog.cli.supervisor", str(cluster.home)]
-        os.execv(sys.executable, command)
-    start(cluster)
-    print(f"the cluster in {cluster.home} {'was up already' if was_up else 'is up'}")
-    if cluster.node_count > 1:
-        print(f"  nodes    {cluster.node_count}")
-    print(f"  gateway  {cluster.base_url}")
-    print(f"  logs     {cluster.home}/logs")
-    print(f"  stop     {to_type('down', cluster.home)}")
-    return 0
+        cluster.with_nodes(node_count).save()
+    return was_up
 
 
-def start(cluster: Cluster) -> None:
-    """Starts it when it is not up, and waits until it serves. Raises Unavailable; then nothing is left running."""
-    lock = supervisor.Lock(cluster.home)
-    started = lock.holder() is None
-    if started:
+def _start(cluster: Cluster) -> None:
+    started = None
+    if supervisor.Lock(cluster.home).holder() is None:
         check_ports(cluster)
-        supervisor.start_detached(cluster.home)
+        started = supervisor.start_detached(cluster.home)
     try:
         asyncio.run(wait_ready(cluster))
     except BaseException:
-        if started:
-            supervisor.stop(cluster.home)
+        if started is not None:
+            supervisor.stop(cluster.home, started)
         raise
 
 

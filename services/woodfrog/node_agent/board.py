@@ -102,6 +102,7 @@ class Board:
             gpu=promise.gpu,
             gpu_bytes=held,
             own_weights=own > 0,
+            model_create_time=spec.create_time,
         )
 
     def publish_replica(self, replica_id: str) -> None:

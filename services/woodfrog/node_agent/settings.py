@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from pydantic import Field
+
 from woodfrog.node_agent.cuda import driver as cuda_driver
 from woodfrog.node_agent.vault import device as vault_device
 from woodfrog.replica import device as replica_device
@@ -25,21 +27,21 @@ class Settings(ServiceSettings, env_prefix="WOODFROG_NODE_AGENT_"):
     """Folders of the sandboxes with their sockets; short, a socket's path has 107 bytes at most."""
     criu: Path
     """CRIU's command."""
-    memory_bytes: int = 0
+    memory_bytes: int = Field(0, ge=0)
     """Memory that replicas may own; 0 means four fifths of the machine's."""
-    replica_count_max: int = 64
+    replica_count_max: int = Field(64, gt=0)
     """Replicas at once."""
-    pool_size: int = 2
+    pool_size: int = Field(2, ge=0)
     """Sandboxes kept ready; each costs about 10 MB and saves 30 ms of a climb."""
-    cold_timeout_s: float = 300.0
+    cold_timeout_s: float = Field(300.0, gt=0)
     """A cold start that takes longer is given up."""
     gpus: str = "none"
     """GPUs of this node: none, all, or their numbers, comma between."""
-    arena_bytes: int = -1
+    arena_bytes: int = Field(-1, ge=-1)
     """Pinned memory for each GPU's weights, made at start; -1 means a quarter of the machine's memory over its GPUs."""
-    gpu_context_bytes: int = 3 << 29
+    gpu_context_bytes: int = Field(3 << 29, ge=0)
     """GPU memory that a resting replica keeps: its context, kernels and graphs (0.9 to 1.2 GB were seen)."""
-    vault_reader_count: int = 12
+    vault_reader_count: int = Field(12, gt=0)
     """Threads that read weights for one GPU."""
     vault_device: str = vault_device.REAL
     """module:class of the vault's GPU; the simulated one is for tests."""
@@ -47,5 +49,5 @@ class Settings(ServiceSettings, env_prefix="WOODFROG_NODE_AGENT_"):
     """module:class of a replica's GPU memory; the simulated one is for tests."""
     cuda_driver: str = cuda_driver.REAL
     """module:class of CUDA's checkpoints; the simulated one is for tests."""
-    lease_ttl_s: int = 5
+    lease_ttl_s: int = Field(5, gt=0)
     """The node leaves the cell this long after its agent stopped answering."""

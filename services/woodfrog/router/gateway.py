@@ -1,7 +1,8 @@
 """The one path of a request, whatever face it came by: take a slot, forward, pass the answer on as events."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -142,7 +143,33 @@ class Gateway:
         self._clock = clock
         self._limits = limits
         self._active = 0
+        self._unanswered: dict[
+            str, set[asyncio.Timeout]
+        ] = {}  # first bytes, by replica; never empty
         metrics.active.set_function(lambda: self._active)
+
+    def ended(self, replica_id: str) -> None:
+        """Nothing comes from this replica any more: who has no byte from it asks another."""
+        now = asyncio.get_running_loop().time()
+        for first_byte in self._unanswered.pop(replica_id, ()):  # once: two schedulers may say so
+            first_byte.reschedule(now)
+
+    @asynccontextmanager
+    async def _unless_it_ends(self, replica_id: str) -> AsyncIterator[None]:
+        """Raises ReplicaLost inside when the replica has ended, which a hung one's connection does not tell."""
+        first_byte = asyncio.timeout(None)
+        try:
+            async with first_byte:
+                waiting = self._unanswered.setdefault(replica_id, set())
+                waiting.add(first_byte)
+                try:
+                    yield
+                finally:
+                    waiting.discard(first_byte)
+                    if not waiting and self._unanswered.get(replica_id) is waiting:
+                        del self._unanswered[replica_id]
+        except TimeoutError:
+            raise ReplicaLost("it ended, or its node was lost") from None
 
     async def answer(self, call: Call) -> AsyncGenerator[Event, None]:
         """Closing it early cancels the engine's work. Raises woodfrog.errors classes, in the middle of a body too."""
@@ -225,10 +252,11 @@ class Gateway:
         try:
             if not retry:
                 self._metrics.added.observe(self._clock.now() - call.arrived - progress.waited_s)
-            exchange = await self._client.ask(replica.socket_path, _render(call, span))
-            _check_serving(exchange.head)
-            refused = exchange.head.status >= 400
-            first = await (exchange.rest(_REFUSAL_BYTES_MAX) if refused else exchange.chunk())
+            async with self._unless_it_ends(replica.replica_id):
+                exchange = await self._client.ask(replica.socket_path, _render(call, span))
+                _check_serving(exchange.head)
+                refused = exchange.head.status >= 400
+                first = await (exchange.rest(_REFUSAL_BYTES_MAX) if refused else exchange.chunk())
         except BaseException as error:
             if exchange is not None:
                 exchange.abort()

@@ -12,8 +12,8 @@ _TABLE: dict[type[errors.WoodfrogError], tuple[int, str]] = {
     errors.InvalidArgument: (400, _INVALID),
     errors.NotFound: (404, _INVALID),
     errors.AlreadyExists: (409, _INVALID),
-    errors.FailedPrecondition: (400, _INVALID),
     errors.Aborted: (409, _SERVER),
+    errors.FailedPrecondition: (503, _SERVER),  # nothing is wrong with the request
     errors.ResourceExhausted: (429, "rate_limit_error"),
     errors.Unavailable: (503, _SERVER),
     errors.DeadlineExceeded: (504, _SERVER),
@@ -57,7 +57,7 @@ class Refusal(Exception):
 
 
 def refusal(error: errors.WoodfrogError) -> Refusal:
-    """`param` comes from the error's metadata; when to come back goes in both forms that OpenAI's clients obey."""
+    """`param` comes from the error's metadata; when to come back, or not to, goes in the forms that OpenAI's clients obey."""
     status, type_ = _TABLE[type(error)]
     headers: Headers = []
     if error.retry_after_s is not None:
@@ -65,6 +65,8 @@ def refusal(error: errors.WoodfrogError) -> Refusal:
             (b"retry-after-ms", b"%d" % math.ceil(error.retry_after_s * 1e3)),
             (b"retry-after", b"%d" % math.ceil(error.retry_after_s)),
         ]
+    if isinstance(error, errors.FailedPrecondition):
+        headers.append((b"x-should-retry", b"false"))
     param, code = error.metadata.get("param"), error.reason.lower()
     return Refusal(status, error.message, code, type_=type_, param=param, headers=headers)
 

@@ -58,12 +58,15 @@ async def running(
     """Serves until it is left; answers under way may then end within `drain_s`. `placements` as `Schedulers` has them."""
     metrics, models, table = Metrics(), ModelList(), ReplicaTable()
     client = ReplicaClient(settings.answer_wait_s)
-    schedulers = Schedulers(
-        table, placements, lambda replica: client.forget(replica.socket_path), clock
-    )
-    slots = Slots(table, schedulers, clock)
     limits = Limits(settings.requests_max, settings.sse_comment_s)
-    gateway = Gateway(slots, client, metrics, clock, limits)
+    schedulers = Schedulers(
+        table,
+        placements,
+        lambda replica: client.forget(replica.socket_path),
+        lambda replica_id: gateway.ended(replica_id),
+        clock,
+    )
+    gateway = Gateway(Slots(table, schedulers, clock), client, metrics, clock, limits)
     app = HttpApp(
         gateway,
         models,

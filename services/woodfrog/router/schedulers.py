@@ -25,12 +25,16 @@ class Schedulers:
         table: ReplicaTable,
         placements: Mapping[str, Placements],
         forget: Callable[[ReadyReplica], None],
+        ended: Callable[[str], None],
         clock: Clock,
     ) -> None:
-        """`placements` by address, the one to ask first before all others; `forget` is told of each replica that left."""
+        """`placements` by address, the one to ask first before all others; `forget` is told of each replica that left,
+        `ended` the id of each from which nothing comes any more.
+        """
         self._table = table
         self._links = [SchedulerLink(name, each) for name, each in placements.items()]
         self._forget = forget
+        self._ended = ended
         self._clock = clock
         self._touched = asyncio.Event()
         self._urgent = asyncio.Event()
@@ -93,6 +97,8 @@ class Schedulers:
         self.delivered = True
         # What was ready when all were lost may be in nobody's list now.
         self._apply(update.ready, [*self._table.ids] if update.full else update.gone)
+        for replica_id in self._nobodys(update.ended):
+            self._ended(replica_id)
 
     def _lost(self, link: SchedulerLink) -> None:
         said = link.lose()
@@ -101,10 +107,12 @@ class Schedulers:
 
     def _apply(self, ready: Iterable[ReadyReplica], gone: Iterable[str]) -> None:
         """Of `gone` what nobody says is ready."""
-        lists = [link.ready for link in self._links]
-        nobodys = [name for name in gone if not any(name in said for said in lists)]
-        for replica in self._table.apply(ready, nobodys):
+        for replica in self._table.apply(ready, self._nobodys(gone)):
             self._forget(replica)
+
+    def _nobodys(self, names: Iterable[str]) -> list[str]:
+        lists = [link.ready for link in self._links]
+        return [name for name in names if not any(name in said for said in lists)]
 
     # --- what runs ---
 

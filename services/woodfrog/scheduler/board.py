@@ -101,17 +101,18 @@ class Board:
         self.lacking: dict[str, None] = {}  #: of them, those to count before the event ends
         self._commands: list[Command] = []
         self._changes: dict[str, ReadyReplica | None] = {}  # for routers; None: gone
+        self._ended: list[str] = []  # that routers may still wait for
         self._placements = 0
 
     def order(self, command: Command) -> None:
         self._commands.append(command)
 
     def take_commands(self) -> list[Command]:
-        if self._changes:
+        if self._changes or self._ended:
             ready = tuple(replica for replica in self._changes.values() if replica is not None)
             gone = tuple(name for name, replica in self._changes.items() if replica is None)
-            self.order(Announce(ready, gone))
-            self._changes = {}
+            self.order(Announce(ready, gone, tuple(self._ended)))
+            self._changes, self._ended = {}, []
         commands, self._commands = self._commands, []
         return commands
 
@@ -261,6 +262,8 @@ class Board:
             self.timers.drop(("replica", replica_id))
             if record.announced:
                 self._changes[replica_id] = None
+            if record.announced or record.busy:
+                self._ended.append(replica_id)
             self.lacks(record.replica.model)
             self.stir_room(record.replica.node)
             if record.replica.model in self.waiting:

@@ -327,7 +327,8 @@ class Climbs:
         record = self._put(node, replica)
         if not known and replica.state in (ReplicaState.CLIMBING, ReplicaState.SERVING):
             for climb in self.of_model(replica.model):
-                if climb.phase is Phase.RUNNING and not climb.replica_id and climb.node == node:
+                mine = replica.is_of(climb.spec) and climb.node == node
+                if mine and climb.phase is Phase.RUNNING and not climb.replica_id:
                     self._unreserve(climb)
                     self._own(climb, record)
                     break
@@ -485,8 +486,7 @@ class Climbs:
                 board.wait(ticket)
 
     def _refuse_no_capacity(self, ticket: Ticket, spec: ModelSpec, found: NoCapacity) -> None:
-        told = no_capacity(spec, found, self._board.limits.retry_after_s)
-        self._board.refuse(ticket, Refusal.RESOURCE_EXHAUSTED, "NO_CAPACITY", *told)
+        self._board.refuse(ticket, *no_capacity(spec, found, self._board.limits.retry_after_s))
 
     def check_waits(self, ticket: Ticket) -> None:
         """AssertionError when it waits though there is room."""

@@ -3,9 +3,12 @@
 from woodfrog.model.node import ReplicaState
 from woodfrog.model.placement import ClusterView, ModelView, NodeView, ReplicaView
 from woodfrog.model.rung import Rung
+from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler.forecasts import Placement, PlaceRequest
-from woodfrog.scheduler.policy import place
+from woodfrog.scheduler.policy import NoCapacity, place
+from woodfrog.scheduler.refusals import standing
 from woodfrog.scheduler.state import SchedulerState
+from woodfrog.scheduler.troubles import Troubles
 from woodfrog.scheduler.view import ModelRecord
 
 _PREDICTIONS_MAX = (
@@ -13,11 +16,12 @@ _PREDICTIONS_MAX = (
 )
 
 
-def describe(state: SchedulerState, now: float) -> ClusterView:
+def describe(state: SchedulerState, now: float, troubles: Troubles) -> ClusterView:
     view = state.view
     predict = len(view.models) * len(view.nodes) <= _PREDICTIONS_MAX
     models = [
-        _model(state, model, now, predict=predict) for _, model in sorted(view.models.items())
+        _model(state, model, now, troubles, predict=predict)
+        for _, model in sorted(view.models.items())
     ]
     nodes = [
         NodeView(
@@ -33,7 +37,9 @@ def describe(state: SchedulerState, now: float) -> ClusterView:
     return ClusterView(tuple(models), tuple(nodes), state.estimates.predictions())
 
 
-def _model(state: SchedulerState, model: ModelRecord, now: float, *, predict: bool) -> ModelView:
+def _model(
+    state: SchedulerState, model: ModelRecord, now: float, troubles: Troubles, *, predict: bool
+) -> ModelView:
     view, spec = state.view, model.spec
     records = sorted(view.replicas_of(spec.name), key=lambda record: record.replica.replica_id)
     states = {record.replica.state for record in records if view.usable(record)}
@@ -69,4 +75,15 @@ def _model(state: SchedulerState, model: ModelRecord, now: float, *, predict: bo
         [*used, *([model.requested] if model.requested is not None else [])], default=None
     )
     idle_s = None if model.requested is None or requested is None else now - requested
-    return ModelView(spec.name, rung, replicas, idle_s, predicted_ms)
+    told = ("", None) if rung is Rung.SERVING else _trouble(spec, found, troubles, now)
+    return ModelView(spec.name, rung, replicas, idle_s, predicted_ms, *told)
+
+
+def _trouble(
+    spec: ModelSpec, found: Placement | NoCapacity | None, troubles: Troubles, now: float
+) -> tuple[str, float | None]:
+    """What keeps it down now, as far as one look tells; else why it last did not start, and how many seconds ago."""
+    if isinstance(found, NoCapacity) and (why := standing(spec, found)) is not None:
+        return why, None
+    last = troubles.last(spec.name)
+    return ("", None) if last is None else (last.sentence, now - last.at)

@@ -199,6 +199,7 @@ class Refusal(Enum):
 
     NOT_FOUND = "NotFound"
     RESOURCE_EXHAUSTED = "ResourceExhausted"
+    FAILED_PRECONDITION = "FailedPrecondition"
     UNAVAILABLE = "Unavailable"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
 
@@ -273,6 +274,7 @@ class Announce:
 
     ready: tuple[ReadyReplica, ...]
     gone: tuple[str, ...]
+    ended: tuple[str, ...] = ()  # of those that routers may still wait for
 
 
 Command = StartClimb | CancelClimb | Descend | Prefetch | Grant | Refuse | Announce

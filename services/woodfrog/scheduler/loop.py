@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from opentelemetry import context as contexts
 from opentelemetry import trace
 
-from woodfrog import catalog, errors, telemetry
+from woodfrog import catalog, telemetry
 from woodfrog.clients import node_agent
 from woodfrog.clock import Clock
 from woodfrog.coordination import Election, Term
@@ -27,15 +27,16 @@ from woodfrog.model.placement import (
 )
 from woodfrog.rpc import propagation
 from woodfrog.scheduler import events as on
-from woodfrog.scheduler import planning
+from woodfrog.scheduler import planning, refusals
 from woodfrog.scheduler.describe import describe
-from woodfrog.scheduler.events import Command, Event, Refusal
+from woodfrog.scheduler.events import Command, Event
 from woodfrog.scheduler.metrics import Metrics
 from woodfrog.scheduler.nodes import NodeLinks
 from woodfrog.scheduler.plan import Item, Solution
 from woodfrog.scheduler.plan_worker import PlanWorker
 from woodfrog.scheduler.state import SchedulerState
 from woodfrog.scheduler.tracks import Track
+from woodfrog.scheduler.troubles import Troubles
 from woodfrog.telemetry import names
 
 log = logging.getLogger(__name__)
@@ -44,12 +45,6 @@ _STORY_TOLD = 40
 _TICK_S_MIN = 0.001
 _PLANNED_AT_ONCE = 10  # models, before requests have their turn
 _MARGIN_S = 0.02  # so that our answer comes before the caller's own deadline
-_REFUSALS: dict[Refusal, type[WoodfrogError]] = {
-    Refusal.NOT_FOUND: errors.NotFound,
-    Refusal.RESOURCE_EXHAUSTED: errors.ResourceExhausted,
-    Refusal.UNAVAILABLE: errors.Unavailable,
-    Refusal.DEADLINE_EXCEEDED: errors.DeadlineExceeded,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +65,7 @@ class Plans:
 
 @dataclass(frozen=True, slots=True)
 class _Caller:
+    model: str
     answer: asyncio.Future[Acquired]
     context: contexts.Context  # of the call's span
 
@@ -102,6 +98,7 @@ class SchedulerLoop:
         self._climbs: dict[str, asyncio.Task[None]] = {}  # by attempt
         self._spans: dict[str, trace.Span] = {}  # of the last attempt of each climb
         self._tracks: dict[str, Track] = {}  # by router
+        self._troubles = Troubles()
         self._worker = PlanWorker()
         self._one_plan = asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
@@ -120,7 +117,7 @@ class SchedulerLoop:
         if timeout_s is not None:
             wait_s = min(wait_s, max(0.0, timeout_s - _MARGIN_S))
         answer: asyncio.Future[Acquired] = asyncio.get_running_loop().create_future()
-        self._callers[ticket] = _Caller(answer, contexts.get_current())
+        self._callers[ticket] = _Caller(model, answer, contexts.get_current())
         deadline = self._clock.now() + wait_s
         try:
             self.submit(on.AcquireRequested(ticket, model, deadline, router, excluded))
@@ -168,7 +165,7 @@ class SchedulerLoop:
             self.submit(on.RouterLost(router))
 
     def describe(self) -> ClusterView:
-        return describe(self._state, self._clock.now())
+        return describe(self._state, self._clock.now(), self._troubles)
 
     def start(self, source: catalog.Catalog, election: Election) -> None:
         self._election = election
@@ -304,6 +301,7 @@ class SchedulerLoop:
             case catalog.ModelPut(spec):
                 self.submit(on.ModelListed(spec))
             case catalog.ModelRemoved(spec):
+                self._troubles.forget(spec.name)
                 self.submit(on.ModelRemoved(spec.name))
             case catalog.SnapshotPut(pointer):
                 self.submit(on.SnapshotListed(pointer))
@@ -349,20 +347,27 @@ class SchedulerLoop:
                 self._spawn(self._prefetch(command), command.attempt)
             case on.Grant():
                 self._grant(command)
-            case on.Refuse(ticket, refusal, reason, message, retry_after_s):
-                error = _REFUSALS[refusal](reason, message, retry_after_s=retry_after_s)
-                answer = self._callers[ticket].answer if ticket in self._callers else None
-                if answer is not None and not answer.done():
-                    answer.set_exception(error)
-            case on.Announce(ready, gone):
+            case on.Refuse():
+                self._refuse(command)
+            case on.Announce(ready, gone, ended):
                 for track in self._tracks.values():
-                    track.announce(ready, gone)
+                    track.announce(ready, gone, ended)
+
+    def _refuse(self, refuse: on.Refuse) -> None:
+        caller = self._callers.get(refuse.ticket)
+        if caller is None or caller.answer.done():
+            return
+        caller.answer.set_exception(refusals.error(refuse))
+        view = self._state.view
+        serves = any(map(view.offered, view.replicas_of(caller.model)))  # only too few of it
+        if caller.model in view.models and not serves:
+            self._troubles.note(caller.model, refuse.message, self._clock.now())
 
     def _grant(self, grant: on.Grant) -> None:
         acquired = grant.acquired
         span = self._spans.get(grant.climb) if grant.climb is not None else None
         if span is not None:
-            acquired = replace(acquired, climb_traceparent=_traceparent(span))
+            acquired = replace(acquired, climb_traceparent=propagation.traceparent(span))
         caller = self._callers.get(grant.ticket)
         if caller is not None and not caller.answer.done():
             caller.answer.set_result(acquired)
@@ -413,7 +418,10 @@ class SchedulerLoop:
             extra["rung"] = event.climbed.from_rung.value
             extra["replica"] = event.climbed.replica.replica_id
             log.info("climb finished", extra=extra)
+            self._troubles.forget(order.spec.name)
         else:
+            failed = f"a climb failed on node {order.node!r}: {event.message}"
+            self._troubles.note(order.spec.name, failed, self._clock.now())
             log.warning("climb failed", extra=extra | {"error": event.message})
         if self._climbs.pop(order.attempt, None) is not None:
             self.submit(event)
@@ -484,14 +492,6 @@ class SchedulerLoop:
         if client is None:
             raise Unavailable("NODE_LOST", f"node {node!r} is not connected", node=node)
         return client
-
-
-def _traceparent(span: trace.Span) -> str:
-    token = contexts.attach(trace.set_span_in_context(span, contexts.Context()))
-    try:
-        return propagation.inject().get("traceparent", "")
-    finally:
-        contexts.detach(token)
 
 
 async def _fall(error: AssertionError) -> NoReturn:

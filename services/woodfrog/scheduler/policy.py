@@ -331,7 +331,7 @@ def _thawable(record: ReplicaRecord, node: NodeRecord, request: PlaceRequest) ->
         replica.state in RESTING
         and record.live
         and record.suspect_since is None
-        and replica.weights == request.spec.weights
+        and replica.is_of(request.spec)
         and replica.replica_id not in request.excluded_replicas
         and replica.node not in request.excluded_nodes
         and not node.silent

@@ -180,7 +180,7 @@ class ClusterView:
     def usable(self, record: ReplicaRecord) -> bool:
         """It answers for its model as that is listed now."""
         model = self.models.get(record.replica.model)
-        return model is not None and model.spec.weights == record.replica.weights
+        return model is not None and record.replica.is_of(model.spec)
 
     def offered(self, record: ReplicaRecord) -> bool:
         serving = record.live and record.replica.state is ReplicaState.SERVING

@@ -127,7 +127,7 @@ class World:
         else:
             if known.spec != spec:
                 self._board.try_ahead_anew(spec.name)
-            if known.spec.weights != spec.weights:
+            if (known.spec.weights, known.spec.create_time) != (spec.weights, spec.create_time):
                 self._stop_climbs(spec.name)
             known.spec = spec
         if spec.replicas_min:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from pydantic import Field
+
 from woodfrog.settings import ServiceSettings
 
 
@@ -12,7 +14,7 @@ class Settings(ServiceSettings, env_prefix="WOODFROG_SNAPSHOT_STORE_"):
     """host:port of gRPC."""
     chunks_listen: str = "127.0.0.1:0"
     """host:port of HTTP for the bytes of chunks; clients learn it from gRPC."""
-    ingest_idle_s: float = 600.0
+    ingest_idle_s: float = Field(600.0, gt=0)
     """An ingest that nobody touched for so long is dropped: its client is gone."""
-    reserve_bytes: int = 1 << 30
+    reserve_bytes: int = Field(1 << 30, ge=0)
     """Free disk that an ingest may not take, so that the node itself can still write."""

@@ -1,4 +1,8 @@
-"""Arguments that no model can have are refused before anything is read."""
+"""Arguments that nothing can have are refused before anything is read, by one sentence."""
+
+import argparse
+import re
+from collections.abc import Iterator
 
 import pytest
 
@@ -8,6 +12,68 @@ from woodfrog.engine import settings
 from woodfrog.model import spec
 
 ADD = ["models", "add", "frog", "folder"]
+NO_NUMBERS = ("x", "", "nan", "inf", "-1e999", "1e400", "1.5.1", "9" * 5000)
+
+
+def numeric_options() -> Iterator[tuple[list[str], str]]:
+    """Of each verb, what else it must be given, and each option that takes a number."""
+
+    def walk(
+        of: argparse.ArgumentParser, typed: list[str]
+    ) -> Iterator[tuple[list[str], argparse.Action]]:
+        for action in of._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for verb, below in action.choices.items():
+                    yield from walk(below, [*typed, verb])
+        positional = [a.dest for a in of._actions if not a.option_strings and not a.choices]
+        for action in of._actions:
+            if action.type is not None and action.option_strings and action.dest != "home":
+                yield [*typed, *positional], action
+
+    return ((typed, action.option_strings[0]) for typed, action in walk(parser(), []))
+
+
+@pytest.mark.parametrize("wrong", NO_NUMBERS)
+def test_what_is_no_number_is_told_in_one_sentence(
+    wrong: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = list(numeric_options())
+    assert len(options) > 14
+    for typed, option in options:
+        with pytest.raises(SystemExit) as ended:
+            parser().parse_args([*typed, f"{option}={wrong}"])
+        assert ended.value.code == 2
+        said = capsys.readouterr().err
+        assert re.fullmatch(
+            rf"woodfrog [a-z ]+: argument {option}: '.*' is not a (whole )?number from \S+ to .+; see: .+ --help\n",
+            said,
+        ), said
+        assert len(said) < 250
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["up", "--nodes", "x"], "'x' is not a whole number from 1 to 16;"),
+        ([*ADD, "--park-after", "inf"], "'inf' is not a number from 0 to 3162240000 seconds;"),
+        ([*ADD, "--freeze-after", "-1"], "'-1' is not a number from 0 to 3162240000 seconds;"),
+        ([*ADD, "--priority", "0"], "'0' is not a number from 0.01 to 100;"),
+        ([*ADD, "--memory", "nan"], "'nan' is not a number from 0.015625 to 1048576 GiB;"),
+        ([*ADD, "--dtype", "int3"], "argument --dtype: invalid choice: 'int3' (choose from"),
+        (["models", "add", "frog", ""], "argument path: it is empty; give a path;"),
+        (["--home", "/dev/null/frog", "ps"], "'/dev/null/frog' is not a folder, nor below one;"),
+        (["models"], "woodfrog models: the following arguments are required: action;"),
+        (["ps", "more"], "unrecognized arguments: more;"),
+    ],
+)
+def test_the_sentence_says_what_is_allowed(
+    typed: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parser().parse_args(typed)
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -42,4 +108,4 @@ def test_a_wait_is_some_seconds(wrong: str, capsys: pytest.CaptureFixture[str]) 
 
 def test_the_bounds_are_those_of_the_engine() -> None:
     assert settings._BOUNDS["context_tokens"] == (cli._CONTEXT_TOKENS_MIN, cli._CONTEXT_TOKENS_MAX)
-    assert settings._BOUNDS["slots"] == (1, spec._SLOTS_MAX)
+    assert settings._BOUNDS["slots"] == (1, spec.SLOTS_MAX)

@@ -5,7 +5,7 @@ import pytest
 
 from woodfrog.cli import shares, supervisor, up
 from woodfrog.cli.cluster import NODES_MAX, SERVICES, Cluster, Tools
-from woodfrog.errors import FailedPrecondition
+from woodfrog.errors import FailedPrecondition, InvalidArgument
 
 TOOLS = Tools(Path("criu"), Path("etcd"))
 
@@ -126,6 +126,27 @@ def test_each_service_takes_the_environment_that_it_is_given(
     monkeypatch.setenv(f"WOODFROG_{service.upper()}_NO_SUCH", "1")
     with pytest.raises(Exception, match="NO_SUCH"):
         load(import_module(f"woodfrog.{service}.settings").Settings)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("wrong", ["x", "nan", "inf", "-inf", "-7", "1e400", str(1 << 63)])
+def test_no_setting_takes_a_number_that_cannot_be(
+    service: str, wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from importlib import import_module
+
+    from woodfrog.settings import load
+
+    settings = import_module(f"woodfrog.{service}.settings").Settings
+    for name, value in Cluster.open(tmp_path).environment(service, TOOLS).items():
+        monkeypatch.setenv(name, value)
+    numbers = [n for n, f in settings.model_fields.items() if f.annotation in (int, float)]
+    for name in numbers:
+        variable = f"WOODFROG_{service.upper()}_{name.upper()}"
+        with monkeypatch.context() as changed:
+            changed.setenv(variable, wrong)
+            with pytest.raises(InvalidArgument, match=variable):
+                load(settings)
 
 
 def test_a_replica_socket_fits_its_address(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
-"""What `ps` says of a node."""
+"""What `ps` says of a node, and of a model that does not start."""
 
 from dataclasses import replace
 
-from woodfrog.cli.commands import node_line
+from woodfrog.cli.commands import node_line, trouble_line
 from woodfrog.model.node import GpuFacts
-from woodfrog.model.placement import NodeView
+from woodfrog.model.placement import ModelView, NodeView
+from woodfrog.model.rung import Rung
 
 
 def test_a_node_shows_its_memory_and_each_gpu() -> None:
@@ -17,3 +18,10 @@ def test_a_node_shows_its_memory_and_each_gpu() -> None:
     assert node_line(both) == (
         "node a: 4.0 GB of 16.0 GB; GPU-0 0 B of 80.0 GB; GPU-7 7.0 GB of 80.0 GB promised"
     )
+
+
+def test_a_model_that_does_not_start_says_why_and_since_when() -> None:
+    model = ModelView("frog", Rung.ABSENT, (), None, None, "it broke", 12.3)
+    assert trouble_line(model) == "frog did not start 12 s ago: it broke"
+    now = replace(model, trouble="no node has room", trouble_age_s=None)
+    assert trouble_line(now) == "frog cannot start: no node has room"

@@ -24,7 +24,7 @@ FACTS = NodeFacts(
     "a", {"kernel": "6.18", "cpu": "one"}, 9, 4, 3, draining=True, gpus=GPUS, disk_bytes=11
 )
 REPLICA = Replica(
-    "a-1", "org/m", "sha256:00", ReplicaState.HOT, "/run/s", 4, "a", 7, "GPU-0", 5, True
+    "a-1", "org/m", "sha256:00", ReplicaState.HOT, "/run/s", 4, "a", 7, "GPU-0", 5, True, 7.5
 )
 RESIDENT = Resident("sha256:11", 9, 5, 2, complete=False)
 

@@ -26,7 +26,7 @@ def test_acquired() -> None:
 
 
 def test_track() -> None:
-    update = TrackUpdate(True, (READY,), ("a-0",))
+    update = TrackUpdate(True, (READY,), ("a-0",), ("a-2",))
     assert convert.track_update(convert.track_update_to_pb(update)) == update
     usage = ReplicaUsage("a-1", 3, 2)
     assert convert.usage(convert.usage_to_pb(usage)) == usage
@@ -36,7 +36,8 @@ def test_view() -> None:
     replica = ReplicaView("a-1", "a", ReplicaState.DESCENDING, 2)
     models = (
         ModelView("m", Rung.PARKED, (replica,), 1.5, 0.0),
-        ModelView("n", Rung.ABSENT, (), None, None),
+        ModelView("n", Rung.ABSENT, (), None, None, "no node is large enough"),
+        ModelView("p", Rung.ABSENT, (), None, None, "its climb failed", 3.5),
         ModelView("o", Rung.HOT, (replace(replica, state=ReplicaState.HOT),), 2.5, 30.0),
     )
     gpus = (GpuFacts("GPU-0", 80, 30, ("sha256:00",)), GpuFacts("GPU-1", 80, 0, ()))

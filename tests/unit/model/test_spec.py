@@ -9,6 +9,7 @@ from woodfrog.model.spec import ModelSpec
 
 SHA = "sha256:" + "ab" * 32
 SPEC = ModelSpec("org/name", SHA, 5, engine_args={"context_tokens": 9})
+SECONDS = ("park_after_s", "freeze_after_s", "keep_hot_s", "deadline_s", "create_time")
 PRINT = Fingerprint({"kernel": "6"}, {"torch": "2"}, SHA)
 POINTER = SnapshotPointer("m", SHA, PRINT, 7, 1.5, "GPU-1")
 
@@ -52,6 +53,8 @@ def test_a_pointer_from_before_they_named_a_gpu_names_none() -> None:
         {"freeze_after_s": 90, "keep_hot_s": 91}, {"priority": 0}, {"priority": 101}, {"priority": "high"},
         {"priority": float("nan")}, {"keep_hot_s": float("nan")}, {"engine_args": []}, {"unknown": 1}, {"format": 99},
         {"replicas_min": -1}, {"replicas_min": 2, "replicas_max": 1}, {"replicas_min": None}, {"replicas_min": 0.5},
+        *({name: value} for name in SECONDS for value in (float("inf"), float("-inf"), float("nan"), -(10**400), 10**400)),
+        {"weights_bytes": -1}, {"weights_bytes": 1 << 63}, {"priority": float("inf")},
         {"deadline_s": 0}, {"deadline_s": -1}, {"deadline_s": 1e9}, {"deadline_s": float("nan")}, {"deadline_s": "1"},
     ],
 )  # fmt: skip
@@ -71,7 +74,9 @@ def test_what_is_no_object_is_refused(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"manifest": "x"}, {"size_bytes": "x"}, {"fingerprint": {}}, {"fingerprint": 7}, {"model": None}, {"gpu": 7}]
+    "change", [{"manifest": "x"}, {"size_bytes": "x"}, {"fingerprint": {}}, {"fingerprint": 7}, {"model": None}, {"gpu": 7},
+        {"size_bytes": -1}, {"size_bytes": float("inf")}, {"size_bytes": 1 << 63},
+        {"create_time": float("nan")}, {"create_time": float("inf")}]
 )  # fmt: skip
 def test_a_pointer_that_cannot_be_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError):

@@ -41,6 +41,12 @@ def test_time_to_come_back_in_both_headers() -> None:
     assert openai_errors.refusal(errors.Unavailable("X", "x")).headers == []
 
 
+def test_what_only_an_operator_can_mend_is_not_to_be_asked_again() -> None:
+    told = openai_errors.refusal(errors.FailedPrecondition("NO_NODE_FITS", "too large"))
+    assert told.status == 503
+    assert told.headers == [(b"x-should-retry", b"false")]
+
+
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"error": "text"}', b"{}", b"\xff"])
 def test_engines_error_without_an_object_is_named_after_its_status(body: bytes) -> None:
     error = openai_errors.from_engine(502, body, b"soon")

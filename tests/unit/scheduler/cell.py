@@ -56,6 +56,7 @@ def replica(
         model.slots,
         node,
         model.memory_bytes,
+        model_create_time=model.create_time,
     )
 
 

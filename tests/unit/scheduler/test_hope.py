@@ -85,7 +85,8 @@ def test_what_will_not_come_free_is_not_waited_for(why: str) -> None:
     if why == "drains":
         full = facts("a", 4 * GIB, memory_bytes=4 * GIB, draining=True)
         cell.report("a", replica("t1", TOAD, "a"), facts=full)
-    assert only(on.Refuse, cell.acquire("frog")).reason == "NO_CAPACITY"
+    reason = "NO_NODE_FITS" if why == "too small" else "NO_CAPACITY"
+    assert only(on.Refuse, cell.acquire("frog")).reason == reason
 
 
 def test_a_drain_ends_the_hope_of_who_waits() -> None:

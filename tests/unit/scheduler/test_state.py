@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 from tests.unit.scheduler.cell import (
     GIB,
     Cell,
@@ -18,6 +19,7 @@ from woodfrog.model import digest
 from woodfrog.model.node import Climbed, NodeUpdate, ReplicaState
 from woodfrog.model.placement import ReplicaUsage
 from woodfrog.model.rung import Rung
+from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler import events as on
 from woodfrog.scheduler.board import Limits
 from woodfrog.scheduler.events import Refusal
@@ -87,6 +89,23 @@ def test_of_several_serving_replicas_the_least_used_is_granted() -> None:
 def test_an_unknown_model_is_not_found() -> None:
     refuse = only(on.Refuse, Cell(FROG).acquire("newt"))
     assert (refuse.refusal, refuse.reason) == (Refusal.NOT_FOUND, "MODEL_NOT_FOUND")
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        (replace(FROG, memory_bytes=17 * GIB), "2 nodes are too small"),
+        (replace(FROG, gpu_bytes=GIB), "2 nodes are without a GPU"),
+    ],
+)
+def test_what_no_node_could_take_is_refused_for_good(model: ModelSpec, why: str) -> None:
+    cell = Cell(model, nodes=("a", "b"))
+    refuse = only(on.Refuse, cell.acquire())
+    assert (refuse.refusal, refuse.reason) == (Refusal.FAILED_PRECONDITION, "NO_NODE_FITS")
+    assert why in refuse.message
+    assert refuse.retry_after_s is None
+    cell.do(on.NodeListed("c"))
+    assert cell.acquire() == []  # that one may be larger
 
 
 def test_the_queue_is_bounded() -> None:
@@ -307,7 +326,8 @@ def test_a_lost_node_loses_its_replicas_and_its_climbs_go_elsewhere() -> None:
     commands = cell.do(on.NodeLost("b"))
     assert only(on.CancelClimb, commands).attempt == start.attempt
     assert only(on.StartClimb, commands).node == "a"
-    assert only(on.Announce, cell.do(on.NodeLost("a"))).gone == ("t1",)
+    told = only(on.Announce, cell.do(on.NodeLost("a")))
+    assert (told.gone, told.ended) == (("t1",), ("t1",))
 
 
 def test_a_silent_node_gets_nothing_new_and_keeps_what_it_serves() -> None:
@@ -342,7 +362,8 @@ def test_requests_do_not_wait_for_ever_for_a_lost_node() -> None:
 def test_a_resync_drops_what_it_does_not_name() -> None:
     cell = Cell(FROG)
     cell.report("a", replica("f1", FROG, "a"), replica("f2", FROG, "a"))
-    assert only(on.Announce, cell.report("a", replica("f2", FROG, "a"))).gone == ("f1",)
+    told = only(on.Announce, cell.report("a", replica("f2", FROG, "a")))
+    assert (told.gone, told.ended) == (("f1",), ("f1",))
 
 
 def test_a_delta_from_before_the_node_was_lost_is_passed_over() -> None:

@@ -17,6 +17,9 @@ async def test_first_everything_then_changes_run_together() -> None:
         track.announce((F1,), ())
         track.announce((), ("f2",))
         assert await anext(updates) == TrackUpdate(False, (F1,), ("f2",))
+        track.announce((), (), ("f1",))
+        track.announce((F1,), (), ("f2", "f1"))
+        assert await anext(updates) == TrackUpdate(False, (F1,), (), ("f1", "f2"))
         track.announce((F2,), ())
         track.close()
         assert [update async for update in updates] == [TrackUpdate(False, (F2,))]

@@ -1,0 +1,105 @@
+"""What commands take from the command line: numbers within bounds, lists, paths.
+
+A mistake is answered by one sentence that says what is wrong and what is allowed, with exit code 2.
+"""
+
+import argparse
+import math
+import re
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+_SHOWN_CHARACTERS = 60
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+T = TypeVar("T")
+
+
+class Parser(argparse.ArgumentParser):
+    """Of any command of ours. An option's `type` is one of those below: argparse would tell another's function name."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see: {self.prog} --help\n")
+
+
+def whole(low: int, high: int, unit: str = "") -> Callable[[str], int]:
+    """A whole number within both."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise _wrong(text, f"not a whole number from {low} to {high} {unit}")
+        return value
+
+    return read
+
+
+def number(low: float, high: float, unit: str = "") -> Callable[[str], float]:
+    """A number within both, which are finite."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise _wrong(text, f"not a number from {low:.12g} to {high:.12g} {unit}")
+        return value
+
+    return read
+
+
+def gib(low_bytes: int, high_bytes: int) -> Callable[[str], int]:
+    """Bytes, said in GiB."""
+    in_gib = number(low_bytes / (1 << 30), high_bytes / (1 << 30), "GiB")
+    return lambda text: int(in_gib(text) * (1 << 30))
+
+
+def one_of(names: Collection[str]) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in names:
+            raise _wrong(text, f"none of: {', '.join(names)}")
+        return text
+
+    return read
+
+
+def listed(one: Callable[[str], T]) -> Callable[[str], list[T]]:
+    """At least one, with commas between."""
+    return lambda text: [one(part) for part in text.split(",")]
+
+
+def name(text: str) -> str:
+    """Part of a file's name."""
+    if not _NAME.fullmatch(text):
+        raise _wrong(text, "not letters, digits, '.', '_', '+' and '-'")
+    return text
+
+
+def path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; give a path")
+    return Path(text)
+
+
+def file(text: str) -> Path:
+    """One that is there."""
+    if not path(text).is_file():
+        raise _wrong(text, "not a file that is there")
+    return Path(text)
+
+
+def folder(text: str) -> Path:
+    """One that is there, or can be made."""
+    wanted = path(text).absolute()
+    if not next(each for each in (wanted, *wanted.parents) if each.exists()).is_dir():
+        raise _wrong(text, "not a folder, nor below one")
+    return Path(text)
+
+
+def _wrong(text: str, what: str) -> argparse.ArgumentTypeError:
+    shown = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
+    return argparse.ArgumentTypeError(f"{shown!r} is {what}".rstrip())
