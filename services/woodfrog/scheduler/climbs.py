@@ -14,7 +14,6 @@ from woodfrog.scheduler.events import (
     ClimbFinished,
     ClimbRefused,
     Refusal,
-    StartClimb,
 )
 from woodfrog.scheduler.policy import (
     SOON_S,
@@ -88,7 +87,9 @@ class Climbs:
         placement = found.placement if isinstance(found, Eviction) else found
         waits_until = ticket.came + placement.predicted_s
         if bursts.pays(queue_s, placement.predicted_s) or board.now >= waits_until:
-            self._start(ticket, spec, found)
+            climb = self._name(spec, ticket.number)
+            self._join(climb, ticket)
+            self._begin(climb, found)
             return True
         board.timers.set(("queue", spec.name), waits_until)
         return False
@@ -131,11 +132,6 @@ class Climbs:
             and (climb.thaws or not thaw_only)
         ]
         return max(fitting, key=lambda climb: len(climb.waiters), default=None)
-
-    def _start(self, ticket: Ticket, spec: ModelSpec, found: Placement | Eviction) -> None:
-        climb = self._name(spec, ticket.number)
-        self._join(climb, ticket)
-        self._begin(climb, found)
 
     def _name(self, spec: ModelSpec, ticket: int, *, ahead: bool = False) -> Climb:
         self._count += 1
@@ -189,22 +185,11 @@ class Climbs:
         self._board.estimates.fetching += climb.fetches
         reservations.reserve(self._board.view, climb)
         if placement.replica_id is not None:
-            self._own(climb, self._board.view.replicas[placement.replica_id])
-        self._board.order(
-            StartClimb(
-                climb.name,
-                climb.attempt,
-                placement.node,
-                climb.spec,
-                placement.snapshot,
-                placement.replica_id,
-                placement.rung,
-                placement.predicted_s,
-                climb.ticket,
-                yields(self._board.view.nodes[placement.node]) if climb.spec.gpu_bytes else (),
-                placement.seen,
-            )
-        )
+            record = self._board.view.replicas[placement.replica_id]
+            record.words_then = record.words
+            self._own(climb, record)
+        node = self._board.view.nodes[placement.node]
+        self._board.order(climb.order(yields(node) if climb.spec.gpu_bytes else ()))
 
     def _unreserve(self, climb: Climb) -> None:
         if reservations.unreserve(self._board.view, climb):
@@ -255,19 +240,24 @@ class Climbs:
         if climb is None:
             return
         board, climbed = self._board, event.climbed
+        name = climbed.replica.replica_id
+        if name in climb.ended:  # its node's stream was faster
+            self.failed(ClimbFailed(event.attempt, "REPLICA_LOST", f"replica {name!r} ended"))
+            return
         assert climb.placement is not None
         if (forecast := climb.placement.forecast) is not None:
             took_s = board.now - climb.started
             board.estimates.learn(forecast, climbed.from_rung, climbed.stages, took_s)
         self._claim(climb, climbed.replica)
         waiters = self._end(climb)
-        known = board.view.replicas.get(climbed.replica.replica_id)
-        if known is None or known.replica.state in RESTING:  # its node's stream lags
-            before = known.replica if known is not None else None
-            facts = board.view.nodes[climb.node].facts
-            board.put_facts(climb.node, facts_with(facts, climb.spec, climbed.replica, before))
-        record = self._put(climb.node, climbed.replica)
-        record.suspect_since = None
+        record = board.view.replicas.get(name)
+        if record is None or record.behind(ReplicaState.CLIMBING, ReplicaState.SERVING):
+            if record is None or record.replica.state in RESTING:
+                before = record.replica if record is not None else None
+                facts = board.view.nodes[climb.node].facts
+                board.put_facts(climb.node, facts_with(facts, climb.spec, climbed.replica, before))
+            record = self._put(climb.node, climbed.replica)
+            record.suspect_since = None
         board.try_ahead_anew(climb.spec.name)
         if climb.ahead and not waiters:  # it goes to rest at once, unless `replicas_min` keeps it
             record.used = board.now - climb.spec.park_after_s
@@ -300,13 +290,17 @@ class Climbs:
         climb = self._current(event.attempt)
         if climb is None:
             return
-        climb.failure = event
         record = self._let_go(climb)
-        if record is not None and record.replica.state is ReplicaState.SERVING:
-            # Its node named it before the answer was lost.
+        raced = climb.thaws and event.reason == "REPLICA_BUSY"  # another scheduler lifts it
+        if raced and record is not None and record.behind(ReplicaState.CLIMBING):
+            record = self._put(climb.node, replace(record.replica, state=ReplicaState.CLIMBING))
+        if raced or (record is not None and record.replica.state is ReplicaState.SERVING):
+            # Or its node named it before the answer was lost.
             for ticket in self._end(climb):
                 self._board.wait(ticket)
             return
+        if not (climb.thaws and event.reason == "REPLICA_GONE"):  # another one may have frozen it
+            climb.failure = event
         if record is not None:
             self.end_replica(record)
         if climb.thaws:  # one process failed: that says nothing about its node or the snapshot
@@ -329,6 +323,7 @@ class Climbs:
         """As its node tells it. A new one is taken for that of a climb that goes on there."""
         known = replica.replica_id in self._board.view.replicas
         record = self._put(node, replica)
+        record.words += 1
         if not known and replica.state in (ReplicaState.CLIMBING, ReplicaState.SERVING):
             for climb in self.of_model(replica.model):
                 if climb.phase is Phase.RUNNING and not climb.replica_id and climb.node == node:
@@ -365,21 +360,29 @@ class Climbs:
         self._own(climb, record)
 
     def parked(self, record: ReplicaRecord, state: ReplicaState) -> None:
-        """Its node did what it was asked; the stream will say so too."""
-        told = replace(record.replica, state=state)
-        if state is ReplicaState.PARKED and told.gpu:
-            facts = facts_off_gpu(self._board.view.nodes[told.node], record.replica)
-            self._board.put_facts(told.node, facts)
-            told = replace(told, gpu_bytes=0)
-        record.replica = told
-        self._board.touch(told.replica_id)
-        self._victim_left(told.replica_id)
+        """Its node did what it was asked; the stream says so too, before or later."""
+        if record.behind(ReplicaState.DESCENDING):
+            told = replace(record.replica, state=state)
+            if state is ReplicaState.PARKED and told.gpu:
+                facts = facts_off_gpu(self._board.view.nodes[told.node], record.replica)
+                self._board.put_facts(told.node, facts)
+                told = replace(told, gpu_bytes=0)
+            record.replica = told
+            self._board.touch(told.replica_id)
+        self._victim_left(record.replica.replica_id)
 
     def end_replica(self, record: ReplicaRecord) -> None:
         """It ended, and its node's facts may not say so yet."""
         replica = record.replica
         node = self._board.view.nodes[replica.node]
         self._board.put_facts(replica.node, facts_without(node, replica))
+        self.drop_replica(replica.replica_id)
+
+    def replica_gone(self, replica: Replica) -> None:
+        """As its node tells it."""
+        for climb in self.of_model(replica.model):
+            if climb.phase is Phase.RUNNING and climb.node == replica.node:
+                climb.ended.add(replica.replica_id)
         self.drop_replica(replica.replica_id)
 
     def drop_replica(self, replica_id: str) -> None:

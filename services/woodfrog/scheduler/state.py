@@ -231,7 +231,7 @@ class SchedulerState:
         if event.rungs and not self._board.leads:
             return  # its term ended while it was made
         before, self._board.planned = self._board.planned, dict(event.rungs)
-        for replica_id in before.keys() | event.rungs.keys():
+        for replica_id in {**before, **event.rungs}:  # in an order that is the same each time
             if before.get(replica_id) is not event.rungs.get(replica_id):
                 self._board.touch(replica_id)
         for replica_id, record in self.view.replicas.items():
