@@ -67,7 +67,7 @@ class Climbs:
             return True
         if quick and isinstance(thaw, Placement):
             return self._if_it_pays(ticket, spec, thaw, queue_s)
-        new = self._replica_count(spec) < spec.replicas_max
+        new = self.replica_count(spec) < spec.replicas_max
         found = find(replace(request, new=new), board.view, board.estimates)
         if not isinstance(found, NoCapacity):
             return self._if_it_pays(ticket, spec, found, queue_s)
@@ -101,7 +101,7 @@ class Climbs:
         """
         view = self._board.view
         # One more than it may have takes the place of one whose node drains.
-        new = self._replica_count(spec) - view.draining_count(spec.name) < spec.replicas_max
+        new = self.replica_count(spec) - view.draining_count(spec.name) < spec.replicas_max
         request = PlaceRequest(spec, view.pointers(spec), new=new, node=node)
         found = (place if node else find)(request, view, self._board.estimates)
         if isinstance(found, NoCapacity):
@@ -147,7 +147,7 @@ class Climbs:
         self._board.joined[climb.spec.name] += 1
         ticket.climb = climb.name
 
-    def _replica_count(self, spec: ModelSpec) -> int:
+    def replica_count(self, spec: ModelSpec) -> int:
         """Replicas that answer or will answer for the model, and climbs to new ones."""
         view = self._board.view
         named = sum(
@@ -462,7 +462,7 @@ class Climbs:
                 {} if cold else board.view.pointers(spec),
                 frozenset() if cold else climb.failed_nodes,
                 frozenset().union(*(ticket.excluded for ticket in climb.waiters.values())),
-                new=not climb.thaws or self._replica_count(spec) <= spec.replicas_max,
+                new=not climb.thaws or self.replica_count(spec) <= spec.replicas_max,
             )
             found = find(request, board.view, board.estimates)
             if not isinstance(found, NoCapacity):

@@ -151,9 +151,12 @@ class SchedulerState:
                 deadline = min(deadline, board.now + model.spec.deadline_s)
         for replica_id in sorted(event.excluded):
             self._rest.suspect(replica_id)
-        ticket = Ticket(
-            event.ticket, event.model, event.router, event.excluded, board.now, deadline
-        )
+        excluded = event.excluded
+        if model is not None and self._climbs.replica_count(model.spec) >= model.spec.replicas_max:
+            # Nothing else can answer. What moves, maybe by another scheduler, is welcome when it serves again.
+            moving = (r for r in self.view.replicas_of(event.model) if not r.live)
+            excluded = excluded.difference(r.replica.replica_id for r in moving)
+        ticket = Ticket(event.ticket, event.model, event.router, excluded, board.now, deadline)
         board.tickets[ticket.number] = ticket
         board.wait(ticket)
         self._serve(event.model)

@@ -132,6 +132,20 @@ def test_what_another_froze_before_it_was_thawed_has_not_failed() -> None:
     assert only(on.Refuse, cell.do(full)).reason == "NO_CAPACITY"
 
 
+def test_who_was_sent_to_what_another_parks_gets_it_again() -> None:
+    """It is the only replica that the model may have."""
+    model = replace(FROG, replicas_max=1)
+    cell = Cell(model)
+    cell.report("a", replace(SERVES, state=ReplicaState.DESCENDING))
+    assert cell.acquire("frog", "f1") == []
+    start = only(on.StartClimb, cell.report("a", PARKED))
+    assert start.replica_id == "f1"
+    other = Cell(model)
+    other.report("a", CLIMBS)
+    assert other.acquire("frog", "f1") == []
+    assert only(on.Grant, other.report("a", SERVES)).ticket == 1
+
+
 def test_what_another_lifted_is_not_parked_by_a_late_answer() -> None:
     cell = Cell(FROG)
     cell.report("a", SERVES)
