@@ -18,11 +18,12 @@ from loadtest.simulated_setup import Arrival, Faults, Setup, Timing
 from woodfrog.model import digest
 from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler import events as on
+from woodfrog.scheduler.board import Limits
 
 GIB = 1 << 30
-SETTLE_S = (
-    300.0  # longer than any climb with all its tries, beside what moves from nodes that drain
-)
+#: Longer than any climb with all its tries, beside what moves from nodes that drain, and than an idle replica stays that no
+#: plan names.
+SETTLE_S = Limits().freeze_s + 40.0
 ENDS_S = WAIT_S + 15.0  # an answer takes 3.3 s at most, and there are three tries
 SEEDS = [int(seed) for seed in os.environ.get("WOODFROG_SIMULATION_SEED", "").split()] or range(9)
 
@@ -108,7 +109,7 @@ def test_draining_a_node_empties_it_and_breaks_no_answer(seed: int) -> None:
     outcomes, left = run(seed, Faults(node_drains_s=3.0, drain_s=90.0))
     assert outcomes.keys() <= {"answered", "NO_CAPACITY"}, (seed, outcomes)
     assert outcomes["answered"] > 0.9 * outcomes.total(), (seed, outcomes)
-    assert len(left) >= 2, seed
+    assert left, seed
     assert not any(left), (seed, left)
 
 
