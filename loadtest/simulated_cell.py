@@ -11,23 +11,16 @@ from collections.abc import Callable, Iterable, Sequence
 
 from loadtest.simulated_cache import Cache, Lane
 from loadtest.simulated_node import PRINT, NodeSize, Process, SimulatedNode
-from loadtest.simulated_setup import Arrival, Request, Setup, plan
+from loadtest.simulated_scheduler import Order, SimulatedScheduler, ToRouters
+from loadtest.simulated_setup import Arrival, Request, Setup
 from woodfrog.model import digest
-from woodfrog.model.node import (
-    Climbed,
-    NodeUpdate,
-    Replica,
-    ReplicaState,
-    Stage,
-)
+from woodfrog.model.node import NodeUpdate, Replica, ReplicaState
 from woodfrog.model.placement import Acquired, ReadyReplica, ReplicaUsage
 from woodfrog.model.rung import Rung
 from woodfrog.model.snapshot import Fingerprint, SnapshotPointer
 from woodfrog.model.spec import ModelSpec
 from woodfrog.node_agent.gpu_state import Bring
 from woodfrog.scheduler import events as on
-from woodfrog.scheduler.plan import Planner
-from woodfrog.scheduler.state import SchedulerState
 
 _ROUTER = "router"
 _TRIES = 8  # of one request, as often as the scheduler tries a climb
@@ -46,8 +39,7 @@ class SimulatedCell:
         setup = setup or Setup()
         self.chance = random.Random(seed)
         self.timing, self.checked = setup.timing, setup.checked
-        self._make_state = setup.make_state
-        self._planner, self._gpu_price = Planner(), setup.gpu_price
+        self.make_state = setup.make_state
         self.now = 0.0
         self.models = {model.name: model for model in models}
         self.pointers: dict[str, SnapshotPointer] = {}
@@ -59,12 +51,7 @@ class SimulatedCell:
         self._ready: dict[str, dict[str, ReadyReplica]] = {}  # that the router knows, by model
         self._model_of: dict[str, str] = {}  # of these
         self._active: dict[str, int] = {}
-        self._lives = 0
-        self._scheduler: SchedulerState | None = None
-        self._connected: set[str] = set()
-        self._early: dict[str, float] = {}  # the last message of each stream arrives then
-        self._tick_at: float | None = None
-        self.climbs: set[str] = set()  # that any scheduler began
+        self._reported_at = 0.0
         self.nodes = {
             name: SimulatedNode(self, name, setup.size, self._cache(setup.size))
             for name in (f"n{number:04}" for number in range(node_count))
@@ -78,9 +65,15 @@ class SimulatedCell:
                 for n, model in enumerate(eager)
             }
         self._fill_disks(setup.copies)
-        self._start_scheduler()
+        self.schedulers = self._make_schedulers(setup)
+        for scheduler in self.schedulers:
+            scheduler.start()
         if setup.plan_every_s:
-            self._plan(setup.plan_every_s)
+            for scheduler in self.schedulers:
+                scheduler.plan(setup.plan_every_s, self.timing.plan_s, setup.gpu_price)
+
+    def _make_schedulers(self, setup: Setup) -> list[SimulatedScheduler]:
+        return [SimulatedScheduler(self, "e")]
 
     def _cache(self, size: NodeSize) -> Cache:
         timing = self.timing
@@ -109,10 +102,6 @@ class SimulatedCell:
         """Of one message."""
         return self.noisy(self.timing.message_s)
 
-    def loses(self) -> bool:
-        """Whether a call gets lost, there or on its way back."""
-        return False
-
     def noisy(self, seconds: float) -> float:
         return seconds * self.chance.uniform(1 - self.timing.noise, 1 + self.timing.noise)
 
@@ -123,7 +112,7 @@ class SimulatedCell:
             number = len(self.requests)
             request = self.requests[number] = Request(number, arrival)
             last = max(last, arrival.at)
-            self.after(arrival.at - self.now, lambda request=request: self._ask(request))  # type: ignore[misc]
+            self.after(arrival.at - self.now, lambda request=request: self.ask(request))  # type: ignore[misc]
         open_requests = len(self.requests)
         while self._heap and open_requests:
             self.now, _, do = heapq.heappop(self._heap)
@@ -147,119 +136,19 @@ class SimulatedCell:
         self._names += 1
         return f"{node}-r{self._names}"
 
-    # --- the scheduler ---
+    # --- schedulers ---
 
-    def _start_scheduler(self) -> None:
-        self._lives += 1
-        self._scheduler = self._make_state(f"e{self._lives}")
-        self._tick_at = None
-        self._handle(
-            on.CatalogListed(
-                tuple(self.models.values()), tuple(self.pointers.values()), tuple(self.nodes)
-            )
-        )
-        for node in self.nodes.values():
-            if node.up:
-                self._connect(node)
-        for request in list(self._tickets.values()):  # their calls failed; routers ask again
-            self.after(self.timing.message_s, lambda request=request: self._ask(request))  # type: ignore[misc]
-        self._tickets.clear()
-        active = tuple(ReplicaUsage(name, count) for name, count in self._active.items() if count)
-        if active:
-            self._handle(on.UsageReported(_ROUTER, active))
+    def carry(self, by: SimulatedScheduler, order: Order) -> None:
+        node, answer = self.nodes[order.node], by.answers()
+        self.after(self.delay(), lambda: node.do(order, answer))
 
-    def _handle(self, event: on.Event) -> None:
-        if self._scheduler is None:
-            return
-        commands = self._scheduler.handle(event, self.now)
-        if self.checked:
-            self._scheduler.check()
-        for command in commands:
-            self._carry_out(command)
-        self._arm()
-
-    def _arm(self) -> None:
-        scheduler = self._scheduler
-        when = scheduler.next_time() if scheduler else None
-        if when is None or (self._tick_at is not None and self._tick_at <= when):
-            return
-        self._tick_at = max(when, self.now)
-
-        def tick() -> None:
-            if (
-                self._scheduler is scheduler
-                and self._tick_at is not None
-                and self._tick_at <= self.now
-            ):
-                self._tick_at = None
-                self._handle(on.Ticked())
-
-        self.after(max(0.0, when - self.now) + 1e-9, tick)
-
-    def _plan(self, every_s: float) -> None:
-        if self._scheduler is not None:
-            self._handle(plan(self._scheduler, self._planner, self.now, self._gpu_price))
-        self.after(every_s, lambda: self._plan(every_s))
-
-    def answer(self, event: on.Event) -> None:
-        """To the scheduler that asked; another one does not know of it."""
-        asked = self._scheduler
-        self.after(self.delay(), lambda: self._handle(event) if self._scheduler is asked else None)
-
-    def stream(self, node: SimulatedNode, update: NodeUpdate) -> None:
-        """While the stream is up."""
-        if node.name not in self._connected or self._scheduler is None:
-            return
-        asked = self._scheduler
-        life = node.lives
-
-        def arrive() -> None:
-            if self._scheduler is asked and node.name in self._connected and node.lives == life:
-                self._handle(on.NodeReported(node.name, update))
-
-        self._in_order(node.name, arrive)
-
-    def _in_order(self, stream: str, arrive: Callable[[], None]) -> None:
-        at = max(self.now + self.delay(), self._early.get(stream, 0.0))
-        self._early[stream] = at
-        self.after(at - self.now, arrive)
-
-    def _connect(self, node: SimulatedNode) -> None:
-        if not node.up or self._scheduler is None:
-            return
-        self._connected.add(node.name)
-        self._handle(on.NodeListed(node.name))
-        self.stream(node, node.full())
-
-    def _disconnect(self, node: SimulatedNode, for_s: float, *, lost_after_s: float = 3.0) -> None:
-        self._connected.discard(node.name)
-        self._handle(on.NodeSilent(node.name))
-        life = node.lives
-
-        def lose() -> None:
-            if node.name not in self._connected:
-                self._handle(on.NodeLost(node.name))
-
-        self.after(lost_after_s, lose)
-
-        def back() -> None:
-            if not node.up and node.lives == life:
-                node.start()
-            if node.name not in self._connected:
-                self._connect(node)
-
-        self.after(for_s, back)
-
-    def _carry_out(self, command: on.Command) -> None:
-        match command:
-            case on.StartClimb() | on.Descend() | on.Prefetch():
-                self._ask_node(command)
+    def tell(self, by: SimulatedScheduler, said: ToRouters) -> None:
+        """The one router, which hears what is ready at once."""
+        match said:
             case on.Grant(ticket, acquired):
-                self._granted(self._tickets.pop(ticket, None), acquired)
+                self._granted(self._tickets.pop(ticket), acquired)
             case on.Refuse(ticket, _, reason):
-                request = self._tickets.pop(ticket, None)
-                if request is not None:
-                    self._end(request, reason)
+                self.end(self._tickets.pop(ticket), reason)
             case on.Announce(ready, gone):
                 for each in ready:
                     self._ready.setdefault(each.model, {})[each.replica_id] = each
@@ -267,36 +156,13 @@ class SimulatedCell:
                 for name in gone:
                     self._ready.get(self._model_of.pop(name, ""), {}).pop(name, None)
 
-    def _ask_node(self, order: on.StartClimb | on.Descend | on.Prefetch) -> None:
-        match order:
-            case on.StartClimb(attempt=attempt):
-                self.climbs.add(order.climb)
-                away: on.Event = on.ClimbFailed(attempt, "RPC_UNAVAILABLE", "its node is away")
-                self._to_node(order.node, lambda node: node.climb(order), away)
-            case on.Prefetch(attempt):
-                away = on.PrefetchFailed(attempt, "RPC_UNAVAILABLE", "its node is away")
-                self._to_node(order.node, lambda node: node.prefetch(order), away)
-            case on.Descend(replica_id):
-                away = on.DescendFailed(replica_id, "RPC_UNAVAILABLE", "its node is away")
-                self._to_node(order.node, lambda node: node.descend(order), away)
+    def stream(self, node: SimulatedNode, update: NodeUpdate) -> None:
+        for scheduler in self.schedulers:
+            scheduler.hear(node, update)
 
-    def _to_node(self, name: str, ask: Callable[[SimulatedNode], None], away: on.Event) -> None:
-        node = self.nodes[name]
+    # --- the router: it chooses as the real one does ---
 
-        def arrive() -> None:
-            if node.up:
-                ask(node)
-            else:
-                self.answer(away)
-
-        if self.loses():
-            self.after(self.timing.lost_s, lambda: self.answer(away))
-        else:
-            self.after(self.delay(), arrive)
-
-    # --- the router ---
-
-    def _ask(self, request: Request) -> None:
+    def ask(self, request: Request) -> None:
         free = [
             each
             for each in self._ready.get(request.arrival.model, {}).values()
@@ -307,37 +173,29 @@ class SimulatedCell:
             best = min(free, key=lambda each: self._active.get(each.replica_id, 0))
             self._forward(request, best, Rung.SERVING, None)
             return
-        if self._scheduler is None:
-            self.after(0.2, lambda: self._ask(request))
-            return
-        if self.loses():
-            self.after(self.timing.lost_s, lambda: self._ask(request))
-            return
         self._count += 1
         ticket = self._count
         self._tickets[ticket] = request
         excluded = frozenset(request.excluded)
-        acquire = on.AcquireRequested(
-            ticket, request.arrival.model, self.now + 300.0, _ROUTER, excluded
+        self.schedulers[0].later(
+            on.AcquireRequested(ticket, request.arrival.model, self.now + 300.0, _ROUTER, excluded)
         )
-        self.answer(acquire)
 
     def _forward(
         self, request: Request, to: ReadyReplica, rung: Rung, placement_id: str | None
     ) -> None:
-        node = self.nodes[to.node]
-        process = node.processes.get(to.replica_id) if node.up else None
+        process = self.nodes[to.node].processes.get(to.replica_id)
         serves = process is not None and process.replica.state is ReplicaState.SERVING
         if process is None or not serves or len(process.running) >= to.slots:
             self._ready.get(to.model, {}).pop(to.replica_id, None)
             request.excluded.add(to.replica_id)
             request.tries += 1
             if placement_id is not None:
-                self.answer(on.Released(placement_id, replica_failed=True))
+                self.schedulers[0].later(on.Released(placement_id, replica_failed=True))
             if request.tries >= _TRIES:
-                self._end(request, "REPLICA_UNREACHABLE")
+                self.end(request, "REPLICA_UNREACHABLE")
             else:
-                self._ask(request)
+                self.ask(request)
             return
         process.running.add(request.number)
         request.replica, request.began, request.rung = to.replica_id, self.now, rung
@@ -346,42 +204,26 @@ class SimulatedCell:
         self.after(self.noisy(request.arrival.answer_s), lambda: self._answered(request, process))
 
     def _answered(self, request: Request, process: Process) -> None:
-        if request.outcome:
-            return  # it broke
         process.running.discard(request.number)
-        self._left(request)
-        self._end(request, "answered")
-
-    def broken(self, number: int) -> None:
-        request = self.requests[number]
-        self._left(request)
-        self._end(request, "broken")
-
-    def _left(self, request: Request) -> None:
         self._active[request.replica] -= 1
         self._report(request.replica)
+        self.end(request, "answered")
 
-    def _granted(self, request: Request | None, acquired: Acquired) -> None:
-        """Without a request nobody waits any more."""
-        if request is None:
-            self.answer(on.Released(acquired.placement_id))
-        elif self.loses():
-            self.after(self.timing.lost_s, lambda: self._ask(request))
-        else:
-            to, rung, name = acquired.replica, acquired.rung, acquired.placement_id
-            self.after(self.delay(), lambda: self._forward(request, to, rung, name))
+    def _granted(self, request: Request, acquired: Acquired) -> None:
+        to, rung, name = acquired.replica, acquired.rung, acquired.placement_id
+        self.after(self.delay(), lambda: self._forward(request, to, rung, name))
 
     def _report(self, replica_id: str, started: int = 0) -> None:
         usage = ReplicaUsage(replica_id, self._active.get(replica_id, 0), started)
-        asked = self._scheduler
+        at = max(self.now + self.delay(), self._reported_at)
+        self._reported_at = at
+        event = on.UsageReported(_ROUTER, (usage,))
+        self.after(at - self.now, lambda: self.schedulers[0].handle(event))
 
-        def arrive() -> None:
-            if self._scheduler is asked:
-                self._handle(on.UsageReported(_ROUTER, (usage,)))
+    def broken(self, number: int) -> None:
+        raise AssertionError("nothing dies in this cell")
 
-        self._in_order(_ROUTER, arrive)
-
-    def _end(self, request: Request, outcome: str) -> None:
+    def end(self, request: Request, outcome: str) -> None:
         assert not request.outcome, "a request ended twice"
         request.outcome, request.ended = outcome, self.now
         self._ended += 1
@@ -441,14 +283,8 @@ class SimulatedCell:
         return self.noisy(timing.parked_s + max(away_s, over_s)), Rung.PARKED
 
     def climbed(
-        self,
-        node: SimulatedNode,
-        order: on.StartClimb,
-        replica: Replica,
-        rung: Rung,
-        stages: tuple[Stage, ...],
+        self, node: SimulatedNode, order: on.StartClimb, replica: Replica, rung: Rung
     ) -> None:
-        self.answer(on.ClimbFinished(order.attempt, Climbed(replica, rung, stages)))
         spec = order.spec
         if rung is Rung.ABSENT and spec.snapshot == "eager" and spec.name not in self.pointers:
             gpu = replica.gpu
@@ -460,7 +296,8 @@ class SimulatedCell:
         pointer = self._pointer(spec, gpu)
         self.pointers[spec.name] = pointer
         node.keep(pointer.manifest, pointer.size_bytes)
-        self.answer(on.SnapshotListed(pointer))
+        for scheduler in self.schedulers:
+            scheduler.later(on.SnapshotListed(pointer))
 
     def _pointer(self, spec: ModelSpec, gpu: str) -> SnapshotPointer:
         fingerprint = Fingerprint(PRINT, {"engine": spec.engine}, spec.weights)

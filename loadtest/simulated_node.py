@@ -2,10 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from loadtest.simulated_cache import Cache
-from woodfrog.model.node import GpuFacts, NodeFacts, NodeUpdate, Replica, ReplicaState, Stage
+from woodfrog.model.node import (
+    Climbed,
+    GpuFacts,
+    NodeFacts,
+    NodeUpdate,
+    Replica,
+    ReplicaState,
+    Stage,
+)
 from woodfrog.model.rung import Rung
 from woodfrog.node_agent import state as agent
 from woodfrog.node_agent.gpu_state import Bring, GpuState, Need
@@ -13,6 +22,8 @@ from woodfrog.scheduler import events as on
 
 PRINT = {"kernel": "simulated"}
 _ROOM_TRIES = 3
+
+Answer = Callable[[on.Event], None]  # to the scheduler that asked
 
 
 class Cell(Protocol):
@@ -26,8 +37,6 @@ class Cell(Protocol):
     def after(self, seconds: float, do: Callable[[], None]) -> None: ...
 
     def stream(self, node: "SimulatedNode", update: NodeUpdate) -> None: ...
-
-    def answer(self, event: on.Event) -> None: ...
 
     def lower_s(self) -> float: ...
 
@@ -44,13 +53,9 @@ class Cell(Protocol):
         """Whether a climb does."""
 
     def climbed(
-        self,
-        node: "SimulatedNode",
-        order: on.StartClimb,
-        replica: Replica,
-        rung: Rung,
-        stages: tuple[Stage, ...],
-    ) -> None: ...
+        self, node: "SimulatedNode", order: on.StartClimb, replica: Replica, rung: Rung
+    ) -> None:
+        """It serves, and who asked for it was told."""
 
     def broken(self, number: int) -> None:
         """A request's replica died under it."""
@@ -175,7 +180,16 @@ class SimulatedNode:
 
     # --- what a scheduler asks ---
 
-    def prefetch(self, order: on.Prefetch) -> None:
+    def do(self, order: on.StartClimb | on.Prefetch | on.Descend, answer: Answer) -> None:
+        match order:
+            case on.StartClimb():
+                self.climb(order, answer)
+            case on.Prefetch():
+                self.prefetch(order, answer)
+            case on.Descend():
+                self.descend(order, answer)
+
+    def prefetch(self, order: on.Prefetch, answer: Answer) -> None:
         life, pointer = self.lives, order.snapshot
         trees = [(order.spec.weights, order.spec.weights_bytes)]
         if pointer is not None:
@@ -183,18 +197,18 @@ class SimulatedNode:
 
         def arrive() -> None:
             if self.lives != life or not self.up:
-                self._cell.answer(on.PrefetchFailed(order.attempt, "NODE_LOST", "it died"))
+                answer(on.PrefetchFailed(order.attempt, "NODE_LOST", "it died"))
             else:
-                self._cell.answer(on.PrefetchFinished(order.attempt))
+                answer(on.PrefetchFinished(order.attempt))
 
         if self._cell.breaks():
-            self._cell.answer(on.PrefetchFailed(order.attempt, "CACHE_FULL", "it is full"))
+            answer(on.PrefetchFailed(order.attempt, "CACHE_FULL", "it is full"))
         else:
             away = [tree for tree in trees if not self.cache.has(tree[0])]
             took_s = max((self.reach(*tree)[0] for tree in away), default=0.0)
             self._cell.after(took_s, arrive)
 
-    def climb(self, order: on.StartClimb) -> None:
+    def climb(self, order: on.StartClimb, answer: Answer) -> None:
         life = self.lives
         request = self._request(order)
         room_s = 0.0
@@ -225,16 +239,17 @@ class SimulatedNode:
                 replica_id, seconds, rung = order.replica_id or "", 0.0, Rung.SERVING
             case agent.Refuse(reason, message):
                 if reason in ("NODE_FULL", "NODE_DRAINING"):
-                    self._cell.answer(on.ClimbRefused(order.attempt, self.facts(), message))
+                    answer(on.ClimbRefused(order.attempt, self.facts(), message))
                 else:
-                    self._cell.answer(on.ClimbFailed(order.attempt, reason, message))
+                    answer(on.ClimbFailed(order.attempt, reason, message))
                 return
             case _:
-                self._cell.answer(on.ClimbRefused(order.attempt, self.facts(), "no room came"))
+                answer(on.ClimbRefused(order.attempt, self.facts(), "no room came"))
                 return
         stages = (Stage("room", 0.0, room_s),) if room_s else ()
+        answered = partial(Climbed, from_rung=rung, stages=stages)
         self._cell.after(
-            room_s + seconds, lambda: self._climbed(order, replica_id, rung, life, stages)
+            room_s + seconds, lambda: self._climbed(order, replica_id, answered, life, answer)
         )
 
     def _request(self, order: on.StartClimb) -> agent.StartRequested | agent.ThawRequested:
@@ -252,49 +267,55 @@ class SimulatedNode:
         self,
         order: on.StartClimb,
         replica_id: str,
-        rung: Rung,
+        answered: Callable[[Replica], Climbed],
         life: int,
-        stages: tuple[Stage, ...],
+        answer: Answer,
     ) -> None:
         process = self.processes.get(replica_id)
         if self.lives != life or not self.up or process is None:
             return  # whoever killed it told
         if self._cell.breaks():
             self.end(replica_id)
-            self._cell.answer(on.ClimbFailed(order.attempt, "CLIMB_FAILED", "it broke"))
+            answer(on.ClimbFailed(order.attempt, "CLIMB_FAILED", "it broke"))
             return
         self.decide(agent.ClimbFinished(replica_id))
         self.publish(replica_id)
-        self._cell.climbed(self, order, process.replica, rung, stages)
+        climbed = answered(process.replica)
+        answer(on.ClimbFinished(order.attempt, climbed))
+        self._cell.climbed(self, order, climbed.replica, climbed.from_rung)
 
-    def descend(self, order: on.Descend) -> None:
+    def descend(self, order: on.Descend, answer: Answer) -> None:
         process = self.processes.get(order.replica_id)
         if process is not None and process.running:
-            self._cell.answer(on.DescendFailed(order.replica_id, "REPLICA_BUSY", "it answers"))
+            answer(on.DescendFailed(order.replica_id, "REPLICA_BUSY", "it answers"))
             return
         command = self.decide(agent.DescendRequested(order.replica_id, order.rung))
         if isinstance(command, agent.Refuse):
-            self._cell.answer(on.DescendFailed(order.replica_id, command.reason, command.message))
+            answer(on.DescendFailed(order.replica_id, command.reason, command.message))
             return
         life = self.lives
         if isinstance(command, agent.Nothing):
-            self._cell.answer(on.DescendFinished(order.replica_id, order.rung))
+            answer(on.DescendFinished(order.replica_id, order.rung))
             return
         self.publish(order.replica_id)
         took = self._cell.lower_s()
-        self._cell.after(took, lambda: self._descended(order, command, life))
+        self._cell.after(took, lambda: self._descended(order, command, life, answer))
 
-    def _descended(self, order: on.Descend, command: agent.Command, life: int) -> None:
+    def _descended(
+        self, order: on.Descend, command: agent.Command, life: int, answer: Answer
+    ) -> None:
         if self.lives != life or not self.up or order.replica_id not in self.processes:
             return
         self._finish_lowering(order.replica_id, command)
-        self._cell.answer(on.DescendFinished(order.replica_id, order.rung))
+        answer(on.DescendFinished(order.replica_id, order.rung))
 
     def _lower_now(self, replica_id: str, rung: Rung) -> None:
         command = self.decide(agent.DescendRequested(replica_id, rung))
         self._finish_lowering(replica_id, command)
 
     def _finish_lowering(self, replica_id: str, command: agent.Command) -> None:
+        process = self.processes[replica_id]
+        assert not process.running, f"{replica_id} is lowered while it answers"
         match command:
             case agent.Park(_, hot):
                 state = ReplicaState.HOT if hot else ReplicaState.PARKED

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from loadtest.simulated_node import NodeSize
 from woodfrog.model.rung import Rung
 from woodfrog.scheduler import planning
-from woodfrog.scheduler.events import Planned
-from woodfrog.scheduler.plan import Planner
+from woodfrog.scheduler.plan import Item, Planner, Solution
 from woodfrog.scheduler.state import SchedulerState
 
 
@@ -22,6 +21,7 @@ class Timing:
     restore_s: float = 0.28  # case frozen of embeddings, vlm and vit, whose weights are small
     beside_s: float = 0.11  # case frozen, less 15.0 GB at `pcie_bytes_s`; llama-70b: 0.12
     cold_s: float = 30.0  # rival of the wakes, weights in the page cache
+    plan_s: float = 0.0  # made up: until a plan is there
     lower_s: float = 0.05  # made up; `Rates.lower_s` is its prior
     pcie_bytes_s: float = 50e9  # from pinned memory: "pinned copy of the weights"
     pin_bytes_s: float = 29e9  # case frozen_page_cache, less `beside_s`; llama-70b: 30e9
@@ -40,6 +40,8 @@ class Faults:
     node_dies_s: float = 0.0
     stream_breaks_s: float = 0.0
     scheduler_dies_s: float = 0.0
+    line_breaks_s: float = 0.0  # between a router and a scheduler
+    leader_goes_s: float = 0.0  # whoever leads then, if anybody does
     node_drains_s: float = 0.0  # from the end of one drain to the next
     drain_s: float = 15.0  # how long a node drains, also when it is empty sooner
     away_s: float = 5.0  # how long a node or the scheduler is
@@ -66,9 +68,7 @@ class Request:
     replica: str = ""
     began: float | None = None  #: its answer
     ended: float | None = None
-    outcome: str = (
-        ""  #: "answered", "broken" (its replica died under it) or the reason of a refusal
-    )
+    outcome: str = ""  #: "answered" or the reason of a refusal
     rung: Rung = Rung.SERVING
 
 
@@ -76,14 +76,15 @@ class Request:
 PLAN_WITHIN_S = 60.0
 
 
-def plan(state: SchedulerState, planner: Planner, now: float, gpu_price: float) -> Planned:
-    """As the scheduler's loop makes one."""
+def solved(
+    state: SchedulerState, planner: Planner, now: float, gpu_price: float
+) -> tuple[dict[str, Item], Solution]:
+    """The plan, as the scheduler's loop makes one: what idles, by model, and where it should rest."""
     items = [i for i in planning.items(state.view, state.demand, state.estimates, now) if i]
     by_model = {item.model: item for item in items}
     limits = planning.limits(state.view, by_model)
     prices = planning.prices(state.view, gpu_price, 0.0)
-    solution = planner.solve(items, limits, prices, within_s=PLAN_WITHIN_S)
-    return planning.rests(state.view, by_model, solution)
+    return by_model, planner.solve(items, limits, prices, within_s=PLAN_WITHIN_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,4 +96,7 @@ class Setup:
     gpu_price: float = 0.0
     copies: int = 0  # of each model on the nodes' disks when it begins
     snapshots: bool = False  # every model that may has one already, in the store
+    # Of a FaultyCell; another has one of each.
+    schedulers: int = 1
+    routers: int = 1
     make_state: Callable[[str], SchedulerState] = SchedulerState  # each life's, from its name

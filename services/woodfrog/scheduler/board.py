@@ -237,6 +237,7 @@ class Board:
         assert record.quiet, f"{replica.replica_id} is in use"
         self.view.lower(record, rung)
         record.descend_began = self.now
+        record.words_then = record.words
         record.quiet = False
         self.touch(replica.replica_id)
         self.order(Descend(replica.replica_id, replica.node, rung, led))

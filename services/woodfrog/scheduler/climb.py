@@ -5,7 +5,7 @@ from enum import Enum
 
 from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler.board import Ticket
-from woodfrog.scheduler.events import ClimbFailed
+from woodfrog.scheduler.events import ClimbFailed, StartClimb
 from woodfrog.scheduler.forecasts import Placement
 
 
@@ -47,6 +47,7 @@ class Climb:
     restored: bool = False  #: a snapshot was used
     started: float = 0.0  #: the attempt at hand, by its node
     failure: ClimbFailed | None = None  #: the last
+    ended: set[str] = field(default_factory=set)  #: of its model, as its node told
 
     @property
     def attempt(self) -> str:
@@ -69,3 +70,13 @@ class Climb:
     def node(self) -> str:
         assert self.placement is not None
         return self.placement.node
+
+    def order(self, yields: tuple[str, ...]) -> StartClimb:
+        """Of the attempt at hand. `yields`: who makes room on the node's GPUs, in this order."""
+        placement = self.placement
+        assert placement is not None
+        return StartClimb(
+            self.name, self.attempt, placement.node, self.spec, placement.snapshot,
+            placement.replica_id, placement.rung, placement.predicted_s, self.ticket, yields,
+            placement.seen, led=self.ahead and not self.waiters,
+        )  # fmt: skip

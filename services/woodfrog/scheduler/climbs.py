@@ -14,7 +14,6 @@ from woodfrog.scheduler.events import (
     ClimbFinished,
     ClimbRefused,
     Refusal,
-    StartClimb,
 )
 from woodfrog.scheduler.forecasts import Placement, PlaceRequest
 from woodfrog.scheduler.policy import SOON_S, Eviction, NoCapacity, find, place
@@ -64,7 +63,7 @@ class Climbs:
             return True
         if quick and isinstance(thaw, Placement):
             return self._if_it_pays(ticket, spec, thaw, queue_s)
-        new = self._replica_count(spec) < spec.replicas_max
+        new = self.replica_count(spec) < spec.replicas_max
         found = find(replace(request, new=new), board.view, board.estimates)
         if not isinstance(found, NoCapacity):
             return self._if_it_pays(ticket, spec, found, queue_s)
@@ -82,7 +81,9 @@ class Climbs:
         placement = found.placement if isinstance(found, Eviction) else found
         waits_until = ticket.came + placement.predicted_s
         if bursts.pays(queue_s, placement.predicted_s) or board.now >= waits_until:
-            self._start(ticket, spec, found)
+            climb = self._name(spec, ticket.number)
+            self._join(climb, ticket)
+            self._begin(climb, found)
             return True
         board.timers.set(("queue", spec.name), waits_until)
         return False
@@ -94,7 +95,7 @@ class Climbs:
         """
         view = self._board.view
         # One more than it may have takes the place of one whose node drains.
-        new = self._replica_count(spec) - view.draining_count(spec.name) < spec.replicas_max
+        new = self.replica_count(spec) - view.draining_count(spec.name) < spec.replicas_max
         request = PlaceRequest(spec, view.pointers(spec), new=new, node=node)
         found = (place if node else find)(request, view, self._board.estimates)
         if isinstance(found, NoCapacity):
@@ -126,11 +127,6 @@ class Climbs:
         ]
         return max(fitting, key=lambda climb: len(climb.waiters), default=None)
 
-    def _start(self, ticket: Ticket, spec: ModelSpec, found: Placement | Eviction) -> None:
-        climb = self._name(spec, ticket.number)
-        self._join(climb, ticket)
-        self._begin(climb, found)
-
     def _name(self, spec: ModelSpec, ticket: int, *, ahead: bool = False) -> Climb:
         self._count += 1
         name = f"{self._board.epoch}-c{self._count}"
@@ -145,7 +141,7 @@ class Climbs:
         self._board.joined[climb.spec.name] += 1
         ticket.climb = climb.name
 
-    def _replica_count(self, spec: ModelSpec) -> int:
+    def replica_count(self, spec: ModelSpec) -> int:
         """Replicas that answer or will answer for the model, and climbs to new ones."""
         view = self._board.view
         named = sum(
@@ -184,23 +180,11 @@ class Climbs:
         self._board.fetches.begin(climb.attempt, placement.node, manifests)
         reservations.reserve(self._board.view, climb)
         if placement.replica_id is not None:
-            self._own(climb, self._board.view.replicas[placement.replica_id])
-        self._board.order(
-            StartClimb(
-                climb.name,
-                climb.attempt,
-                placement.node,
-                climb.spec,
-                placement.snapshot,
-                placement.replica_id,
-                placement.rung,
-                placement.predicted_s,
-                climb.ticket,
-                yields(self._board.view.nodes[placement.node]) if climb.spec.gpu_bytes else (),
-                placement.seen,
-                led=climb.ahead and not climb.waiters,
-            )
-        )
+            record = self._board.view.replicas[placement.replica_id]
+            record.words_then = record.words
+            self._own(climb, record)
+        node = self._board.view.nodes[placement.node]
+        self._board.order(climb.order(yields(node) if climb.spec.gpu_bytes else ()))
 
     def _unreserve(self, climb: Climb) -> None:
         if reservations.unreserve(self._board.view, climb):
@@ -251,19 +235,24 @@ class Climbs:
         if climb is None:
             return
         board, climbed = self._board, event.climbed
+        name = climbed.replica.replica_id
+        if name in climb.ended:  # its node's stream was faster
+            self.failed(ClimbFailed(event.attempt, "REPLICA_LOST", f"replica {name!r} ended"))
+            return
         assert climb.placement is not None
         if (forecast := climb.placement.forecast) is not None:
             took_s = board.now - climb.started
             board.estimates.learn(forecast, climbed.from_rung, climbed.stages, took_s)
         self._claim(climb, climbed.replica)
         waiters = self._end(climb)
-        known = board.view.replicas.get(climbed.replica.replica_id)
-        if known is None or known.replica.state in RESTING:  # its node's stream lags
-            before = known.replica if known is not None else None
-            facts = board.view.nodes[climb.node].facts
-            board.put_facts(climb.node, facts_with(facts, climb.spec, climbed.replica, before))
-        record = self._put(climb.node, climbed.replica)
-        record.suspect_since = None
+        record = board.view.replicas.get(name)
+        if record is None or record.behind(ReplicaState.CLIMBING, ReplicaState.SERVING):
+            if record is None or record.replica.state in RESTING:
+                before = record.replica if record is not None else None
+                facts = board.view.nodes[climb.node].facts
+                board.put_facts(climb.node, facts_with(facts, climb.spec, climbed.replica, before))
+            record = self._put(climb.node, climbed.replica)
+            record.suspect_since = None
         board.try_ahead_anew(climb.spec.name)
         if climb.ahead and not waiters:  # it goes to rest at once, unless `replicas_min` keeps it
             record.used = board.now - climb.spec.park_after_s
@@ -296,13 +285,17 @@ class Climbs:
         climb = self._current(event.attempt)
         if climb is None:
             return
-        climb.failure = event
         record = self._let_go(climb)
-        if record is not None and record.replica.state is ReplicaState.SERVING:
-            # Its node named it before the answer was lost.
+        raced = climb.thaws and event.reason == "REPLICA_BUSY"  # another scheduler lifts it
+        if raced and record is not None and record.behind(ReplicaState.CLIMBING):
+            record = self._put(climb.node, replace(record.replica, state=ReplicaState.CLIMBING))
+        if raced or (record is not None and record.replica.state is ReplicaState.SERVING):
+            # Or its node named it before the answer was lost.
             for ticket in self._end(climb):
                 self._board.wait(ticket)
             return
+        if not (climb.thaws and event.reason == "REPLICA_GONE"):  # another one may have frozen it
+            climb.failure = event
         if record is not None:
             self.end_replica(record)
         if climb.thaws:  # one process failed: that says nothing about its node or the snapshot
@@ -325,6 +318,7 @@ class Climbs:
         """As its node tells it. A new one is taken for that of a climb that goes on there."""
         known = replica.replica_id in self._board.view.replicas
         record = self._put(node, replica)
+        record.words += 1
         if not known and replica.state in (ReplicaState.CLIMBING, ReplicaState.SERVING):
             for climb in self.of_model(replica.model):
                 mine = replica.is_of(climb.spec) and climb.node == node
@@ -362,21 +356,29 @@ class Climbs:
         self._own(climb, record)
 
     def parked(self, record: ReplicaRecord, state: ReplicaState) -> None:
-        """Its node did what it was asked; the stream will say so too."""
-        told = replace(record.replica, state=state)
-        if state is ReplicaState.PARKED and told.gpu:
-            facts = facts_off_gpu(self._board.view.nodes[told.node], record.replica)
-            self._board.put_facts(told.node, facts)
-            told = replace(told, gpu_bytes=0)
-        record.replica = told
-        self._board.touch(told.replica_id)
-        self._victim_left(told.replica_id)
+        """Its node did what it was asked; the stream says so too, before or later."""
+        if record.behind(ReplicaState.DESCENDING):
+            told = replace(record.replica, state=state)
+            if state is ReplicaState.PARKED and told.gpu:
+                facts = facts_off_gpu(self._board.view.nodes[told.node], record.replica)
+                self._board.put_facts(told.node, facts)
+                told = replace(told, gpu_bytes=0)
+            record.replica = told
+            self._board.touch(told.replica_id)
+        self._victim_left(record.replica.replica_id)
 
     def end_replica(self, record: ReplicaRecord) -> None:
         """It ended, and its node's facts may not say so yet."""
         replica = record.replica
         node = self._board.view.nodes[replica.node]
         self._board.put_facts(replica.node, facts_without(node, replica))
+        self.drop_replica(replica.replica_id)
+
+    def replica_gone(self, replica: Replica) -> None:
+        """As its node tells it."""
+        for climb in self.of_model(replica.model):
+            if climb.phase is Phase.RUNNING and climb.node == replica.node:
+                climb.ended.add(replica.replica_id)
         self.drop_replica(replica.replica_id)
 
     def drop_replica(self, replica_id: str) -> None:
@@ -456,7 +458,7 @@ class Climbs:
                 {} if cold else board.view.pointers(spec),
                 frozenset() if cold else climb.failed_nodes,
                 frozenset().union(*(ticket.excluded for ticket in climb.waiters.values())),
-                new=not climb.thaws or self._replica_count(spec) <= spec.replicas_max,
+                new=not climb.thaws or self.replica_count(spec) <= spec.replicas_max,
             )
             found = find(request, board.view, board.estimates)
             if not isinstance(found, NoCapacity):
@@ -491,7 +493,7 @@ class Climbs:
     def check_waits(self, ticket: Ticket) -> None:
         """AssertionError when it waits though there is room."""
         model = self._board.view.models.get(ticket.model)
-        if model is not None and self._replica_count(model.spec) < model.spec.replicas_max:
+        if model is not None and self.replica_count(model.spec) < model.spec.replicas_max:
             climb_checks.check_waits(self._board, ticket, model.spec, self.of_model(ticket.model))
 
     def check(self) -> None:

@@ -155,9 +155,12 @@ class SchedulerState:
                 deadline = min(deadline, board.now + model.spec.deadline_s)
         for replica_id in sorted(event.excluded):
             self._rest.suspect(replica_id)
-        ticket = Ticket(
-            event.ticket, event.model, event.router, event.excluded, board.now, deadline
-        )
+        excluded = event.excluded
+        if model is not None and self._climbs.replica_count(model.spec) >= model.spec.replicas_max:
+            # Nothing else can answer. What moves, maybe by another scheduler, is welcome when it serves again.
+            moving = (r for r in self.view.replicas_of(event.model) if not r.live)
+            excluded = excluded.difference(r.replica.replica_id for r in moving)
+        ticket = Ticket(event.ticket, event.model, event.router, excluded, board.now, deadline)
         board.tickets[ticket.number] = ticket
         board.wait(ticket)
         self._serve(event.model)
@@ -235,7 +238,7 @@ class SchedulerState:
         if event.rungs and not self._board.leads:
             return  # its term ended while it was made
         before, self._board.planned = self._board.planned, dict(event.rungs)
-        for replica_id in before.keys() | event.rungs.keys():
+        for replica_id in {**before, **event.rungs}:  # in an order that is the same each time
             if before.get(replica_id) is not event.rungs.get(replica_id):
                 self._board.touch(replica_id)
         for replica_id, record in self.view.replicas.items():

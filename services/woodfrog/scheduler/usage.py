@@ -71,8 +71,10 @@ class Usage:
         return replicas.union(reported), placements
 
     def forget(self, replica_id: str) -> list[str]:
-        """The replica ended. Returns its placements."""
-        self._reports.pop(replica_id, None)
+        """The replica ended, or its node was lost. Returns its placements.
+
+        Reports stay: what runs there goes on if the node comes back, and routers tell when it broke.
+        """
         placements = list(self._of_replica.get(replica_id, ()))
         for name in placements:
             self.keep(name)

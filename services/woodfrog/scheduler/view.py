@@ -32,6 +32,8 @@ class ReplicaRecord:
     descending: Rung | None = None  #: asked to go there, not answered yet
     suspect_since: float | None = None  #: failed a router; not offered until its node names it
     descend_began: float = 0.0  #: when it was asked
+    words: int = 0  #: how often its node's stream named it
+    words_then: int = 0  #: when it was last asked to move
     descend_after: float = float("-inf")  #: its node did not lower it; counts as used until then
     busy: bool = False  #: requests run on it
     active: int = 0  #: so many
@@ -47,6 +49,13 @@ class ReplicaRecord:
     def use(self, now: float) -> None:
         self.used = now
         self.value = float("inf")
+
+    def behind(self, *on_the_way: ReplicaState) -> bool:
+        """Whether its node's answer is newer than what the stream told: nothing since, or that it is `on_the_way`.
+
+        Otherwise the stream told as much, and maybe what another scheduler did since.
+        """
+        return self.words == self.words_then or self.replica.state in on_the_way
 
     @property
     def live(self) -> bool:

@@ -75,7 +75,7 @@ class World:
         gone = sorted(node.replicas.keys() - named) if update.full else update.gone
         for replica_id in gone:
             if replica_id in node.replicas:
-                self._climbs.drop_replica(replica_id)
+                self._climbs.replica_gone(node.replicas[replica_id].replica)
         for replica in update.replicas:
             record = self._climbs.put_replica(name, replica)
             if replica.state is ReplicaState.SERVING:

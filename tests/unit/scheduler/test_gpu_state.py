@@ -215,3 +215,16 @@ def test_a_thaw_that_waits_for_the_disk_is_passed_over_where_a_restore_is_sooner
         assert start.node == node
         assert start.replica_id == ("f1" if node == "a" else None)
         assert every(on.StartClimb, cell.acquire()) == [], "a second request joins it"
+
+
+def test_what_the_stream_said_first_is_not_taken_off_the_gpu_twice() -> None:
+    cell = cell_of(FROG)
+    serves = on_gpu(replica("f1", FROG, "a"), 30 * GIB)
+    cell.report("a", serves, facts=facts("a", 4 * GIB, gpus=(FROG_LIES,)))
+    order = only(on.Descend, cell.wait(61.0))
+    parked = on_gpu(replica("f1", FROG, "a", ReplicaState.PARKED), GIB)  # it keeps its context
+    left = facts("a", 4 * GIB, gpus=(gpu(GIB),))
+    cell.report("a", parked, full=False, facts=left)
+    cell.do(on.DescendFinished(order.replica_id, Rung.PARKED))
+    assert cell.state.view.replicas["f1"].replica == parked
+    assert cell.state.view.nodes["a"].facts == left

@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from tests.unit.scheduler.cell import Cell, every, facts, only, replica, spec
+import pytest
+from tests.unit.scheduler.cell import GIB, Cell, every, facts, only, replica, spec
 
 from woodfrog.model.node import NodeUpdate, ReplicaState
 from woodfrog.model.placement import ReplicaUsage
@@ -47,6 +48,16 @@ def test_a_plan_ends_with_its_term() -> None:
     assert not every(on.Descend, cell.wait(600.0))
 
 
+def test_a_plan_is_done_in_its_order() -> None:
+    """So that a story can be told again from its seed."""
+    model = spec(replicas_max=8, memory_bytes=GIB)
+    cell = Cell(model)
+    names = [f"f{n}" for n in range(8)]
+    cell.report("a", *(replica(name, model, "a", ReplicaState.PARKED) for name in names))
+    commands = cell.do(on.Planned(dict.fromkeys(reversed(names), Rung.FROZEN)))
+    assert [order.replica_id for order in every(on.Descend, commands)] == [*reversed(names)]
+
+
 def test_times_of_a_models_own_go_on_without_a_leader() -> None:
     cell = Cell(replace(FROG, freeze_after_s=60.0))
     cell.do(on.Led(False))
@@ -88,15 +99,92 @@ def test_a_parked_replica_is_thawed_beside_the_climb_of_another() -> None:
     assert only(on.StartClimb, cell.acquire()).replica_id == "f2"
 
 
-def test_of_two_that_thaw_one_replica_the_slower_joins() -> None:
+@pytest.mark.parametrize("heard_first", [True, False])
+def test_of_two_that_thaw_one_replica_the_slower_joins(heard_first: bool) -> None:
     cell = Cell(FROG)
     cell.report("a", PARKED)
     start = only(on.StartClimb, cell.acquire())
     assert start.replica_id == "f1"
-    cell.report("a", CLIMBS)
-    held = facts("a", FROG.memory_bytes)
-    assert cell.do(on.ClimbRefused(start.attempt, held, "it is climbing already")) == []
+    if heard_first:
+        cell.report("a", CLIMBS)
+    assert cell.fail(start, "REPLICA_BUSY") == []
+    assert cell.state.view.replicas["f1"].replica.state is ReplicaState.CLIMBING
+    if not heard_first:
+        assert cell.report("a", CLIMBS) == []
     assert only(on.Grant, cell.report("a", SERVES)).ticket == 1
+
+
+def test_a_refusal_that_comes_late_does_not_undo_what_the_stream_told() -> None:
+    cell = Cell(FROG)
+    cell.report("a", PARKED)
+    start = only(on.StartClimb, cell.acquire())
+    for told in (CLIMBS, SERVES, PARKED):
+        cell.report("a", told)
+    assert only(on.StartClimb, cell.fail(start, "REPLICA_BUSY")).replica_id == "f1"
+
+
+def test_what_another_froze_before_it_was_thawed_has_not_failed() -> None:
+    cell = Cell(FROG)
+    cell.report("a", PARKED)
+    start = only(on.StartClimb, cell.acquire())
+    again = only(on.StartClimb, cell.fail(start, "REPLICA_GONE"))
+    full = on.ClimbRefused(again.attempt, facts("a", 16 * GIB), "it is full")
+    assert only(on.Refuse, cell.do(full)).reason == "NO_CAPACITY"
+
+
+def test_who_was_sent_to_what_another_parks_gets_it_again() -> None:
+    """It is the only replica that the model may have."""
+    model = replace(FROG, replicas_max=1)
+    cell = Cell(model)
+    cell.report("a", replace(SERVES, state=ReplicaState.DESCENDING))
+    assert cell.acquire("frog", "f1") == []
+    start = only(on.StartClimb, cell.report("a", PARKED))
+    assert start.replica_id == "f1"
+    other = Cell(model)
+    other.report("a", CLIMBS)
+    assert other.acquire("frog", "f1") == []
+    assert only(on.Grant, other.report("a", SERVES)).ticket == 1
+
+
+def test_what_another_lifted_is_not_parked_by_a_late_answer() -> None:
+    cell = Cell(FROG)
+    cell.report("a", SERVES)
+    assert only(on.Descend, cell.wait(20.0)).rung is Rung.PARKED
+    for told in (replace(SERVES, state=ReplicaState.DESCENDING), PARKED, CLIMBS, SERVES):
+        cell.report("a", told)
+    cell.do(on.DescendFinished("f1", Rung.PARKED))
+    assert cell.state.view.replicas["f1"].replica == SERVES
+    assert only(on.Grant, cell.acquire()).acquired.replica.replica_id == "f1"
+
+
+def test_what_another_parked_does_not_serve_by_a_late_answer() -> None:
+    cell = Cell(FROG)
+    start = only(on.StartClimb, cell.acquire())
+    for told in (CLIMBS, PARKED):
+        cell.report("a", told)
+    assert only(on.StartClimb, cell.finish(start)).replica_id == "f1"
+
+
+def test_what_ended_is_not_brought_back_by_a_late_answer() -> None:
+    cell = Cell(FROG)
+    start = only(on.StartClimb, cell.acquire())
+    cell.report("a", CLIMBS)
+    cell.report("a")
+    assert only(on.StartClimb, cell.finish(start)).climb == start.climb
+    assert not cell.state.view.replicas
+
+
+def test_what_runs_on_a_node_that_was_lost_is_known_when_it_is_back() -> None:
+    cell = Cell(FROG)
+    cell.report("a", SERVES)
+    cell.do(on.UsageReported("r", (ReplicaUsage("f1", 1, 1),)))
+    cell.do(on.NodeSilent("a"))
+    cell.do(on.NodeLost("a"))
+    cell.report("a", SERVES)
+    assert cell.state.active("f1") == 1
+    assert not every(on.Descend, cell.wait(600.0))
+    cell.do(on.UsageReported("r", (ReplicaUsage("f1", 0),)))
+    assert every(on.Descend, cell.wait(600.0))
 
 
 def test_what_another_scheduler_lifted_is_not_lowered_in_the_same_moment() -> None:

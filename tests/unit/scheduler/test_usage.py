@@ -37,10 +37,12 @@ def test_all_of_a_lost_router_ends() -> None:
     usage.check()
 
 
-def test_an_ended_replica_is_forgotten() -> None:
+def test_of_a_replica_that_ended_the_router_says_what_broke() -> None:
     usage = Usage()
     usage.promise("p1", "f1", "r1")
     usage.report("r1", ReplicaUsage("f1", 2))
     assert usage.forget("f1") == ["p1"]
+    assert usage.active("f1") == 2
+    usage.report("r1", ReplicaUsage("f1", 0))
     assert usage.active("f1") == 0
     usage.check()
