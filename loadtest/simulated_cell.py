@@ -25,7 +25,7 @@ from woodfrog.model.snapshot import Fingerprint, SnapshotPointer
 from woodfrog.model.spec import ModelSpec
 from woodfrog.node_agent.gpu_state import Bring
 from woodfrog.scheduler import events as on
-from woodfrog.scheduler.plan import Planner
+from woodfrog.scheduler.planner import Planner
 from woodfrog.scheduler.state import SchedulerState
 
 _ROUTER = "router"

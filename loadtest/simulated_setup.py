@@ -7,7 +7,7 @@ from loadtest.simulated_node import NodeSize
 from woodfrog.model.rung import Rung
 from woodfrog.scheduler import planning
 from woodfrog.scheduler.events import Planned
-from woodfrog.scheduler.plan import Planner
+from woodfrog.scheduler.planner import Planner
 from woodfrog.scheduler.state import SchedulerState
 
 

@@ -11,7 +11,8 @@ from multiprocessing.connection import Connection
 from pickle import UnpicklingError
 from typing import Any
 
-from woodfrog.scheduler.plan import Item, Limits, Planner, Prices, Solution
+from woodfrog.scheduler.plan import Item, Limits, Prices, Solution
+from woodfrog.scheduler.planner import Planner
 
 log = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1

@@ -27,7 +27,7 @@ from woodfrog.scheduler import planning
 from woodfrog.scheduler.ahead import FETCH_RETRY_S
 from woodfrog.scheduler.board import Limits
 from woodfrog.scheduler.moves import Moves
-from woodfrog.scheduler.plan import Planner
+from woodfrog.scheduler.planner import Planner
 
 ONE = spec(replicas_min=1, replicas_max=3, park_after_s=5.0, freeze_after_s=20.0)
 FROG = spec("frog", park_after_s=5.0)
