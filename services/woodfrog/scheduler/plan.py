@@ -1,6 +1,6 @@
 """What a plan is about: which model should rest on which rung, on which node, and what that is worth. Pure.
 
-A model may take one of its options, each a rung on a group of nodes (today a single node), or none: then it keeps nothing. An
+A model may take one of its options, each a rung on a node (a group of its own), or none: then it keeps nothing. An
 option is worth the seconds that a wake from it is shorter, times the wakes expected a second, less
 the price of what it takes.
 """
@@ -29,6 +29,7 @@ class Option:
     rung: Rung
     wake_s: float  # from it to the first token
     uses: Mapping[Resource, float]  # bytes, and replicas
+    late_s: float = 0.0  # that its first wake takes longer: it may come before the model is there
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ class Problem:
 
 
 def value_of(item: Item, option: Option, prices: Prices) -> float:
-    saved = item.priority * item.wakes_s * (item.away_s - option.wake_s)
+    saved = item.priority * item.wakes_s * (item.away_s - option.wake_s - option.late_s)
     paid = sum(prices.of.get(resource, 0.0) * used for resource, used in option.uses.items())
     value = saved - paid
     if item.now is None:

@@ -11,6 +11,10 @@ from typing import Any
 
 from woodfrog.scheduler.plan import Offer, Problem
 
+_SCALE = (
+    1e4  # a model that wakes once a day saves so little that the solver would take it for nothing
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Shares:
@@ -51,8 +55,8 @@ class Program:
         solution, info = solver.getSolution(), solver.getInfo()
         return Shares(
             [float(share) for share in solution.col_value],
-            -float(info.objective_function_value),
-            [max(0.0, -dual) for dual in solution.row_dual[len(models) :]],
+            -float(info.objective_function_value) / _SCALE,
+            [max(0.0, -dual) / _SCALE for dual in solution.row_dual[len(models) :]],
             int(info.simplex_iteration_count),
         )
 
@@ -103,7 +107,7 @@ def _program(problem: Problem, models: Sequence[str]) -> Any:
     program = highspy.HighsLp()
     program.num_col_ = len(problem.offers)
     program.num_row_ = first + len(limits)
-    program.col_cost_ = -np.array([offer.value for offer in problem.offers])
+    program.col_cost_ = -_SCALE * np.array([offer.value for offer in problem.offers])
     program.col_lower_ = np.zeros(program.num_col_)
     program.col_upper_ = np.ones(program.num_col_)
     program.row_lower_ = np.full(program.num_row_, -highspy.kHighsInf)
