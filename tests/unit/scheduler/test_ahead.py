@@ -251,6 +251,39 @@ def test_descents_by_the_plan_are_bounded_in_number() -> None:
     assert len(every(on.Descend, cell.wait(2.0))) == 2
 
 
+def many(limits: Limits, state: ReplicaState, **changes: object) -> tuple[Cell, list[str]]:
+    """Four models with an idle replica each, on a node."""
+    models = [
+        replace(FROG, name=f"m{n}", weights=spec(f"m{n}").weights, **changes)  # type: ignore[arg-type]
+        for n in range(4)
+    ]
+    cell = Cell(*models, limits=limits)
+    found = [replica(m.name, m, "a", state) for m in models]
+    served(cell, *found)
+    return cell, [each.replica_id for each in found]
+
+
+def test_what_serves_is_frozen_by_the_plan_as_long_as_it_may_move_and_rests_by_the_clock() -> None:
+    cell, names = many(Limits(moves_per_minute=3), ReplicaState.SERVING)
+    cell.do(on.Planned(dict.fromkeys(names, Rung.FROZEN)))
+    down = every(on.Descend, cell.wait(FROG.park_after_s + 1.0))
+    assert [each.rung for each in down] == 3 * [Rung.FROZEN] + [Rung.PARKED]
+    cell.do(on.DescendFinished(down[-1].replica_id, Rung.PARKED))
+    assert not every(on.Descend, cell.wait(50.0))
+    last = only(on.Descend, cell.wait(10.0))
+    assert (last.replica_id, last.rung) == (down[-1].replica_id, Rung.FROZEN)
+
+
+def test_what_goes_by_the_clock_leaves_the_plan_its_moves() -> None:
+    cell, _ = many(Limits(moves_per_minute=1), ReplicaState.SERVING, freeze_after_s=20.0)
+    parked = every(on.Descend, cell.wait(6.0))
+    assert len(parked) == 4
+    for each in parked:
+        cell.do(on.DescendFinished(each.replica_id, Rung.PARKED))
+    assert len(every(on.Descend, cell.wait(20.0))) == 4
+    assert cell.state._board.moves.free_at("a", cell.now) == cell.now
+
+
 def test_a_window_of_moves_ends_a_minute_after_its_first() -> None:
     moves = Moves(2)
     for now in (0.0, 30.0):
