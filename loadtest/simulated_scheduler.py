@@ -10,7 +10,7 @@ from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler import events as on
 from woodfrog.scheduler import planning
-from woodfrog.scheduler.plan import Planner
+from woodfrog.scheduler.planner import Planner
 from woodfrog.scheduler.state import SchedulerState
 
 Order = on.StartClimb | on.Descend | on.Prefetch

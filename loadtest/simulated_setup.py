@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from loadtest.simulated_node import NodeSize
 from woodfrog.model.rung import Rung
 from woodfrog.scheduler import planning
-from woodfrog.scheduler.plan import Item, Planner, Solution
+from woodfrog.scheduler.plan import Item, Solution
+from woodfrog.scheduler.planner import Planner
 from woodfrog.scheduler.state import SchedulerState
 
 

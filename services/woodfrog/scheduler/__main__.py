@@ -9,8 +9,9 @@ from woodfrog.catalog import Catalog
 from woodfrog.clock import SystemClock
 from woodfrog.coordination import Session
 from woodfrog.scheduler.board import Limits
-from woodfrog.scheduler.loop import Plans, SchedulerLoop, Waits
+from woodfrog.scheduler.loop import SchedulerLoop, Waits
 from woodfrog.scheduler.metrics import Metrics
+from woodfrog.scheduler.plans import Plans, Prices
 from woodfrog.scheduler.service import PlacementsServicer
 from woodfrog.scheduler.settings import Settings
 from woodfrog.scheduler.state import SchedulerState
@@ -31,7 +32,8 @@ async def main(stop: asyncio.Event) -> None:
     name = secrets.token_hex(4)
     state = SchedulerState(name, limits)
     waits = Waits(settings.climb_timeout_s, settings.wait_s_max, settings.node_patience_s)
-    plans = Plans(settings.plan_within_s, settings.gpu_price, settings.memory_price)
+    prices = Prices(settings.plan_within_s, settings.gpu_price, settings.memory_price)
+    plans = Plans(state, clock, prices)
     metrics = Metrics()
     async with Session(settings.etcd.split(","), clock) as session, asyncio.TaskGroup() as group:
         loop = SchedulerLoop(state, clock, waits, group, plans, metrics)

@@ -27,13 +27,12 @@ from woodfrog.model.placement import (
 )
 from woodfrog.rpc import propagation
 from woodfrog.scheduler import events as on
-from woodfrog.scheduler import planning, refusals
+from woodfrog.scheduler import refusals
 from woodfrog.scheduler.describe import describe
 from woodfrog.scheduler.events import Command, Event
 from woodfrog.scheduler.metrics import Metrics
 from woodfrog.scheduler.nodes import NodeLinks
-from woodfrog.scheduler.plan import Item, Solution
-from woodfrog.scheduler.plan_worker import PlanWorker
+from woodfrog.scheduler.plans import Plans
 from woodfrog.scheduler.state import SchedulerState
 from woodfrog.scheduler.tracks import Track
 from woodfrog.scheduler.troubles import Troubles
@@ -43,7 +42,6 @@ log = logging.getLogger(__name__)
 _STORY_MAX = 1000
 _STORY_TOLD = 40
 _TICK_S_MIN = 0.001
-_PLANNED_AT_ONCE = 10  # models, before requests have their turn
 _MARGIN_S = 0.02  # so that our answer comes before the caller's own deadline
 
 
@@ -52,15 +50,6 @@ class Waits:
     climb_timeout_s: float
     wait_s_max: float  # of a request without a deadline
     node_patience_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Plans:
-    """How plans are made; as the settings have it."""
-
-    within_s: float = 2.0
-    gpu_price: float = 0.001
-    memory_price: float = 0.0001
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +74,7 @@ class SchedulerLoop:
         self._state = state
         self._clock = clock
         self._waits = waits
-        self._plans = plans or Plans()
+        self._plans = plans or Plans(state, clock)
         self._metrics = metrics or Metrics()
         self._group = group
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -99,8 +88,6 @@ class SchedulerLoop:
         self._spans: dict[str, trace.Span] = {}  # of the last attempt of each climb
         self._tracks: dict[str, Track] = {}  # by router
         self._troubles = Troubles()
-        self._worker = PlanWorker()
-        self._one_plan = asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
         self._story: deque[tuple[float, Event, list[Command]]] = deque(maxlen=_STORY_MAX)
@@ -192,38 +179,13 @@ class SchedulerLoop:
             term = self.term
             if term is None:
                 continue
-            made = await self._make_plan(WhatIf())
-            if made is None or self.term is not term:
-                continue
-            items, solution = made
-            if items or self._state.planned:
-                self.submit(planning.rests(self._state.view, items, solution))
+            planned = await self._plans.next()
+            if planned is not None and self.term is term:
+                self.submit(planned)
 
     async def what_if(self, given: WhatIf) -> PlanView:
         """A plan for people; nothing is moved. Raises Unavailable PLAN_FAILED."""
-        made = await self._make_plan(given)
-        if made is None:
-            raise Unavailable("PLAN_FAILED", "the process that makes plans died; try again")
-        return planning.told(self._state.view, *made)
-
-    async def _make_plan(self, given: WhatIf) -> tuple[dict[str, Item], Solution] | None:
-        """The problem is put together in small steps, and solved beside the loop. None when that failed."""
-        state, now, plans = self._state, self._clock.now(), self._plans
-        items: dict[str, Item] = {}
-        for count, item in enumerate(
-            planning.items(state.view, state.demand, state.estimates, now)
-        ):
-            if item is not None:
-                items[item.model] = item
-            if count % _PLANNED_AT_ONCE == 0:
-                await asyncio.sleep(0)
-        gpu_price = plans.gpu_price if given.gpu_price is None else given.gpu_price
-        memory_price = plans.memory_price if given.memory_price is None else given.memory_price
-        limits = planning.limits(state.view, items, 1.0 if given.room is None else given.room)
-        prices = planning.prices(state.view, gpu_price, memory_price)
-        async with self._one_plan:
-            solution = await self._worker.solve([*items.values()], limits, prices, plans.within_s)
-        return None if solution is None else (items, solution)
+        return await self._plans.what_if(given)
 
     def refuse_all(self) -> None:
         """Lets nobody wait for a scheduler that stops."""
@@ -240,7 +202,7 @@ class SchedulerLoop:
             self._timer.cancel()
         for task in self._tasks:
             task.cancel()
-        self._worker.close()
+        self._plans.close()
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = self._group.create_task(work, name=name)

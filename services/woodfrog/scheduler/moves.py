@@ -1,4 +1,4 @@
-"""How often something that rests was moved on each node: plans are bounded by it. Pure."""
+"""How often the plan moved something on each node: it is bounded by that, and the clock is not. Pure."""
 
 from collections import deque
 

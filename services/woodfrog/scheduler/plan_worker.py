@@ -11,24 +11,37 @@ from multiprocessing.connection import Connection
 from pickle import UnpicklingError
 from typing import Any
 
-from woodfrog.scheduler.plan import Item, Limits, Planner, Prices, Solution
+from woodfrog.scheduler.plan import Item, Limits, Prices, Solution
+from woodfrog.scheduler.planner import Planner
 
 log = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
 _CONTEXT = multiprocessing.get_context("spawn")
 
 
+_MORE_S = 10.0  # for its start, for what is not the program, and to and fro, on a busy machine
+
+
 class PlanWorker:
     """Starts the process when the first plan is wanted; it ends with this one. `close` it."""
 
-    def __init__(self) -> None:
+    def __init__(self, more_s: float = _MORE_S) -> None:
+        self._more_s = more_s
         self._process: Any = None
         self._link: Connection | None = None
 
     async def solve(
-        self, items: Sequence[Item], limits: Limits, prices: Prices, within_s: float
+        self,
+        items: Sequence[Item],
+        limits: Limits,
+        prices: Prices,
+        within_s: float,
+        *,
+        keep: bool = True,
     ) -> Solution | None:
-        """One at a time. None when the process died over it; the next call starts another."""
+        """One at a time. None when the process died over it, or took `more_s` longer than `within_s`: the next call starts
+        another.
+        """
         if self._process is None:
             self._link, theirs = _CONTEXT.Pipe()
             self._process = _CONTEXT.Process(target=_work, args=(theirs,), daemon=True)
@@ -38,17 +51,18 @@ class PlanWorker:
         assert link is not None
 
         def ask() -> Solution:
-            link.send((items, limits, prices, within_s))
+            link.send((items, limits, prices, within_s, keep))
             answer: Solution = link.recv()
             return answer
 
         try:
-            return await asyncio.to_thread(ask)
+            async with asyncio.timeout(within_s + self._more_s):
+                return await asyncio.to_thread(ask)
         except asyncio.CancelledError:
             self.close()  # else its answer would be taken for that to the next question
             raise
-        except (OSError, EOFError, UnpicklingError) as error:
-            log.warning("no plan was made: its process died", extra={"error": repr(error)})
+        except (OSError, EOFError, UnpicklingError) as error:  # a TimeoutError is an OSError
+            log.warning("no plan was made: its process died or hung", extra={"error": repr(error)})
             self.close()
             return None
 
@@ -66,7 +80,7 @@ def _work(link: Connection) -> None:
     planner = Planner()
     while True:
         try:
-            problem = link.recv()
+            items, limits, prices, within_s, keep = link.recv()
         except EOFError:
             return
-        link.send(planner.solve(*problem))
+        link.send(planner.solve(items, limits, prices, within_s, keep=keep))

@@ -6,6 +6,7 @@ is frozen, and expected soon, is lifted there before its next request.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from heapq import nsmallest
 
 from woodfrog.model.node import Replica, ReplicaState
 from woodfrog.model.placement import PlannedModel, PlanView
@@ -14,10 +15,10 @@ from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler.demand import Demand
 from woodfrog.scheduler.estimates import Branch, Estimates, Way
 from woodfrog.scheduler.events import Planned
-from woodfrog.scheduler.forecasts import PlaceRequest
+from woodfrog.scheduler.forecasts import Placement, PlaceRequest
 from woodfrog.scheduler.plan import Choice, Item, Limits, Option, Prices, Resource, Solution
-from woodfrog.scheduler.policy import Eviction, NoCapacity, find
-from woodfrog.scheduler.shelves import Shelves, free_bytes
+from woodfrog.scheduler.policy import Eviction, NoCapacity, find, homes
+from woodfrog.scheduler.shelves import HOMES_MAX, RANK_S, Shelves, free_bytes
 from woodfrog.scheduler.view import RESTING, ClusterView, NodeRecord, ReplicaRecord
 
 HEADROOM = 0.1  # of a node stays free, so that a climb finds room at once
@@ -45,7 +46,10 @@ def items(
             yield _kept(view, min(replicas, key=_order), model.spec, estimates, wait_s)
         elif wait_s <= _SOON_S and not any(view.replicas_of(name)):
             lifted = _lifted(view, model.spec, estimates, wait_s)
-            yield lifted or shelves.item(model.spec, estimates, wait_s)
+            fetched = shelves.item(model.spec, estimates, wait_s)
+            if lifted is not None and fetched is not None:
+                lifted = replace(lifted, options=lifted.options + fetched.options)
+            yield lifted or fetched
         else:
             yield shelves.item(model.spec, estimates, wait_s)
 
@@ -75,8 +79,8 @@ def _kept(
 
 
 def _lifted(view: ClusterView, spec: ModelSpec, estimates: Estimates, wait_s: float) -> Item | None:
-    """Of a model without one, on the node to which its next request would bring it; where none has room, on the one
-    where that is made. None without a snapshot that fits: a cold start is too much to do unasked.
+    """Of a model without one, on the node to which its next request would bring it, and on others that have room; where
+    none has, on the one where that is made. None without a snapshot that fits: a cold start is too much to do unasked.
     """
     request = PlaceRequest(spec, view.pointers(spec))
     found = find(request, view, estimates)
@@ -85,11 +89,28 @@ def _lifted(view: ClusterView, spec: ModelSpec, estimates: Estimates, wait_s: fl
     placement = found.placement if isinstance(found, Eviction) else found
     if placement.snapshot is None:
         return None
+    others = [
+        home
+        for home in homes(request, view, estimates, crowded=False)
+        if home.snapshot is not None and home.node != placement.node
+    ]
+    near = nsmallest(HOMES_MAX - 1, others, key=lambda home: _far(view, home))
     context = min(spec.gpu_bytes, CONTEXT_BYTES) if spec.gpu_bytes else None
-    node = view.nodes[placement.node]
-    options = tuple(_options(spec, placement.node, node, estimates, context, placement.predicted_s))
+    options: list[Option] = []
+    for rank, home in enumerate((placement, *near)):
+        node, climb_s = view.nodes[home.node], home.predicted_s
+        late_s = climb_s * min(1.0, climb_s / wait_s) / 2 + rank * RANK_S
+        for option in _options(spec, home.node, node, estimates, context, climb_s):
+            if option.rung is not Rung.FROZEN:
+                options.append(replace(option, late_s=late_s))
+            elif not rank:  # it lies where it lies
+                options.append(option)
     away_s = placement.predicted_s + _unpinned_s(spec, estimates)
-    return Item(spec.name, 1 / wait_s, away_s, options, spec.priority)
+    return Item(spec.name, 1 / wait_s, away_s, tuple(options), spec.priority)
+
+
+def _far(view: ClusterView, home: Placement) -> tuple[float, int, str]:
+    return home.predicted_s, len(view.nodes[home.node].replicas), home.node
 
 
 def limits(view: ClusterView, planned: Mapping[str, Item], room: float = 1.0) -> Limits:
@@ -184,7 +205,8 @@ def told(view: ClusterView, planned: Mapping[str, Item], solution: Solution) -> 
         elif any(view.replicas_of(name)):  # since the plan was begun
             continue
         else:
-            node, now = item.options[0].group, Rung.FROZEN.value
+            node = choice.option.group if choice else item.options[0].group
+            now = Rung.FROZEN.value
         models.append(
             PlannedModel(
                 name,

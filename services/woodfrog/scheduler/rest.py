@@ -1,9 +1,17 @@
 """Which replicas are offered, which are idle, and when an idle one is lowered. Pure."""
 
+from typing import NamedTuple
+
 from woodfrog.model.node import ReplicaState
 from woodfrog.model.rung import Rung
 from woodfrog.scheduler.board import Board
-from woodfrog.scheduler.view import RESTING, ReplicaRecord
+from woodfrog.scheduler.view import ReplicaRecord
+
+
+class _Due(NamedTuple):
+    when: float
+    rung: Rung
+    by_plan: bool = False  #: else by the clock; only what the plan moves is counted and bounded
 
 
 class Rest:
@@ -51,11 +59,11 @@ class Rest:
         due = self._due(record)
         if due is None:
             return
-        when, rung = max(due[0], board.listed_at + board.limits.routers_s), due[1]
+        when = max(due.when, board.listed_at + board.limits.routers_s)
         if when <= board.now:
-            if record.replica.state in RESTING:
+            if due.by_plan:
                 board.moves.note(record.replica.node, board.now)
-            board.descend(record, rung, led=replica_id in board.planned)
+            board.descend(record, due.rung, led=due.by_plan)
         else:
             again = min(when, self._kept_until(record)) if record.kept else when
             board.timers.set(("replica", replica_id), again)
@@ -96,31 +104,33 @@ class Rest:
         model = self._board.view.models.get(record.replica.model)
         return record.used + (model.spec.keep_hot_s if model is not None else 0.0)
 
-    def _due(self, record: ReplicaRecord) -> tuple[float, Rung] | None:
+    def _due(self, record: ReplicaRecord) -> _Due | None:
         board = self._board
         if record.suspect_since is not None:
-            return record.suspect_since + board.limits.suspect_s, Rung.FROZEN
+            return _Due(record.suspect_since + board.limits.suspect_s, Rung.FROZEN)
         if not board.view.usable(record):
-            return (board.now, Rung.FROZEN) if board.listed else None
+            return _Due(board.now, Rung.FROZEN) if board.listed else None
         spec = board.view.models[record.replica.model].spec
         idle_s = spec.freeze_after_s
         planned = board.planned.get(record.replica.replica_id) if idle_s is None else None
         state = record.replica.state
+        free_at = board.moves.free_at(record.replica.node, board.now)
         if state is ReplicaState.SERVING and (idle_s is None or spec.park_after_s < idle_s):
             highest = Rung.HOT if spec.gpu_bytes else Rung.PARKED
-            rung = highest if record.kept else planned or highest
-            return record.used + spec.park_after_s, rung
+            lower = planned not in (None, highest) and not record.kept and free_at <= board.now
+            rung = planned if planned is not None and lower else highest
+            return _Due(record.used + spec.park_after_s, rung, lower)
         if record.kept:
-            return self._kept_until(record), planned or Rung.FROZEN  # looked at again then
+            return _Due(self._kept_until(record), planned or Rung.FROZEN)  # looked at again then
         if planned is not None:
             lower = planned is Rung.FROZEN or (planned is Rung.PARKED and state is ReplicaState.HOT)
-            return (board.moves.free_at(record.replica.node, board.now), planned) if lower else None
+            return _Due(free_at, planned, by_plan=True) if lower else None
         if idle_s is None and not board.leads:
             return None
         if idle_s is None:  # until a plan names it
             since = max(self._kept_until(record), board.led_since)
-            return since + board.limits.freeze_s, Rung.FROZEN
-        return record.used + idle_s, Rung.FROZEN
+            return _Due(since + board.limits.freeze_s, Rung.FROZEN)
+        return _Due(record.used + idle_s, Rung.FROZEN)
 
     def check(self) -> None:
         for replica_id, record in self._board.view.replicas.items():

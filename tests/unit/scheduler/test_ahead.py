@@ -27,7 +27,7 @@ from woodfrog.scheduler import planning
 from woodfrog.scheduler.ahead import FETCH_RETRY_S
 from woodfrog.scheduler.board import Limits
 from woodfrog.scheduler.moves import Moves
-from woodfrog.scheduler.plan import Planner
+from woodfrog.scheduler.planner import Planner
 
 ONE = spec(replicas_min=1, replicas_max=3, park_after_s=5.0, freeze_after_s=20.0)
 FROG = spec("frog", park_after_s=5.0)
@@ -251,6 +251,39 @@ def test_descents_by_the_plan_are_bounded_in_number() -> None:
     assert len(every(on.Descend, cell.wait(2.0))) == 2
 
 
+def many(limits: Limits, state: ReplicaState, **changes: object) -> tuple[Cell, list[str]]:
+    """Four models with an idle replica each, on a node."""
+    models = [
+        replace(FROG, name=f"m{n}", weights=spec(f"m{n}").weights, **changes)  # type: ignore[arg-type]
+        for n in range(4)
+    ]
+    cell = Cell(*models, limits=limits)
+    found = [replica(m.name, m, "a", state) for m in models]
+    served(cell, *found)
+    return cell, [each.replica_id for each in found]
+
+
+def test_what_serves_is_frozen_by_the_plan_as_long_as_it_may_move_and_rests_by_the_clock() -> None:
+    cell, names = many(Limits(moves_per_minute=3), ReplicaState.SERVING)
+    cell.do(on.Planned(dict.fromkeys(names, Rung.FROZEN)))
+    down = every(on.Descend, cell.wait(FROG.park_after_s + 1.0))
+    assert [each.rung for each in down] == 3 * [Rung.FROZEN] + [Rung.PARKED]
+    cell.do(on.DescendFinished(down[-1].replica_id, Rung.PARKED))
+    assert not every(on.Descend, cell.wait(50.0))
+    last = only(on.Descend, cell.wait(10.0))
+    assert (last.replica_id, last.rung) == (down[-1].replica_id, Rung.FROZEN)
+
+
+def test_what_goes_by_the_clock_leaves_the_plan_its_moves() -> None:
+    cell, _ = many(Limits(moves_per_minute=1), ReplicaState.SERVING, freeze_after_s=20.0)
+    parked = every(on.Descend, cell.wait(6.0))
+    assert len(parked) == 4
+    for each in parked:
+        cell.do(on.DescendFinished(each.replica_id, Rung.PARKED))
+    assert len(every(on.Descend, cell.wait(20.0))) == 4
+    assert cell.state._board.moves.free_at("a", cell.now) == cell.now
+
+
 def test_a_window_of_moves_ends_a_minute_after_its_first() -> None:
     moves = Moves(2)
     for now in (0.0, 30.0):
@@ -261,6 +294,42 @@ def test_a_window_of_moves_ends_a_minute_after_its_first() -> None:
     assert moves.free_at("b", 40.0) == 40.0
     moves.forget("a")
     assert moves.free_at("a", 40.0) == 40.0
+
+
+def soon(*nodes: str, memory_bytes: int = 16 * GIB) -> Cell:
+    """Two models that lie on node a and are expected soon."""
+    cell = Cell(FROG, TOAD, nodes=nodes)
+    pointers = [pointer(FROG), pointer(TOAD)]
+    sizes = {lies.manifest: lies.size_bytes for lies in pointers}
+    sizes |= {model.weights: model.weights_bytes for model in (FROG, TOAD)}
+    told = tuple(resident(manifest, size) for manifest, size in sizes.items())
+    for name, model, lies in zip(("f1", "t1"), (FROG, TOAD), pointers, strict=True):
+        cell.do(on.SnapshotListed(lies))
+        served(cell, replica(name, model, "a"))
+        wakes(cell, model.name, 3600.0)
+    for node in nodes:
+        here = told if node == "a" else ()
+        cell.report(node, facts=facts(node, memory_bytes=memory_bytes), residents=here)
+    cell.wait(3500.0)
+    return cell
+
+
+def test_models_are_lifted_where_their_bytes_lie() -> None:
+    choices = planned(soon("a", "b")).choices
+    assert {m: choice.option.group for m, choice in choices.items()} == {"frog": "a", "toad": "a"}
+
+
+def test_models_that_do_not_fit_one_node_are_lifted_on_several() -> None:
+    choices = planned(soon("a", "b", memory_bytes=6 * GIB)).choices  # one fits each
+    assert {*choices} == {"frog", "toad"}
+    assert {choice.option.group for choice in choices.values()} == {"a", "b"}
+
+
+def test_a_model_has_a_few_nodes_to_choose_from_however_many_there_are() -> None:
+    cell = soon(*"abcdefgh")
+    found = planning.items(cell.state.view, cell.state.demand, cell.state.estimates, cell.now)
+    frog = next(item for item in found if item is not None and item.model == "frog")
+    assert {option.group for option in frog.options} == {"a", "b", "c"}
 
 
 # --- deadlines ---
@@ -372,6 +441,30 @@ def test_a_model_that_is_expected_soon_and_finds_no_room_is_fetched_at_least() -
         cell.report(node, facts=facts(node, 16 * GIB, disk_bytes=100 * GIB))
     wakes(cell, "frog", 700.0, count=50)
     assert len(fetches(cell)) == 1
+
+
+def test_a_model_that_could_climb_but_has_no_room_to_rest_is_fetched_at_least() -> None:
+    cell = shelved("a")
+    other = replica("x1", spec("x", memory_bytes=11 * GIB), "a")
+    cell.report("a", other, facts=facts("a", 11 * GIB, disk_bytes=100 * GIB))
+    wakes(cell, "frog", 700.0, count=50)
+    assert len(fetches(cell)) == 1
+
+
+def test_models_are_fetched_to_where_the_disk_has_room_for_all_of_them() -> None:
+    """The first is wanted little and was offered the larger disk, which the second needs."""
+    large = replace(TOAD, weights_bytes=60 * GIB)
+    cell = Cell(FROG, large, nodes=("a", "b"))
+    for name, model in (("f1", FROG), ("t1", large)):
+        cell.do(on.SnapshotListed(pointer(model)))
+        served(cell, replica(name, model, "a"))
+        wakes(cell, model.name, 86400.0)
+    size_bytes = (large.weights_bytes + pointer(large).size_bytes) / 0.9 + GIB // 4
+    cell.report("a", facts=facts("a", disk_bytes=int(size_bytes)))
+    cell.report("b", facts=facts("b", disk_bytes=10 * GIB))
+    cell.wait(600.0)
+    choices = planned(cell).choices
+    assert {m: choice.option.group for m, choice in choices.items()} == {"frog": "b", "toad": "a"}
 
 
 def test_what_the_plan_lifted_in_vain_is_not_started_cold_nor_at_once_again() -> None:

@@ -3,6 +3,7 @@
 import itertools
 import random
 import statistics
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -14,12 +15,12 @@ from woodfrog.scheduler.plan import (
     Item,
     Limits,
     Option,
-    Planner,
     Prices,
     Resource,
     Solution,
     value_of,
 )
+from woodfrog.scheduler.planner import Planner
 
 GB = 1e9
 FREE = Prices()
@@ -118,13 +119,63 @@ def test_a_program_that_takes_too_long_is_replaced_by_a_greedy_choice() -> None:
     assert fits(quick, of(gpu=800, pinned=900, disk=2000))
 
 
-def test_the_next_plan_begins_where_the_last_one_ended() -> None:
+def cell(chance: random.Random, nodes: int = 50, models: int = 1000) -> tuple[list[Item], Limits]:
+    """Some ten models to a node, of which few fit, and some that two nodes may take."""
+    items = []
+    for n in range(models):
+        size, wakes_s = chance.uniform(1, 40) * GB, chance.lognormvariate(-6, 1.5)
+        homes = [f"n{chance.randrange(nodes)}" for _ in range(1 + (n % 10 == 0))]
+        options = [ladder("", wakes_s, size, home).options for home in dict.fromkeys(homes)]
+        items.append(Item(f"m{n}", wakes_s, AWAY_S, tuple(itertools.chain(*options))))
+    return items, {f"n{n}": of(disk=80)["h100"] for n in range(nodes)}
+
+
+def changed(items: list[Item], chance: random.Random) -> list[Item]:
+    """One in a hundred goes and one comes; all are wanted a little more, or less."""
+    kept = [replace(i, wakes_s=i.wakes_s * chance.uniform(0.99, 1.01)) for i in items]
+    for at in chance.sample(range(len(items)), len(items) // 100):
+        kept[at] = replace(kept[at], model=f"new{at}", wakes_s=chance.lognormvariate(-6, 1.5))
+    return kept
+
+
+def test_the_next_plan_begins_where_the_last_one_ended_though_models_come_and_go() -> None:
+    chance = random.Random(7)
+    items, limits = cell(chance)
     planner = Planner()
-    for step in range(3):
-        items = [ladder(f"m{n}", (1 + n) * (1 + 0.01 * step)) for n in range(50)]
-        again = planner.solve(items, of(), FREE)
-        afresh = Planner().solve(items, of(), FREE)
-        assert again.value == pytest.approx(afresh.value)
+    assert planner.solve(items, limits, FREE, 60.0).iterations > 500
+    for _ in range(3):
+        items = changed(items, chance)
+        again, afresh = (each.solve(items, limits, FREE, 60.0) for each in (planner, Planner()))
+        assert again.bound == pytest.approx(afresh.bound, rel=1e-6)
+        assert again.iterations < 0.1 * afresh.iterations
+
+
+def test_nodes_come_and_go_too() -> None:
+    items, limits = cell(random.Random(8), nodes=20, models=200)
+    planner = Planner()
+    for group in ("", "n3", "n4"):
+        left = {name: found for name, found in limits.items() if name != group}
+        again, afresh = (each.solve(items, left, FREE, 60.0) for each in (planner, Planner()))
+        assert again.bound == pytest.approx(afresh.bound, rel=1e-6)
+
+
+def test_what_is_only_asked_is_nowhere_to_begin() -> None:
+    items, limits = cell(random.Random(9), nodes=20, models=200)
+    planner = Planner()
+    planner.solve(items, limits, FREE, 60.0)
+    dear = Prices({Resource.GPU: 1e-11, Resource.PINNED: 1e-12})
+    assert planner.solve(items, limits, dear, 60.0, keep=False).iterations > 0
+    assert planner.solve(items, limits, FREE, 60.0).iterations == 0
+
+
+def test_what_the_program_takes_in_part_is_put_well_where_few_models_fit_a_node() -> None:
+    items, limits = cell(random.Random(10))
+    exact = Planner().solve(items, limits, FREE, 60.0)
+    quick = Planner().solve(items, limits, FREE, 0.0)
+    assert exact.bound is not None
+    assert exact.value > 0.97 * exact.bound
+    assert exact.value > quick.value
+    assert fits(exact, limits)
 
 
 @st.composite

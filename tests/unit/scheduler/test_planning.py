@@ -11,7 +11,8 @@ from woodfrog.model.rung import Rung
 from woodfrog.scheduler import events as on
 from woodfrog.scheduler import planning
 from woodfrog.scheduler.board import Limits
-from woodfrog.scheduler.plan import Planner, Resource, Solution
+from woodfrog.scheduler.plan import Resource, Solution
+from woodfrog.scheduler.planner import Planner
 
 FROG = spec("frog", park_after_s=5.0)
 TOAD = replace(FROG, name="toad", weights=spec("toad").weights)

@@ -25,7 +25,7 @@ from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler import events as on
 from woodfrog.scheduler import planning
 from woodfrog.scheduler.board import Limits
-from woodfrog.scheduler.plan import Planner
+from woodfrog.scheduler.planner import Planner
 from woodfrog.scheduler.room import room_bytes, sharable
 from woodfrog.scheduler.state import SchedulerState
 from woodfrog.scheduler.view import RESTING
