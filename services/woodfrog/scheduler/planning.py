@@ -99,14 +99,27 @@ def _lifted(view: ClusterView, spec: ModelSpec, estimates: Estimates, wait_s: fl
     options: list[Option] = []
     for rank, home in enumerate((placement, *near)):
         node, climb_s = view.nodes[home.node], home.predicted_s
+        near_by = not spec.gpu_bytes or _pins(node, spec)
         late_s = climb_s * min(1.0, climb_s / wait_s) / 2 + rank * RANK_S
         for option in _options(spec, home.node, node, estimates, context, climb_s):
-            if option.rung is not Rung.FROZEN:
+            if option.rung is not Rung.FROZEN and near_by:
                 options.append(replace(option, late_s=late_s))
-            elif not rank:  # it lies where it lies
+            elif option.rung is Rung.FROZEN and not rank:  # it lies where it lies
                 options.append(option)
     away_s = placement.predicted_s + _unpinned_s(spec, estimates)
     return Item(spec.name, 1 / wait_s, away_s, tuple(options), spec.priority)
+
+
+def _pins(node: NodeRecord, spec: ModelSpec) -> bool:
+    """Whether the weights wait for a GPU of the node in pinned memory, or fit there beside those that do: what others
+    pinned, for requests, is not dropped for what nobody asked for.
+    """
+    for gpu in node.facts.gpus:
+        pinned = {*gpu.at_hand, *gpu.weights}
+        held = sum(node.residents[each].size_bytes for each in pinned if each in node.residents)
+        if spec.weights in pinned or held + spec.weights_bytes <= gpu.pinned_bytes:
+            return True
+    return False
 
 
 def _far(view: ClusterView, home: Placement) -> tuple[float, int, str]:

@@ -178,6 +178,26 @@ def test_on_a_gpu_it_rests_hot() -> None:
     assert only(on.Descend, commands).rung is Rung.HOT
 
 
+@pytest.mark.parametrize(
+    ("others_gib", "at_hand", "comes"),
+    [(0, (), True), (40, (), False), (40, (OLM.weights,), True)],
+)
+def test_nothing_that_others_pinned_is_dropped_for_what_nobody_asked_for(
+    others_gib: int, at_hand: tuple[str, ...], comes: bool
+) -> None:
+    """OLM's weights take 6 of 40 GiB of pinned memory."""
+    cell = Cell(OLM, nodes=())
+    room = replace(gpu(pinned=40 * GIB), at_hand=("other", *at_hand))
+    cell.do(on.SnapshotListed(pointer(OLM)))
+    lie = (resident("other", others_gib * GIB),) if others_gib else ()
+    cell.report("a", facts=facts("a", gpus=(room,)), residents=lie)
+    cell.state.view.models["olm"].active = cell.now
+    wakes(cell, "olm", 3600.0)
+    cell.wait(3500.0)
+    choice = planned(cell).choices.get("olm")
+    assert (choice is not None and choice.option.rung in (Rung.HOT, Rung.PARKED)) == comes
+
+
 def test_it_stays_serving_for_who_came_meanwhile() -> None:
     cell = Cell(FROG)
     rested(cell)
