@@ -7,6 +7,7 @@ from loadtest.simulated_node import NodeSize
 from woodfrog.model.rung import Rung
 from woodfrog.scheduler import planning
 from woodfrog.scheduler.events import Planned
+from woodfrog.scheduler.plan import Resource
 from woodfrog.scheduler.planner import Planner
 from woodfrog.scheduler.state import SchedulerState
 
@@ -77,7 +78,7 @@ def plan(state: SchedulerState, planner: Planner, now: float, gpu_price: float) 
     items = [i for i in planning.items(state.view, state.demand, state.estimates, now) if i]
     by_model = {item.model: item for item in items}
     limits = planning.limits(state.view, by_model)
-    solution = planner.solve(items, limits, planning.prices(state.view, gpu_price, 0.0))
+    solution = planner.solve(items, limits, planning.prices(state.view, {Resource.GPU: gpu_price}))
     return planning.rests(state.view, by_model, solution)
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import aclosing
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 from woodfrog import rpc
 from woodfrog.api.scheduler.v1 import placements_pb2 as pb
@@ -104,6 +104,7 @@ def plan_view_to_pb(view: PlanView) -> pb.PlanResponse:
             wake_s=m.wake_s,
             frozen_wake_s=m.frozen_wake_s,
             value=m.value,
+            why=m.why,
         )
         for m in view.models
     ]
@@ -115,7 +116,15 @@ def plan_view_to_pb(view: PlanView) -> pb.PlanResponse:
 def plan_view(message: pb.PlanResponse) -> PlanView:
     models = tuple(
         PlannedModel(
-            m.model, m.node, m.now, Rung(m.rung), m.expected_s, m.wake_s, m.frozen_wake_s, m.value
+            m.model,
+            m.node,
+            m.now,
+            Rung(m.rung),
+            m.expected_s,
+            m.wake_s,
+            m.frozen_wake_s,
+            m.value,
+            m.why,
         )
         for m in message.models
     )
@@ -125,12 +134,12 @@ def plan_view(message: pb.PlanResponse) -> PlanView:
 def what_if(message: pb.PlanRequest) -> WhatIf:
     """Raises InvalidArgument."""
     given = {
-        name: getattr(message, name)
-        for name in ("gpu_price", "memory_price", "room")
-        if message.HasField(name)
+        field.name: getattr(message, field.name)
+        for field in fields(WhatIf)
+        if message.HasField(field.name)
     }
     if any(not 0 <= value < math.inf for value in given.values()):
-        raise InvalidArgument("BAD_FIELD", "prices and room are finite numbers of at least 0")
+        raise InvalidArgument("BAD_FIELD", "prices and memory are finite numbers of at least 0")
     return WhatIf(**given)
 
 

@@ -78,7 +78,9 @@ class WhatIf:
 
     gpu_price: float | None = None
     memory_price: float | None = None
-    room: float | None = None  # times what the nodes have
+    pinned_price: float | None = None
+    disk_price: float | None = None
+    memory: float | None = None  # times the bytes that nodes have
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ class PlannedModel:
     wake_s: float  # from there
     frozen_wake_s: float
     value: float  # seconds of waiting saved a second, less the price
+    why: str  # in words
 
 
 @dataclass(frozen=True, slots=True)
