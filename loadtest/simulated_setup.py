@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from loadtest.simulated_node import NodeSize
 from woodfrog.model.rung import Rung
 from woodfrog.scheduler import planning
-from woodfrog.scheduler.plan import Item, Solution
+from woodfrog.scheduler.plan import Item, Resource, Solution
 from woodfrog.scheduler.planner import Planner
 from woodfrog.scheduler.state import SchedulerState
 
@@ -84,7 +84,7 @@ def solved(
     items = [i for i in planning.items(state.view, state.demand, state.estimates, now) if i]
     by_model = {item.model: item for item in items}
     limits = planning.limits(state.view, by_model)
-    prices = planning.prices(state.view, gpu_price, 0.0)
+    prices = planning.prices(state.view, {Resource.GPU: gpu_price})
     return by_model, planner.solve(items, limits, prices, within_s=PLAN_WITHIN_S)
 
 

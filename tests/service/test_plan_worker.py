@@ -53,10 +53,10 @@ async def test_what_people_ask_for_is_not_where_the_next_plan_begins() -> None:
     items, limits = cell(random.Random(9), nodes=20, models=200)
     dear = Prices({Resource.GPU: 1e-11, Resource.PINNED: 1e-12})
     try:
-        for prices, keep in ((FREE, True), (dear, False)):
-            asked = await worker.solve(items, limits, prices, 30.0, keep=keep)
-            assert asked is not None
-            assert asked.iterations > 0
+        for prices, people in ((FREE, False), (dear, True)):
+            found = await worker.solve(items, limits, prices, 30.0, asked=people)
+            assert found is not None
+            assert found.iterations > 0
         again = await worker.solve(items, limits, FREE, 30.0)
         assert again is not None
         assert again.iterations == 0

@@ -371,10 +371,12 @@ async def test_an_idle_replica_without_a_time_of_its_own_rests_by_the_plan(bench
     assert shown.solver == "linear program"
     dear = await bench.client.plan(WhatIf(memory_price=1000.0), timeout_s=WAIT_S)
     assert dear.models[0].rung is Rung.FROZEN
-    full = await bench.client.plan(WhatIf(room=0.01), timeout_s=WAIT_S)
+    assert dear.models[0].why.startswith("not worth its price: parked would save")
+    full = await bench.client.plan(WhatIf(memory=0.01), timeout_s=WAIT_S)
     assert full.models[0].rung is Rung.FROZEN
+    assert full.models[0].why == "node a has too little memory beside what the plan leaves alone"
     with pytest.raises(InvalidArgument):
-        await bench.client.plan(WhatIf(room=-1.0), timeout_s=WAIT_S)
+        await bench.client.plan(WhatIf(memory=-1.0), timeout_s=WAIT_S)
     assert agent.replicas, "showing a plan moves nothing"
 
 

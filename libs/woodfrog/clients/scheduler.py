@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import aclosing
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 from woodfrog import rpc
 from woodfrog.api.scheduler.v1 import placements_pb2 as pb
@@ -10,8 +10,8 @@ from woodfrog.api.scheduler.v1 import placements_pb2_grpc
 from woodfrog.errors import InvalidArgument, Unavailable
 from woodfrog.model.node import GpuFacts, ReplicaState
 from woodfrog.model.placement import (
+    MEMORY_MAX,
     PRICE_MAX,
-    ROOM_MAX,
     Acquired,
     ClusterView,
     ModelView,
@@ -106,6 +106,7 @@ def plan_view_to_pb(view: PlanView) -> pb.PlanResponse:
             wake_s=m.wake_s,
             frozen_wake_s=m.frozen_wake_s,
             value=m.value,
+            why=m.why,
         )
         for m in view.models
     ]
@@ -117,7 +118,15 @@ def plan_view_to_pb(view: PlanView) -> pb.PlanResponse:
 def plan_view(message: pb.PlanResponse) -> PlanView:
     models = tuple(
         PlannedModel(
-            m.model, m.node, m.now, Rung(m.rung), m.expected_s, m.wake_s, m.frozen_wake_s, m.value
+            m.model,
+            m.node,
+            m.now,
+            Rung(m.rung),
+            m.expected_s,
+            m.wake_s,
+            m.frozen_wake_s,
+            m.value,
+            m.why,
         )
         for m in message.models
     )
@@ -127,17 +136,17 @@ def plan_view(message: pb.PlanResponse) -> PlanView:
 def what_if(message: pb.PlanRequest) -> WhatIf:
     """Raises InvalidArgument."""
     given = {
-        name: getattr(message, name)
-        for name in ("gpu_price", "memory_price", "room")
-        if message.HasField(name)
+        field.name: getattr(message, field.name)
+        for field in fields(WhatIf)
+        if message.HasField(field.name)
     }
     if any(
-        not 0 <= value <= (ROOM_MAX if name == "room" else PRICE_MAX)
+        not 0 <= value <= (MEMORY_MAX if name == "memory" else PRICE_MAX)
         for name, value in given.items()
     ):
         raise InvalidArgument(
             "BAD_FIELD",
-            f"prices are numbers from 0 to {PRICE_MAX:g}, room is one from 0 to {ROOM_MAX:g}",
+            f"prices are numbers from 0 to {PRICE_MAX:g}, memory is one from 0 to {MEMORY_MAX:g}",
         )
     return WhatIf(**given)
 

@@ -6,7 +6,7 @@ from woodfrog.model.node import GpuFacts, ReplicaState
 from woodfrog.model.rung import Rung
 
 PRICE_MAX = 1e6  # of WhatIf, as is the next
-ROOM_MAX = 1e6  # keeps the bytes of all nodes countable
+MEMORY_MAX = 1e6  # keeps the bytes of all nodes countable
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,9 @@ class WhatIf:
 
     gpu_price: float | None = None
     memory_price: float | None = None
-    room: float | None = None  # times what the nodes have
+    pinned_price: float | None = None
+    disk_price: float | None = None
+    memory: float | None = None  # times the bytes that nodes have
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,7 @@ class PlannedModel:
     wake_s: float  # from there
     frozen_wake_s: float
     value: float  # seconds of waiting saved a second, less the price
+    why: str  # in words
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from woodfrog.cli import chat, commands, doctor, nodes, options, up
+from woodfrog.cli import chat, commands, doctor, nodes, options, plans, up
 from woodfrog.cli.cluster import HOME, NODES_MAX, Cluster, Tools
 from woodfrog.cli.convert import DTYPES
 from woodfrog.errors import WoodfrogError
 from woodfrog.model import spec
-from woodfrog.model.placement import PRICE_MAX, ROOM_MAX, WhatIf
+from woodfrog.model.placement import WhatIf
 
 _CONTEXT_TOKENS_MIN, _CONTEXT_TOKENS_MAX = 16, 1 << 20
 _PORT_MAX = 65_535
@@ -45,17 +45,10 @@ def parser() -> options.Parser:
     verbs.add_parser("down", help="stop it and clean up; models and snapshots stay")
     verbs.add_parser("doctor", help="check this machine")
     verbs.add_parser("ps", help="show models on their rungs, and replicas")
-    price = options.number(0, PRICE_MAX)
-    what_if = verbs.add_parser(
-        "plan", help="show where idle replicas should rest, and why; options show other plans"
-    )
-    what_if.add_argument(
-        "--gpu-price", type=price, help="seconds of waiting to be saved for a GPU held for a second"
-    )
-    what_if.add_argument("--memory-price", type=price, help="the same, for a node's memory")
-    what_if.add_argument(
-        "--room", type=options.number(0, ROOM_MAX), help="times what the nodes have"
-    )
+    verbs.add_parser("plan", help="show where idle replicas should rest, and why").add_argument(
+        "--what-if", action="append", default=[], type=plans.what_if, metavar="NAME=VALUE",
+        help=plans.HELP,
+    )  # fmt: skip
     verbs.add_parser("demo", help="a model sleeps at zero and a request wakes it")
 
     models = verbs.add_parser("models", help="add, list or remove models").add_subparsers(
@@ -249,9 +242,7 @@ async def _add(args: argparse.Namespace) -> None:
 _Action = Callable[[argparse.Namespace], Coroutine[Any, Any, None]]
 _ACTIONS: dict[tuple[str, str], _Action] = {
     ("ps", ""): lambda args: commands.ps(up.running(args.home)),
-    ("plan", ""): lambda args: commands.plan(
-        up.running(args.home), WhatIf(args.gpu_price, args.memory_price, args.room)
-    ),
+    ("plan", ""): lambda args: plans.plan(up.running(args.home), WhatIf(**dict(args.what_if))),
     ("models", "add"): _add,
     ("models", "list"): lambda args: commands.models_list(up.running(args.home)),
     ("models", "rm"): lambda args: commands.models_rm(up.running(args.home), args.name),

@@ -11,12 +11,11 @@ from woodfrog.cli.cluster import Cluster
 from woodfrog.cli.show import size, table
 from woodfrog.clients.scheduler import SchedulerClient
 from woodfrog.errors import NotFound, Unavailable
-from woodfrog.model.placement import ClusterView, ModelView, NodeView, WhatIf
+from woodfrog.model.placement import ClusterView, ModelView, NodeView
 from woodfrog.model.spec import ModelSpec
 
 _TIMEOUT_S = 5.0
 _KNOWN_S = 10.0
-_PLAN_TIMEOUT_S = 30.0
 
 
 async def describe(cluster: Cluster) -> ClusterView:
@@ -62,32 +61,6 @@ def node_line(node: NodeView) -> str:
     kinds += [(f"{gpu.uuid} ", gpu.promised_bytes, gpu.memory_bytes) for gpu in node.gpus]
     told = "; ".join(f"{what}{size(part)} of {size(whole)}" for what, part, whole in kinds)
     return f"node {node.node}: {told} promised{', draining' if node.draining else ''}"
-
-
-async def plan(cluster: Cluster, given: WhatIf) -> None:
-    async with SchedulerClient(cluster.address("scheduler"), router="") as scheduler:
-        view = await scheduler.plan(given, timeout_s=_PLAN_TIMEOUT_S)
-    rows = [
-        (
-            m.model,
-            m.node,
-            m.now,
-            m.rung.value,
-            f"{m.expected_s:.0f} s",
-            f"{m.wake_s * 1000:.0f} ms",
-            f"{m.frozen_wake_s * 1000:.0f} ms",
-            f"{m.value * 1000:.3f}",
-        )
-        for m in view.models
-    ]
-    header = (
-        "MODEL", "NODE", "NOW", "RESTS", "WANTED AGAIN IN", "WAKE", "WAKE FROM FROZEN", "SAVES (MS A S)",
-    )  # fmt: skip
-    print(table(header, rows))
-    print(
-        f"{len(rows)} models by {view.solver} in {view.seconds:.2f} s; in all"
-        f" {view.value * 1000:.3f} ms of waiting saved a second, less the price"
-    )
 
 
 async def models_add(

@@ -11,7 +11,8 @@ from woodfrog.coordination import Session
 from woodfrog.scheduler.board import Limits
 from woodfrog.scheduler.loop import SchedulerLoop, Waits
 from woodfrog.scheduler.metrics import Metrics
-from woodfrog.scheduler.plans import Plans, Prices
+from woodfrog.scheduler.plan import Resource
+from woodfrog.scheduler.plans import Plans
 from woodfrog.scheduler.service import PlacementsServicer
 from woodfrog.scheduler.settings import Settings
 from woodfrog.scheduler.state import SchedulerState
@@ -32,8 +33,13 @@ async def main(stop: asyncio.Event) -> None:
     name = secrets.token_hex(4)
     state = SchedulerState(name, limits)
     waits = Waits(settings.climb_timeout_s, settings.wait_s_max, settings.node_patience_s)
-    prices = Prices(settings.plan_within_s, settings.gpu_price, settings.memory_price)
-    plans = Plans(state, clock, prices)
+    prices = {
+        Resource.GPU: settings.gpu_price,
+        Resource.MEMORY: settings.memory_price,
+        Resource.PINNED: settings.pinned_price,
+        Resource.DISK: settings.disk_price,
+    }
+    plans = Plans(state, clock, prices, settings.plan_within_s)
     metrics = Metrics()
     async with Session(settings.etcd.split(","), clock) as session, asyncio.TaskGroup() as group:
         loop = SchedulerLoop(state, clock, waits, group, plans, metrics)

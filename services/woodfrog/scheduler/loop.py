@@ -74,7 +74,7 @@ class SchedulerLoop:
         self._state = state
         self._clock = clock
         self._waits = waits
-        self._plans = plans or Plans(state, clock)
+        self._plans = plans or Plans(state, clock, {})
         self._metrics = metrics or Metrics()
         self._group = group
         self._tasks: set[asyncio.Task[Any]] = set()

@@ -63,6 +63,7 @@ class Solution:
     value: float
     bound: float | None  # that no choice exceeds; None of a greedy one
     iterations: int = 0  # of the simplex
+    reasons: Mapping[str, str] = field(default_factory=dict)  # by model, of a plan for people
 
 
 Limits = Mapping[str, Mapping[Resource, float]]  # by group; what is not there is without limit
@@ -103,16 +104,26 @@ class Problem:
 
 
 def value_of(item: Item, option: Option, prices: Prices) -> float:
-    saved = item.priority * item.wakes_s * (item.away_s - option.wake_s - option.late_s)
-    paid = sum(prices.of.get(resource, 0.0) * used for resource, used in option.uses.items())
-    value = saved - paid
+    """Seconds of waiting saved a second, less the price, and less or more so that nothing moves for noise."""
+    saves = saved(item, option)
+    value = saves - paid(option, prices)
     if item.now is None:
-        return value - INERTIA * max(0.0, saved)
+        return value - INERTIA * max(0.0, saves)
     if not _same_rest(item.options[item.now], option):
         return value
     others = [other.wake_s for other in item.options if not _same_rest(other, option)]
     step_s = min(abs(other_s - option.wake_s) for other_s in (*others, item.away_s))
     return value + INERTIA * item.priority * item.wakes_s * step_s
+
+
+def saved(item: Item, option: Option) -> float:
+    """Seconds of waiting a second."""
+    return item.priority * item.wakes_s * (item.away_s - option.wake_s - option.late_s)
+
+
+def paid(option: Option, prices: Prices) -> float:
+    """The same, for what it takes."""
+    return sum(prices.of.get(resource, 0.0) * used for resource, used in option.uses.items())
 
 
 def _same_rest(one: Option, other: Option) -> bool:

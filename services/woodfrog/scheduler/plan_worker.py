@@ -37,7 +37,7 @@ class PlanWorker:
         prices: Prices,
         within_s: float,
         *,
-        keep: bool = True,
+        asked: bool = False,
     ) -> Solution | None:
         """One at a time. None when the process died over it, or took `more_s` longer than `within_s`: the next call starts
         another.
@@ -51,7 +51,7 @@ class PlanWorker:
         assert link is not None
 
         def ask() -> Solution:
-            link.send((items, limits, prices, within_s, keep))
+            link.send((items, limits, prices, within_s, asked))
             answer: Solution = link.recv()
             return answer
 
@@ -80,7 +80,7 @@ def _work(link: Connection) -> None:
     planner = Planner()
     while True:
         try:
-            items, limits, prices, within_s, keep = link.recv()
+            items, limits, prices, within_s, asked = link.recv()
         except EOFError:
             return
-        link.send(planner.solve(items, limits, prices, within_s, keep=keep))
+        link.send(planner.solve(items, limits, prices, within_s, asked=asked))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from woodfrog.scheduler.plan import Choice, Item, Limits, Prices, Problem, Solution
 from woodfrog.scheduler.program import Program
+from woodfrog.scheduler.reasons import reasons
 from woodfrog.scheduler.rounding import greedy, whole
 
 
@@ -25,15 +26,15 @@ class Planner:
         prices: Prices,
         within_s: float = 1.0,
         *,
-        keep: bool = True,
+        asked: bool = False,
     ) -> Solution:
         """`items` have names of their own. Blocks for `within_s`, and for as long again for the greedy choice.
 
-        Without `keep` nothing of it is kept for the next.
+        A plan that people `asked` for has reasons, and the next does not begin where it ended.
         """
         began = time.perf_counter()
         problem = Problem(items, limits, prices)
-        shares = self._program.solve(problem, within_s, keep) if problem.offers else None
+        shares = self._program.solve(problem, within_s, keep=not asked) if problem.offers else None
         chosen = whole(problem, shares) if shares is not None else greedy(problem)
         choices = {}
         for model, number in chosen.items():
@@ -46,4 +47,5 @@ class Planner:
             sum(choice.value for choice in choices.values()),
             shares.value if shares is not None else None if problem.offers else 0.0,
             shares.iterations if shares is not None else 0,
+            reasons(items, problem, chosen, prices) if asked else {},
         )

@@ -27,12 +27,12 @@ _SOON_S = 300.0  # what is expected later is not lifted yet
 
 
 def items(
-    view: ClusterView, demand: Demand, estimates: Estimates, now: float
+    view: ClusterView, demand: Demand, estimates: Estimates, now: float, memory: float = 1.0
 ) -> Iterator[Item | None]:
     """One of each model that idles and may be kept, lifted or fetched; None for others, so that a caller can stop after any
-    number.
+    number. `memory` is as in `limits`.
     """
-    shelves = Shelves(view)
+    shelves = Shelves(view, memory)
     for name, model in list(view.models.items()):
         if model.spec.freeze_after_s is not None or model.active is None:
             yield None
@@ -126,19 +126,19 @@ def _far(view: ClusterView, home: Placement) -> tuple[float, int, str]:
     return home.predicted_s, len(view.nodes[home.node].replicas), home.node
 
 
-def limits(view: ClusterView, planned: Mapping[str, Item], room: float = 1.0) -> Limits:
-    """What nodes have for what the plan is about: `room` times all, less a reserve, less what others hold."""
+def limits(view: ClusterView, planned: Mapping[str, Item], memory: float = 1.0) -> Limits:
+    """What nodes have for what the plan is about: `memory` times their bytes, less a reserve, less what others hold."""
     found: dict[str, dict[Resource, float]] = {}
     for name, node in view.nodes.items():
         facts = node.facts
-        part = room * (1 - HEADROOM)
+        part = memory * (1 - HEADROOM)
         left = {
             Resource.MEMORY: facts.memory_bytes * part - node.reserved_bytes,
-            Resource.REPLICAS: facts.replica_count_max * room - node.reserved_count,
+            Resource.REPLICAS: facts.replica_count_max - node.reserved_count,
             Resource.GPU: sum(gpu.memory_bytes for gpu in facts.gpus) * part
             - sum(node.reserved_gpu_bytes.values()),
-            Resource.PINNED: sum(gpu.pinned_bytes for gpu in facts.gpus) * room,
-            Resource.DISK: free_bytes(node),
+            Resource.PINNED: sum(gpu.pinned_bytes for gpu in facts.gpus) * memory,
+            Resource.DISK: free_bytes(node, memory),
         }
         held: dict[str, int] = {}  # weights on a GPU that others use
         for record in node.replicas.values():
@@ -155,16 +155,19 @@ def limits(view: ClusterView, planned: Mapping[str, Item], room: float = 1.0) ->
     return found
 
 
-def prices(view: ClusterView, gpu_price: float, memory_price: float) -> Prices:
-    """Of a whole GPU, and of a whole node's memory: of the largest of the cell."""
-    gpus = [gpu.memory_bytes for node in view.nodes.values() for gpu in node.facts.gpus]
-    memories = [node.facts.memory_bytes for node in view.nodes.values()]
-    return Prices(
-        {
-            Resource.GPU: gpu_price / max(gpus, default=1),
-            Resource.MEMORY: memory_price / max(memories, default=1),
+def prices(view: ClusterView, of: Mapping[Resource, float]) -> Prices:
+    """Of a byte, where `of` a whole GPU and all that a node has of the others is given: of the largest of the cell."""
+    most = dict.fromkeys(of, 1)
+    for node in view.nodes.values():
+        facts = node.facts
+        has = {
+            Resource.GPU: max((gpu.memory_bytes for gpu in facts.gpus), default=0),
+            Resource.PINNED: sum(gpu.pinned_bytes for gpu in facts.gpus),
+            Resource.MEMORY: facts.memory_bytes,
+            Resource.DISK: facts.disk_bytes,
         }
-    )
+        most = {resource: max(found, has[resource]) for resource, found in most.items()}
+    return Prices({resource: price / most[resource] for resource, price in of.items()})
 
 
 def _weights_on(node: NodeRecord, replica: Replica) -> tuple[str, ...]:
@@ -230,6 +233,7 @@ def told(view: ClusterView, planned: Mapping[str, Item], solution: Solution) -> 
                 choice.option.wake_s if choice else item.away_s,
                 item.away_s,
                 choice.value if choice else 0.0,
+                solution.reasons.get(name, ""),
             )
         )
     models.sort(key=lambda each: (-each.value, each.model))

@@ -31,7 +31,7 @@ class Program:
         self._columns: dict[Any, Any] = {}  # status of those that are not at zero
         self._rows: dict[Any, Any] = {}  # and of those that bind
 
-    def solve(self, problem: Problem, within_s: float, keep: bool = True) -> Shares | None:
+    def solve(self, problem: Problem, within_s: float, *, keep: bool = True) -> Shares | None:
         """None when it took too long: then the next goes on from there. Without `keep` the next begins where this one did."""
         import highspy
 

@@ -30,6 +30,10 @@ class Settings(ServiceSettings, env_prefix="WOODFROG_SCHEDULER_"):
     """Seconds of waiting that must be saved for holding a whole GPU for one second."""
     memory_price: float = Field(default=0.0001, ge=0)
     """The same, for all of a node's memory."""
+    pinned_price: float = Field(default=0.000_001, ge=0)
+    """The same, for all of a node's pinned memory, which is there whether it is used or not."""
+    disk_price: float = Field(default=0.000_001, ge=0)
+    """The same, for all of a node's cache on disk, likewise."""
     node_return_s: float = Field(default=10.0, ge=0)
     """Requests wait so long for a lost node to come back when nothing else has room."""
     leader_ttl_s: int = Field(default=5, ge=2)

@@ -27,7 +27,8 @@ def numeric_options() -> Iterator[tuple[list[str], str]]:
                     yield from walk(below, [*typed, verb])
         positional = [a.dest for a in of._actions if not a.option_strings and not a.choices]
         for action in of._actions:
-            if action.type is not None and action.option_strings and action.dest != "home":
+            numeric = action.type is not None and action.dest not in ("home", "what_if")
+            if numeric and action.option_strings:
                 yield [*typed, *positional], action
 
     return ((typed, action.option_strings[0]) for typed, action in walk(parser(), []))

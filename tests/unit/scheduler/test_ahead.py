@@ -399,7 +399,7 @@ def fetches(cell: Cell) -> list[tuple[str, str]]:
     found = planning.items(view, cell.state.demand, cell.state.estimates, cell.now)
     items = {item.model: item for item in found if item is not None}
     limits = planning.limits(view, items)
-    solution = Planner().solve([*items.values()], limits, planning.prices(view, 0.0, 0.0))
+    solution = Planner().solve([*items.values()], limits, planning.prices(view, {}))
     commands = cell.do(planning.rests(view, items, solution))
     return [(order.node, order.attempt) for order in every(on.Prefetch, commands)]
 

@@ -164,7 +164,7 @@ def test_what_is_only_asked_is_nowhere_to_begin() -> None:
     planner = Planner()
     planner.solve(items, limits, FREE, 60.0)
     dear = Prices({Resource.GPU: 1e-11, Resource.PINNED: 1e-12})
-    assert planner.solve(items, limits, dear, 60.0, keep=False).iterations > 0
+    assert planner.solve(items, limits, dear, 60.0, asked=True).iterations > 0
     assert planner.solve(items, limits, FREE, 60.0).iterations == 0
 
 

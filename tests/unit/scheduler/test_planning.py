@@ -27,7 +27,9 @@ def planned(cell: Cell, price: float = 0.0) -> Solution:
     items = [item for item in found if item is not None]
     by_model = {item.model: item for item in items}
     limits = planning.limits(view, by_model)
-    solution = Planner().solve(items, limits, planning.prices(view, price, price / 100))
+    solution = Planner().solve(
+        items, limits, planning.prices(view, {Resource.GPU: price, Resource.MEMORY: price / 100})
+    )
     cell.do(planning.rests(view, by_model, solution))
     return solution
 
@@ -213,6 +215,29 @@ def test_idle_time_before_each_wake_is_noted_and_not_what_runs_on() -> None:
     cell.wait(1000.0)
     cell.acquire("frog")  # the other still runs
     assert cell.state.demand.wait_s("frog", 900.0) == 900.0  # nothing came so late
+
+
+def test_with_more_memory_there_is_more_of_all_bytes_and_as_many_replicas() -> None:
+    cell = Cell(FROG)
+    told = replace(facts("a"), gpus=(gpu(memory=4 * GIB, pinned=8 * GIB),), disk_bytes=10 * GIB)
+    cell.report("a", facts=told)
+    once, twice = (planning.limits(cell.state.view, {}, memory)["a"] for memory in (1.0, 2.0))
+    assert twice == {
+        resource: pytest.approx(limit * (1 if resource is Resource.REPLICAS else 2))
+        for resource, limit in once.items()
+    }
+    assert all(once.values())
+
+
+def test_a_price_is_of_all_that_the_largest_has() -> None:
+    cell = Cell(FROG, nodes=("a", "b"))
+    for node, times in (("a", 1), ("b", 2)):
+        has = gpu(memory=4 * GIB * times, pinned=8 * GIB * times)
+        cell.report(node, facts=replace(facts(node), gpus=(has, has), disk_bytes=GIB * times))
+    of = dict.fromkeys((Resource.GPU, Resource.PINNED, Resource.MEMORY, Resource.DISK), 1.0)
+    paid = planning.prices(cell.state.view, of).of
+    sizes = {Resource.GPU: 8, Resource.PINNED: 32, Resource.MEMORY: 16, Resource.DISK: 2}
+    assert paid == {resource: pytest.approx(1 / size / GIB) for resource, size in sizes.items()}
 
 
 def test_what_is_busy_is_counted_and_not_planned() -> None:

@@ -24,7 +24,7 @@ class SimulatedWorker(PlanWorker):
     def __init__(self) -> None:
         super().__init__()
         self.broken = False
-        self.kept: list[bool] = []
+        self.asked: list[bool] = []
 
     async def solve(
         self,
@@ -33,10 +33,12 @@ class SimulatedWorker(PlanWorker):
         prices: Prices,
         within_s: float,
         *,
-        keep: bool = True,
+        asked: bool = False,
     ) -> Solution | None:
-        self.kept.append(keep)
-        return None if self.broken else Planner().solve(items, limits, prices, within_s)
+        self.asked.append(asked)
+        return (
+            None if self.broken else Planner().solve(items, limits, prices, within_s, asked=asked)
+        )
 
 
 def parked() -> tuple[Cell, SimulatedWorker, Plans]:
@@ -47,7 +49,7 @@ def parked() -> tuple[Cell, SimulatedWorker, Plans]:
     assert only(on.Descend, cell.wait(6.0)).rung is Rung.PARKED
     cell.do(on.DescendFinished("f1", Rung.PARKED))
     worker = SimulatedWorker()
-    return cell, worker, Plans(cell.state, FakeClock(cell.now), worker=worker)
+    return cell, worker, Plans(cell.state, FakeClock(cell.now), {}, worker=worker)
 
 
 async def test_when_plans_fail_again_and_again_the_old_one_counts_no_more(
@@ -85,7 +87,7 @@ async def test_only_the_leaders_plans_are_where_the_next_begins() -> None:
     await plans.next()
     shown = await plans.what_if(WhatIf())
     assert [model.rung for model in shown.models] == [Rung.PARKED]
-    assert worker.kept == [True, False]
+    assert worker.asked == [False, True]
     worker.broken = True
     with pytest.raises(Unavailable):
         await plans.what_if(WhatIf())

@@ -25,6 +25,7 @@ from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler import events as on
 from woodfrog.scheduler import planning
 from woodfrog.scheduler.board import Limits
+from woodfrog.scheduler.plan import Resource
 from woodfrog.scheduler.planner import Planner
 from woodfrog.scheduler.room import room_bytes, sharable
 from woodfrog.scheduler.state import SchedulerState
@@ -269,7 +270,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         ]
         by_model = {item.model: item for item in items}
         limits = planning.limits(view, by_model)
-        solution = Planner().solve(items, limits, planning.prices(view, 0.001, 0.001), 0.0)
+        solution = Planner().solve(
+            items, limits, planning.prices(view, {Resource.GPU: 0.001, Resource.MEMORY: 0.001}), 0.0
+        )
         found = planning.rests(view, by_model, solution)
         self.do(
             on.Planned(
