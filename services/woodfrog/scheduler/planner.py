@@ -14,7 +14,7 @@ from woodfrog.scheduler.rounding import greedy, whole
 
 
 class Planner:
-    """Keeps where the last plan ended, from which the next is found in a fraction of the time."""
+    """Keeps where the last plan ended, from which the next is found in a fraction of the steps."""
 
     def __init__(self) -> None:
         self._program = Program()
@@ -28,7 +28,8 @@ class Planner:
         *,
         asked: bool = False,
     ) -> Solution:
-        """`items` have names of their own. Blocks for `within_s`, and for as long again for the greedy choice.
+        """`items` have names of their own. Blocks for `within_s` at most, and for what the rest takes: a second
+        with 10,000 models.
 
         A plan that people `asked` for has reasons, and the next does not begin where it ended.
         """
