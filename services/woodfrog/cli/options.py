@@ -87,7 +87,11 @@ def path(text: str) -> Path:
 
 def file(text: str) -> Path:
     """One that is there."""
-    if not path(text).is_file():
+    try:
+        there = path(text).is_file()
+    except OSError as error:
+        raise _wrong(text, f"of no use: {error.strerror}") from None
+    if not there:
         raise _wrong(text, "not a file that is there")
     return Path(text)
 
@@ -95,7 +99,11 @@ def file(text: str) -> Path:
 def folder(text: str) -> Path:
     """One that is there, or can be made."""
     wanted = path(text).absolute()
-    if not next(each for each in (wanted, *wanted.parents) if each.exists()).is_dir():
+    try:
+        usable = next(each for each in (wanted, *wanted.parents) if each.exists()).is_dir()
+    except OSError as error:
+        raise _wrong(text, f"of no use: {error.strerror}") from None
+    if not usable:
         raise _wrong(text, "not a folder, nor below one")
     return Path(text)
 

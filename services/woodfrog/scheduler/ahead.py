@@ -97,6 +97,10 @@ class Ahead:
         after = {m: at for m, at in self._fetch_after.items() if m in known and at > now}
         self._fetch_after = {**after, order.spec.name: now + FETCH_RETRY_S}
 
+    def lost(self, node: str) -> None:
+        """What was fetched there is not waited for."""
+        self._fetches = {a: order for a, order in self._fetches.items() if order.node != node}
+
     def under_way(self) -> set[str]:
         """Attempts."""
         return set(self._fetches)

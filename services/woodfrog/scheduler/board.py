@@ -169,6 +169,12 @@ class Board:
     def unjoin(self, model: str, count: int) -> None:
         _less(self.joined, model, count)
 
+    def rises(self, model: str) -> None:
+        """A climb of it begins. Which of its replicas it must keep may be others while it does."""
+        self.rising[model] += 1
+        for record in self.view.replicas_of(model) if model in self.minded else ():
+            self.touched[record.replica.replica_id] = None
+
     def risen(self, model: str) -> None:
         """A climb of it is over."""
         _less(self.rising, model, 1)

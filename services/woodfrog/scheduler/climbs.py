@@ -131,7 +131,7 @@ class Climbs:
         self._count += 1
         name = f"{self._board.epoch}-c{self._count}"
         climb = self._climbs[name] = Climb(name, spec, ticket, self._board.now, ahead)
-        self._board.rising[spec.name] += 1
+        self._board.rises(spec.name)
         self._of_model.setdefault(spec.name, {})[name] = climb
         return climb
 

@@ -32,7 +32,7 @@ def changed(board: Board, model: str, nodes: Collection[str]) -> bool:
         board.awaited
         or _queues(board, model)
         or _is_coming(board.view, known.spec)
-        or _comes_with_idling(board.view, known.spec)
+        or (("room", model) in board.timers and _comes_with_idling(board.view, known.spec))
     )
 
 

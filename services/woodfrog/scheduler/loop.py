@@ -156,6 +156,7 @@ class SchedulerLoop:
 
     def start(self, source: catalog.Catalog, election: Election) -> None:
         self._election = election
+        self.submit(on.Ticked())  # it does not lead yet
         self._spawn(self._follow(source), "catalog")
         self._spawn(election.run(), "election")
         self._spawn(self._follow_terms(election), "terms")
@@ -228,9 +229,10 @@ class SchedulerLoop:
 
     def submit(self, event: Event) -> None:
         """Whether this scheduler leads is looked at each time, so that no plan outlives its term."""
-        if self._election is not None and self._led is not self.leads:
-            self._led = self.leads
-            self._token = self.term.token if self.term is not None else self._token
+        if (term := self.term) is not None:
+            self._token = term.token
+        if self._election is not None and self._led is not (term is not None):
+            self._led = term is not None
             self.submit(on.Led(self._led))
         began = self._clock.wall()
         now = self._clock.now()
@@ -297,16 +299,18 @@ class SchedulerLoop:
         match command:
             case on.StartClimb():
                 self._spans[command.climb] = placed = self._place_span(command, began)
-                task = self._spawn(self._climb(command, placed), command.attempt)
+                task = self._spawn(
+                    self._climb(command, placed, self._term_of(command)), command.attempt
+                )
                 self._climbs[command.attempt] = task
             case on.CancelClimb(attempt):
                 task = self._climbs.pop(attempt)
                 task.cancel()
                 self._forget_spans()
             case on.Descend():
-                self._spawn(self._descend(command), command.replica_id)
+                self._spawn(self._descend(command, self._term_of(command)), command.replica_id)
             case on.Prefetch():
-                self._spawn(self._prefetch(command), command.attempt)
+                self._spawn(self._prefetch(command, self._term_of(command)), command.attempt)
             case on.Grant():
                 self._grant(command)
             case on.Refuse():
@@ -314,6 +318,10 @@ class SchedulerLoop:
             case on.Announce(ready, gone, ended):
                 for track in self._tracks.values():
                     track.announce(ready, gone, ended)
+
+    def _term_of(self, order: on.StartClimb | on.Descend | on.Prefetch) -> int:
+        """As it is when the order is given."""
+        return self._token if order.led else 0
 
     def _refuse(self, refuse: on.Refuse) -> None:
         caller = self._callers.get(refuse.ticket)
@@ -363,10 +371,10 @@ class SchedulerLoop:
         span.end()
         return span
 
-    async def _climb(self, order: on.StartClimb, span: trace.Span) -> None:
+    async def _climb(self, order: on.StartClimb, span: trace.Span, term: int) -> None:
         began = self._clock.now()
         with trace.use_span(span, end_on_exit=False):
-            event = await self._climbed(order)
+            event = await self._climbed(order, term)
         took_s = self._clock.now() - began
         self._metrics.ended(order, event, took_s)
         extra = {
@@ -394,7 +402,7 @@ class SchedulerLoop:
             del self._spans[climb]
 
     async def _climbed(
-        self, order: on.StartClimb
+        self, order: on.StartClimb, term: int
     ) -> on.ClimbFinished | on.ClimbRefused | on.ClimbFailed:
         try:
             client = self._client(order.node)
@@ -405,7 +413,7 @@ class SchedulerLoop:
                 request_id=order.attempt,
                 timeout_s=self._waits.climb_timeout_s,
                 yields=order.yields,
-                term=self._token if order.led else 0,
+                term=term,
             )
         except WoodfrogError as error:
             node = self._state.view.nodes.get(order.node)
@@ -419,11 +427,9 @@ class SchedulerLoop:
             return on.ClimbFailed(order.attempt, error.reason, error.message)
         return on.ClimbFinished(order.attempt, climbed)
 
-    async def _descend(self, order: on.Descend) -> None:
+    async def _descend(self, order: on.Descend, term: int) -> None:
         try:
-            rung = await self._client(order.node).descend(
-                order.replica_id, order.rung, self._token if order.led else 0
-            )
+            rung = await self._client(order.node).descend(order.replica_id, order.rung, term)
         except WoodfrogError as error:
             if error.reason != "REPLICA_BUSY":
                 log.warning(
@@ -435,10 +441,9 @@ class SchedulerLoop:
         log.info("replica lowered", extra={"replica": order.replica_id, "rung": rung.value})
         self.submit(on.DescendFinished(order.replica_id, rung))
 
-    async def _prefetch(self, order: on.Prefetch) -> None:
+    async def _prefetch(self, order: on.Prefetch, term: int) -> None:
         extra = {"model": order.spec.name, "node": order.node}
         try:
-            term = self._token if order.led else 0
             fetched_bytes = await self._client(order.node).prefetch(
                 order.spec, order.snapshot, term
             )

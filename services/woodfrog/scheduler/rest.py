@@ -75,11 +75,12 @@ class Rest:
             record.suspect_since = self._board.now
             self._board.touch(replica_id)
 
-    def lowered(self, record: ReplicaRecord, busy: bool) -> None:
-        """Its node answered; `busy` when it was not lowered."""
+    def lowered(self, record: ReplicaRecord, busy: bool, over: bool = False) -> None:
+        """Its node answered; `busy` when it was not lowered, `over` when only because another scheduler leads."""
         self._board.view.lower(record, None)
-        if busy:
+        if busy and not over:
             record.use(self._board.now)
+        if busy:
             record.descend_after = self._board.now + self._board.limits.descend_retry_s
             self._board.stir_room(record.replica.node)  # whoever waited for its room
         self._board.touch(record.replica.replica_id)

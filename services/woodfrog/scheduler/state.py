@@ -235,7 +235,7 @@ class SchedulerState:
     # --- the plan ---
 
     def _planned(self, event: on.Planned) -> None:
-        if event.rungs and not self._board.leads:
+        if (event.rungs or event.ahead or event.fetched) and not self._board.leads:
             return  # its term ended while it was made
         before, self._board.planned = self._board.planned, dict(event.rungs)
         for replica_id in {**before, **event.rungs}:  # in an order that is the same each time
@@ -269,6 +269,7 @@ class SchedulerState:
 
     def _node_lost(self, event: on.NodeLost) -> None:
         self._world.node_lost(event)
+        self._ahead.lost(event.node)
         self._drains.heard(event.node)
 
     def _descended(self, event: on.DescendFinished | on.DescendFailed) -> None:
@@ -276,7 +277,7 @@ class SchedulerState:
         if record is None or record.descending is None:
             return
         if isinstance(event, on.DescendFailed):
-            self._rest.lowered(record, busy=True)
+            self._rest.lowered(record, busy=True, over=event.reason == "TERM_OVER")
             self._climbs.victim_stayed(event.replica_id)
             return
         target = record.descending

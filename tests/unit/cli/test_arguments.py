@@ -2,11 +2,13 @@
 
 import argparse
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from woodfrog.cli import __main__ as cli
+from woodfrog.cli import options
 from woodfrog.cli.__main__ import parser
 from woodfrog.engine import settings
 from woodfrog.model import spec
@@ -110,3 +112,12 @@ def test_a_wait_is_some_seconds(wrong: str, capsys: pytest.CaptureFixture[str]) 
 def test_the_bounds_are_those_of_the_engine() -> None:
     assert settings._BOUNDS["context_tokens"] == (cli._CONTEXT_TOKENS_MIN, cli._CONTEXT_TOKENS_MAX)
     assert settings._BOUNDS["slots"] == (1, spec.SLOTS_MAX)
+
+
+@pytest.mark.parametrize("read", [options.file, options.folder])
+def test_a_path_that_the_system_refuses_is_told_in_one_sentence(
+    read: Callable[[str], Path],
+) -> None:
+    with pytest.raises(argparse.ArgumentTypeError) as refused:
+        read("x" * 300)
+    assert "is of no use: File name too long" in str(refused.value)

@@ -541,3 +541,45 @@ def test_what_fails_for_ever_is_tried_ever_more_seldom_until_it_is_changed() -> 
     while pending:
         pending = [again for each in pending for again in every(on.StartClimb, cell.fail(each))]
     assert every(on.StartClimb, cell.do(on.ModelListed(replace(ONE, memory_bytes=GIB))))
+
+
+def test_while_a_request_lifts_another_replica_the_one_on_a_node_that_drains_is_kept() -> None:
+    model = spec(slots=1, replicas_max=3, replicas_min=1)
+    cell = Cell(model, nodes=())
+    cell.report("a", replica("f1", model, "a"))
+    cell.report("b", facts=facts("b", 16 * GIB))
+    cell.acquire()
+    cell.report("a", replica("f1", model, "a"), facts=facts("a", 4 * GIB, draining=True))
+    cell.report("b", facts=facts("b"))
+    assert not cell.state.view.replicas["f1"].needed
+    assert only(on.StartClimb, cell.acquire()).node == "b"
+    assert cell.state.view.replicas["f1"].needed
+
+
+def test_who_does_not_lead_lifts_and_fetches_nothing() -> None:
+    cell = Cell(FROG)
+    rested(cell)
+    cell.do(on.Led(False))
+    assert not cell.do(on.Planned({}, {}, {"frog": "a"}, {"frog": "a"}))
+
+
+def test_an_order_of_a_term_that_is_over_leaves_the_replica_as_unused_as_it_was() -> None:
+    cell = Cell(replace(FROG, freeze_after_s=6.0))
+    served(cell, replica("f1", FROG, "a"))
+    used = cell.state.view.replicas["f1"].used
+    only(on.Descend, cell.wait(6.0))
+    cell.do(on.DescendFailed("f1", "TERM_OVER", "another leads"))
+    assert cell.state.view.replicas["f1"].used == used
+    assert not every(on.Descend, cell.wait(0.5))
+    assert every(on.Descend, cell.wait(1.0))
+
+
+def test_fetches_to_a_node_that_is_lost_keep_no_place() -> None:
+    models = [replace(spec(f"m{n}"), park_after_s=5.0) for n in range(2)]
+    cell = Cell(*models, nodes=("a", "b"))
+    for model in models:
+        cell.do(on.SnapshotListed(pointer(model)))
+    assert only(on.Prefetch, cell.do(on.Planned({}, {}, {}, {"m0": "a"}))).node == "a"
+    cell.do(on.NodeSilent("a"))
+    cell.do(on.NodeLost("a"))
+    assert only(on.Prefetch, cell.do(on.Planned({}, {}, {}, {"m0": "b"}))).node == "b"

@@ -77,6 +77,22 @@ def test_it_waits_as_long_as_its_patience_each_from_its_own_coming() -> None:
     assert only(on.Refuse, cell.wait(0.5)).ticket == 3
 
 
+def test_a_hope_that_changes_its_kind_ends_all_the_same() -> None:
+    """It waited for who was to be lowered, and then for who stayed because it is used again."""
+    whole = [spec(name, memory_bytes=16 * GIB) for name in ("olm", "eft", "newt")]
+    cell = Cell(*whole)
+    cell.report("a", replica("o1", whole[0], "a"))
+    only(on.Descend, cell.acquire("eft"))
+    assert cell.acquire("newt") == []
+    cell.do(on.UsageReported("r2", (ReplicaUsage("o1", 1, started=1),)))
+    cell.do(on.DescendFailed("o1", "REPLICA_BUSY", "it answers"))
+    refused = every(on.Refuse, cell.wait(Limits().room_s))
+    assert {(each.ticket, each.reason) for each in refused} == {
+        (1, "NO_CAPACITY"),
+        (2, "NO_CAPACITY"),
+    }
+
+
 @pytest.mark.parametrize("why", ["kept up", "too small", "drains"])
 def test_what_will_not_come_free_is_not_waited_for(why: str) -> None:
     cell = crowded(replicas_min=1 if why == "kept up" else 0)

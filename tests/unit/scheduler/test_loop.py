@@ -110,7 +110,7 @@ async def test_no_plan_decides_after_its_term_though_nobody_was_told_of_the_end(
         catalog: Any = SimulatedCatalog()
         loop.submit(SERVES)
         loop.start(catalog, election)
-        election.term = SimpleNamespace(lost=asyncio.Event())
+        election.term = SimpleNamespace(lost=asyncio.Event(), token=1)
         election.changed.set()
         await turns()
         assert loop.leads
@@ -121,3 +121,28 @@ async def test_no_plan_decides_after_its_term_though_nobody_was_told_of_the_end(
         assert not state.planned
 
     await run(story)
+
+
+async def test_orders_carry_the_term_in_which_they_are_given_from_the_first_event_on() -> None:
+    state = SchedulerState("e")
+    async with asyncio.TaskGroup() as group:
+        loop = SchedulerLoop(state, FakeClock(), Waits(1.0, 60.0, 1.0), group)
+        asked: list[int] = []
+
+        async def descend(replica_id: str, rung: Rung, term: int) -> Rung:
+            asked.append(term)
+            return rung
+
+        loop._client = lambda node: SimpleNamespace(descend=descend)  # type: ignore[assignment,method-assign,return-value]
+        try:
+            loop._election = SimpleNamespace(term=SimpleNamespace(token=7))  # type: ignore[assignment]
+            orders = [on.Descend("f1", "a", Rung.FROZEN, led) for led in (True, False)]
+            loop.submit(on.Ticked())
+            loop._carry_out(orders[0], 0.0)
+            loop._carry_out(orders[1], 0.0)
+            loop._election = SimpleNamespace(term=SimpleNamespace(token=9))  # type: ignore[assignment]
+            loop.submit(on.Ticked())
+            await turns()
+        finally:
+            loop.end()
+    assert asked == [7, 0]
