@@ -123,6 +123,15 @@ def test_a_refusal_that_comes_late_does_not_undo_what_the_stream_told() -> None:
     assert only(on.StartClimb, cell.fail(start, "REPLICA_BUSY")).replica_id == "f1"
 
 
+def test_what_another_parked_is_still_there_though_a_late_answer_says_that_it_went() -> None:
+    cell = Cell(FROG)
+    cell.report("a", PARKED)
+    start = only(on.StartClimb, cell.acquire())
+    for state in (ReplicaState.DESCENDING, ReplicaState.PARKED):
+        cell.report("a", replace(PARKED, state=state))
+    assert only(on.StartClimb, cell.fail(start, "REPLICA_GONE")).replica_id == "f1"
+
+
 def test_what_another_froze_before_it_was_thawed_has_not_failed() -> None:
     cell = Cell(FROG)
     cell.report("a", PARKED)
