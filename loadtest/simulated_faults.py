@@ -135,14 +135,10 @@ class FaultyCell(SimulatedCell):
         node, answer, asked = self.nodes[order.node], by.answers(), by.state
 
         def lose(why: str) -> None:
-            """The scheduler finds that out by itself, before its stream is anew."""
+            """The scheduler finds that out by itself."""
             if by.state is asked:
                 by.handle(_lost(order, why))
-                doubt()
-
-        def doubt() -> None:
-            if isinstance(order, on.StartClimb):
-                by.cut(node, _DOUBT_S)
+                self._doubt(by, order)
 
         def back(event: on.Event) -> None:
             if self.loses():
@@ -150,7 +146,7 @@ class FaultyCell(SimulatedCell):
                 return
             answer(event)
             if isinstance(event, on.ClimbRefused) and event.facts.draining:
-                doubt()
+                self._doubt(by, order)
 
         def arrive() -> None:
             if node.up:
@@ -162,6 +158,10 @@ class FaultyCell(SimulatedCell):
             self.after(self.timing.lost_s, lambda: lose("it was lost"))
         else:
             self.after(self.delay(), arrive)
+
+    def _doubt(self, by: SimulatedScheduler, order: Order) -> None:
+        if isinstance(order, on.StartClimb):
+            by.cut(self.nodes[order.node], _DOUBT_S)
 
     def _check_unused(self, by: SimulatedScheduler, order: Order) -> None:
         """What a scheduler lowers answers nobody, as far as it could know."""
