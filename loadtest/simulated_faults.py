@@ -17,6 +17,7 @@ from woodfrog.scheduler import events as on
 
 _AWAY = status.UNREACHABLE
 _DOUBT_S = 0.06  # until a stream is opened anew that a lost call made doubtful
+_DRAIN_TRIES = 2  # so often as long again does a drain take, at most
 _LEADERLESS_S = 5.5  # from a leader's death to the next term
 
 
@@ -131,15 +132,13 @@ class FaultyCell(SimulatedCell):
     def carry(self, by: SimulatedScheduler, order: Order) -> None:
         """As the scheduler's loop does: where a climb's answer is lost, its node's stream is opened anew."""
         self._check_unused(by, order)
-        node, answer = self.nodes[order.node], by.answers()
+        node, answer, asked = self.nodes[order.node], by.answers(), by.state
 
         def lose(why: str) -> None:
-            answer(_lost(order, why))
-            doubt()
-
-        def doubt() -> None:
-            if isinstance(order, on.StartClimb):
-                by.cut(node, _DOUBT_S)
+            """The scheduler finds that out by itself."""
+            if by.state is asked:
+                by.handle(_lost(order, why))
+                self._doubt(by, order)
 
         def back(event: on.Event) -> None:
             if self.loses():
@@ -147,7 +146,7 @@ class FaultyCell(SimulatedCell):
                 return
             answer(event)
             if isinstance(event, on.ClimbRefused) and event.facts.draining:
-                doubt()
+                self._doubt(by, order)
 
         def arrive() -> None:
             if node.up:
@@ -159,6 +158,10 @@ class FaultyCell(SimulatedCell):
             self.after(self.timing.lost_s, lambda: lose("it was lost"))
         else:
             self.after(self.delay(), arrive)
+
+    def _doubt(self, by: SimulatedScheduler, order: Order) -> None:
+        if isinstance(order, on.StartClimb):
+            by.cut(self.nodes[order.node], _DOUBT_S)
 
     def _check_unused(self, by: SimulatedScheduler, order: Order) -> None:
         """What a scheduler lowers answers nobody, as far as it could know."""
@@ -239,9 +242,16 @@ class FaultyCell(SimulatedCell):
             return
         node = self.chance.choice(list(self.nodes.values()))
         node.drain(True)
-        self.after(self.faults.drain_s, lambda: self._undrain_node(node))
+        drain_s = self.faults.drain_s
+        self.after(drain_s, lambda: self._undrain_node(node, drain_s, _DRAIN_TRIES))
 
-    def _undrain_node(self, node: SimulatedNode) -> None:
+    def _undrain_node(self, node: SimulatedNode, drain_s: float, tries: int) -> None:
+        """Who drains it waits on while bytes are on their way."""
+        states = [scheduler.state for scheduler in self.schedulers]
+        moves = any(state is not None and state.moving(node.name) for state in states)
+        if node.processes and moves and tries:
+            self.after(drain_s, lambda: self._undrain_node(node, drain_s, tries - 1))
+            return
         self.drained.append(len(node.processes))
         node.drain(False)
 

@@ -26,7 +26,7 @@ from woodfrog.router.slots import Slots
 from woodfrog.scheduler import events as on
 from woodfrog.scheduler.tracks import Track
 
-WAIT_S = 120.0  # a request waits so long for a replica
+WAIT_S = 300.0  # a request waits so long for a replica
 _MARGIN_S = 0.02  # as in the scheduler's loop
 #: A router tells what runs after a tenth of a second at most; what began before may be known, if no report is on its way.
 KNOWN_S = 0.11

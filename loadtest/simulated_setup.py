@@ -44,7 +44,7 @@ class Faults:
     line_breaks_s: float = 0.0  # between a router and a scheduler
     leader_goes_s: float = 0.0  # whoever leads then, if anybody does
     node_drains_s: float = 0.0  # from the end of one drain to the next
-    drain_s: float = 15.0  # how long a node drains, also when it is empty sooner
+    drain_s: float = 15.0  # how long a node drains, also when it is empty sooner; longer for bytes
     away_s: float = 5.0  # how long a node or the scheduler is
     # Shares.
     climb_fails: float = 0.0  # prefetches too

@@ -51,23 +51,21 @@ def arrivals(chance: random.Random, count: int, model_count: int, over_s: float)
 
 
 def simulated(
-    seed: int, faults: Faults, count: int = 250, kind: type[FaultyCell] = FaultyCell
+    seed: int, faults: Faults, count: int = 200, kind: type[FaultyCell] = FaultyCell
 ) -> Counter[str]:
     return run(seed, faults, count, kind)[0]
 
 
 def run(
-    seed: int, faults: Faults, count: int = 250, kind: type[FaultyCell] = FaultyCell
+    seed: int, faults: Faults, count: int = 200, kind: type[FaultyCell] = FaultyCell
 ) -> tuple[Counter[str], list[int]]:
     """Outcomes, and how many replicas were left on each node whose drain ended.
 
     Checked: no node promises more than it has, every request ends in time, and so does every climb; nothing is lowered that
     its scheduler could know to answer; afterwards all is at rest, and schedulers and routers know of it what nodes do.
     """
-    memory_bytes = (64 * GIB, 22 * GIB)[
-        seed // 3 % 2
-    ]  # for all replicas that it may have, or fewer
-    size = NodeSize(memory_bytes, 6, 1, 40 * GIB, 60 * GIB, 300 * GIB)
+    memory_gib = (64, 22)[seed // 3 % 2]  # for all replicas that it may have, or fewer
+    size = NodeSize(memory_gib * GIB, 6, 1, 40 * GIB, 60 * GIB, 300 * GIB)
     setup = Setup(
         size, Timing(cold_s=8.0, plan_s=0.5), plan_every_s=5.0, gpu_price=0.001 * (seed % 2),
         schedulers=1 + seed % 3, routers=2,
@@ -106,9 +104,9 @@ def test_whatever_dies_every_request_ends_and_nothing_is_promised_twice(seed: in
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_draining_a_node_empties_it_and_breaks_no_answer(seed: int) -> None:
-    outcomes, left = run(seed, Faults(node_drains_s=3.0, drain_s=90.0))
+    outcomes, left = run(seed, Faults(node_drains_s=3.0, drain_s=60.0))
     assert outcomes.keys() <= {"answered", "NO_CAPACITY"}, (seed, outcomes)
-    assert outcomes["answered"] > 0.9 * outcomes.total(), (seed, outcomes)
+    assert outcomes["answered"] > 0.75 * outcomes.total(), (seed, outcomes)  # a third is away
     assert left, seed
     assert not any(left), (seed, left)
 

@@ -57,6 +57,10 @@ class Climb:
     def thaws(self) -> bool:
         return self.placement is not None and self.placement.replica_id is not None
 
+    def thaws_amid(self, event: ClimbFailed, reason: str) -> bool:
+        """Its thaw was refused for the reason: the replica moves already."""
+        return self.thaws and event.reason == reason
+
     @property
     def new_bytes(self) -> int:
         """Of memory that its attempt promises; what is thawed has it."""

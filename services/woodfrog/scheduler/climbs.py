@@ -286,7 +286,7 @@ class Climbs:
         if climb is None:
             return
         record = self._let_go(climb)
-        raced = climb.thaws and event.reason == "REPLICA_BUSY"  # another scheduler lifts it
+        raced = climb.thaws_amid(event, "REPLICA_BUSY")  # another scheduler lifts it
         if raced and record is not None and record.behind(ReplicaState.CLIMBING):
             record = self._put(climb.node, replace(record.replica, state=ReplicaState.CLIMBING))
         if raced or (record is not None and record.replica.state is ReplicaState.SERVING):
@@ -294,9 +294,9 @@ class Climbs:
             for ticket in self._end(climb):
                 self._board.wait(ticket)
             return
-        if not (climb.thaws and event.reason == "REPLICA_GONE"):  # another one may have frozen it
-            climb.failure = event
-        if record is not None:
+        gone = climb.thaws_amid(event, "REPLICA_GONE")  # another one may have lowered it
+        climb.failure = climb.failure if gone else event
+        if record is not None and (not gone or record.behind(ReplicaState.DESCENDING)):
             self.end_replica(record)
         if climb.thaws:  # one process failed: that says nothing about its node or the snapshot
             self._go_on(climb, (climb.effort, *RETRIES[climb.effort]))

@@ -17,6 +17,8 @@ from woodfrog.model.spec import ModelSpec
 RESTING = (ReplicaState.PARKED, ReplicaState.HOT)
 _BELOW = (ReplicaState.CLIMBING, *RESTING)
 LIVE = (ReplicaState.SERVING, *RESTING)
+#: A request is on its way to what another scheduler lifted: after so long its router has told of it.
+_ARRIVES_S = 1.0
 
 
 def fingerprint_key(fingerprint: Mapping[str, str]) -> str:
@@ -34,7 +36,8 @@ class ReplicaRecord:
     descend_began: float = 0.0  #: when it was asked
     words: int = 0  #: how often its node's stream named it
     words_then: int = 0  #: when it was last asked to move
-    descend_after: float = float("-inf")  #: its node did not lower it; counts as used until then
+    #: Its node did not lower it, or another scheduler lifted it; counts as used until then.
+    descend_after: float = float("-inf")
     busy: bool = False  #: requests run on it
     active: int = 0  #: so many
     active_since: float = 0.0  #: up to when the time that they took is accounted for
@@ -236,6 +239,7 @@ class ClusterView:
         rises = replica.state is ReplicaState.SERVING and before.state in _BELOW
         if rises and record.climb is None:
             record.use(now)  # another scheduler lifted it, for somebody
+            record.descend_after = max(record.descend_after, now + _ARRIVES_S)
         self.changed(replica.node)
         return record
 

@@ -123,6 +123,15 @@ def test_a_refusal_that_comes_late_does_not_undo_what_the_stream_told() -> None:
     assert only(on.StartClimb, cell.fail(start, "REPLICA_BUSY")).replica_id == "f1"
 
 
+def test_what_another_parked_is_still_there_though_a_late_answer_says_that_it_went() -> None:
+    cell = Cell(FROG)
+    cell.report("a", PARKED)
+    start = only(on.StartClimb, cell.acquire())
+    for state in (ReplicaState.DESCENDING, ReplicaState.PARKED):
+        cell.report("a", replace(PARKED, state=state))
+    assert only(on.StartClimb, cell.fail(start, "REPLICA_GONE")).replica_id == "f1"
+
+
 def test_what_another_froze_before_it_was_thawed_has_not_failed() -> None:
     cell = Cell(FROG)
     cell.report("a", PARKED)
@@ -144,6 +153,18 @@ def test_who_was_sent_to_what_another_parks_gets_it_again() -> None:
     other.report("a", CLIMBS)
     assert other.acquire("frog", "f1") == []
     assert only(on.Grant, other.report("a", SERVES)).ticket == 1
+
+
+def test_what_another_lifted_makes_no_room_before_its_request_is_there() -> None:
+    frog, toad = (spec(name, memory_bytes=16 * GIB) for name in ("frog", "toad"))
+    cell = Cell(frog, toad)
+    for state in (ReplicaState.PARKED, ReplicaState.CLIMBING, ReplicaState.SERVING):
+        cell.report("a", replica("f1", frog, "a", state))
+    assert not every(on.Descend, cell.acquire("toad"))
+    cell.do(on.UsageReported("r", (ReplicaUsage("f1", 1, 1),)))
+    assert not every(on.Descend, cell.wait(2.0))
+    cell.do(on.UsageReported("r", (ReplicaUsage("f1", 0),)))
+    assert only(on.Descend, cell.acquire("toad")).replica_id == "f1"
 
 
 def test_what_another_lifted_is_not_parked_by_a_late_answer() -> None:
