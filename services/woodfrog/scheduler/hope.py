@@ -52,9 +52,9 @@ def _is_coming(view: ClusterView, spec: ModelSpec) -> bool:
 
 
 def _comes_with_idling(view: ClusterView, spec: ModelSpec) -> bool:
-    """Requests end, and one who serves others now may be lowered then."""
+    """Requests end, and one who serves others now may be lowered then; or in a moment, as it rose only now."""
     return any(
-        record.busy and not record.needed and record.replica.model != spec.name
+        record.live and not (record.quiet or record.needed) and record.replica.model != spec.name
         for node in view.nodes.values()
         if not node.silent and not node.facts.draining and could_take(node.facts, spec)
         for record in node.replicas.values()

@@ -93,6 +93,15 @@ def test_a_hope_that_changes_its_kind_ends_all_the_same() -> None:
     }
 
 
+def test_who_rose_only_now_is_waited_for() -> None:
+    cell = Cell(FROG, TOAD, nodes=())
+    full = facts("a", 4 * GIB, memory_bytes=4 * GIB)
+    cell.report("a", replica("t1", TOAD, "a", ReplicaState.CLIMBING), facts=full)
+    cell.report("a", replica("t1", TOAD, "a"), facts=full)  # another scheduler lifted it
+    assert cell.acquire("frog") == []
+    assert only(on.Descend, cell.wait(1.5)).replica_id == "t1"
+
+
 @pytest.mark.parametrize("why", ["kept up", "too small", "drains"])
 def test_what_will_not_come_free_is_not_waited_for(why: str) -> None:
     cell = crowded(replicas_min=1 if why == "kept up" else 0)

@@ -163,8 +163,8 @@ def test_what_another_lifted_makes_no_room_before_its_request_is_there() -> None
     assert not every(on.Descend, cell.acquire("toad"))
     cell.do(on.UsageReported("r", (ReplicaUsage("f1", 1, 1),)))
     assert not every(on.Descend, cell.wait(2.0))
-    cell.do(on.UsageReported("r", (ReplicaUsage("f1", 0),)))
-    assert only(on.Descend, cell.acquire("toad")).replica_id == "f1"
+    idle = cell.do(on.UsageReported("r", (ReplicaUsage("f1", 0),)))
+    assert only(on.Descend, idle).replica_id == "f1"
 
 
 def test_what_another_lifted_is_not_parked_by_a_late_answer() -> None:

@@ -295,7 +295,7 @@ def test_a_request_waits_for_the_room_of_a_replica_that_is_being_frozen() -> Non
 
 def test_a_request_does_not_wait_for_a_replica_that_stays() -> None:
     sleepy = spec("sleepy", memory_bytes=13 * GIB, park_after_s=5.0, freeze_after_s=5.0)
-    cell = Cell(sleepy, spec("big", memory_bytes=13 * GIB))
+    cell = Cell(sleepy, spec("big", memory_bytes=13 * GIB), limits=Limits(room_s=0))
     cell.finish(only(on.StartClimb, cell.acquire("sleepy")))
     cell.do(on.UsageReported("r", (ReplicaUsage("f1", 0, started=1),)))
     cell.wait(6.0)
