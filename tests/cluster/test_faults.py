@@ -153,6 +153,7 @@ def test_a_damaged_snapshot_leads_to_a_cold_start_and_a_new_snapshot(
         files = tree / "files"
         damaged = files / "pages" if where == "cache" else next((files / "images").glob("core-*"))
         whole = damaged.read_bytes()
+        wait(lambda: _is_sealed(frog, pointer.manifest), "the seal")  # it syncs the disk first
         _flip(damaged)
     answer = frog.ask(QUESTION)
     assert answer.text == expected
@@ -453,6 +454,13 @@ def _chunks(running: Running, manifest: str) -> list[Path]:
     digits = {digest.removeprefix("sha256:") for digest in asyncio.run(work())}
     store = running.cluster.home / "store" / "chunks"
     return [path for path in store.rglob("*") if path.name in digits]
+
+
+def _is_sealed(frog: Running, manifest: str) -> bool:
+    """What is touched from now on is verified again."""
+    said = ("tree sealed", "sealed tree was changed from outside")
+    told = [x["message"] for x in frog.log("weight_fs") if x.get("manifest") == manifest]
+    return next((each for each in reversed(told) if each in said), "") == said[0]
 
 
 def _flip(path: Path) -> None:
