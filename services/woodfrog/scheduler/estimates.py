@@ -217,6 +217,8 @@ class Estimates:
 
     def _moving_s(self, kind: str, missing: Missing, sharing: int = 0) -> float:
         seconds = 0.0
+        if missing.total <= FEW_BYTES:  # what a climb alone took has them in it
+            return seconds
         if missing.store_bytes:
             a_byte = _median(self._store.get(kind), 1 / self.priors.store_bytes_s)
             others = sharing * _median(self._shared.get(kind), 1.0)

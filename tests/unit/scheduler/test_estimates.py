@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from woodfrog.model.node import Stage
 from woodfrog.model.placement import Predictions
 from woodfrog.model.rung import Rung
-from woodfrog.scheduler.estimates import SAMPLES, Branch, Estimates, Missing, Way
+from woodfrog.scheduler.estimates import FEW_BYTES, SAMPLES, Branch, Estimates, Missing, Way
 from woodfrog.scheduler.rates import Rates
 
 FROZEN = Way("kind", "frog", Rung.FROZEN)
@@ -223,3 +223,11 @@ def test_how_long_others_take_to_make_room_is_learned_apart() -> None:
         estimates.learn(first, FROZEN.rung, stages, 3.2)
     assert estimates.forecast(FROZEN, PROCESS).seconds == pytest.approx(0.2)
     assert estimates.forecast(FROZEN, PROCESS, yields=True).seconds == pytest.approx(3.2)
+
+
+def test_a_few_bytes_that_are_away_at_each_climb_are_counted_once() -> None:
+    estimates = Estimates(PRIORS)
+    process = replace(PROCESS, missing=Missing(disk_bytes=FEW_BYTES))
+    for _ in range(SAMPLES):
+        estimates.learn(estimates.forecast(FROZEN, process), Rung.FROZEN, (), 0.005)
+    assert estimates.forecast(FROZEN, process).seconds == pytest.approx(0.005)
