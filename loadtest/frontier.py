@@ -16,6 +16,7 @@ class Point:
     p99_s: float
     gpu_s: float
     unanswered: int = 0
+    decision_p99_ms: float = 0.0  # of the scheduler, on the machine that simulates; 0: not known
 
 
 def front(points: Sequence[Point]) -> list[Point]:
@@ -29,13 +30,22 @@ def front(points: Sequence[Point]) -> list[Point]:
 
 def p99_at(points: Sequence[Point], gpu_s: float) -> float | None:
     """Of who pays no more, between runs by the powers that both follow; None when all cost more."""
+    found = at(points, gpu_s)
+    return found.p99_s if found is not None else None
+
+
+def at(points: Sequence[Point], gpu_s: float) -> Point | None:
+    """The best by p99 of one policy that pays no more, as above; `knob` is that of the run that is no dearer."""
     line = front(points)
     if not line or gpu_s < line[0].gpu_s:
         return None
     for a, b in itertools.pairwise(line):
         if gpu_s < b.gpu_s:
-            return _between(gpu_s, (a.gpu_s, b.gpu_s), (a.p99_s, b.p99_s))
-    return line[-1].p99_s
+            paid = a.gpu_s, b.gpu_s
+            p50_s = _between(gpu_s, paid, (a.p50_s, b.p50_s))
+            p99_s = _between(gpu_s, paid, (a.p99_s, b.p99_s))
+            return Point(a.policy, a.knob, p50_s, p99_s, gpu_s, a.unanswered)
+    return line[-1]
 
 
 def gpu_s_at(points: Sequence[Point], p99_s: float) -> float | None:
