@@ -14,5 +14,20 @@ step "types"
 $BIN/mypy
 step "layers"
 $BIN/lint-imports --no-cache | tail -n 12
-step "tests"
-$BIN/pytest -rs --durations=10 "$@"
+if [ $# -gt 0 ]; then
+  step "tests"
+  exec $BIN/pytest -rs --durations=10 "$@"
+fi
+# Those of clusters wait more than they compute: they run beside the others, and are shown after them.
+beside=$(mktemp)
+set -m # else bash has it ignore the interrupt by which it ends its clusters
+$BIN/pytest -rs --durations=10 tests/cluster >"$beside" 2>&1 &
+clusters=$!
+set +m
+trap '{ kill -INT "$clusters" && wait "$clusters"; } 2>/dev/null; rm -f "$beside"' EXIT
+step "tests without a cluster"
+$BIN/pytest -rs --durations=10 --ignore=tests/cluster && rc=0 || rc=$?
+step "tests of clusters"
+wait "$clusters" || rc=$?
+cat "$beside"
+exit "$rc"
