@@ -11,6 +11,7 @@ from opentelemetry.trace import Span, StatusCode
 
 from woodfrog import errors, telemetry
 from woodfrog.clock import Clock
+from woodfrog.model.placement import ANYONE, Caller
 from woodfrog.router.metrics import Metrics
 from woodfrog.router.replica_client import Exchange, Head, ReplicaClient, ReplicaLost
 from woodfrog.router.slots import Slot, Slots
@@ -46,6 +47,7 @@ class Call:
     arrived: float  # on the clock
     request_id: str  # printable ASCII
     span: Span  # opened and ended by the face
+    caller: Caller = ANYONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +218,7 @@ class Gateway:
         """Up to the first byte of the body; so far nothing went to the client and another replica may be asked."""
         for retry in range(_RETRIES_MAX + 1):
             deadline = self._clock.now() + call.wait_s - progress.waited_s
-            slot = await self._slots.take(call.model, progress.excluded, deadline)
+            slot = await self._slots.take(call.model, progress.excluded, deadline, call.caller)
             progress.woken = True
             progress.waited_s += slot.waited_s
             try:

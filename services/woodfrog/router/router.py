@@ -10,12 +10,15 @@ from woodfrog import rpc
 from woodfrog.api.router.v1 import chats_pb2_grpc, completions_pb2_grpc, models_pb2_grpc
 from woodfrog.catalog import CatalogEvent, CatalogSnapshot, ModelPut, ModelRemoved
 from woodfrog.clock import Clock
+from woodfrog.router.access import Access
+from woodfrog.router.admission import Admission
 from woodfrog.router.gateway import Gateway, Limits
 from woodfrog.router.http_app import HttpApp, HttpLimits
 from woodfrog.router.http_server import ConnectionLimits, HttpServer
 from woodfrog.router.metrics import Metrics
 from woodfrog.router.model_list import ModelList
 from woodfrog.router.placements import Placements
+from woodfrog.router.quotas import Quotas
 from woodfrog.router.replica_client import ReplicaClient
 from woodfrog.router.replicas import ReplicaTable
 from woodfrog.router.schedulers import Schedulers
@@ -57,6 +60,8 @@ async def running(
 ) -> AsyncIterator[Router]:
     """Serves until it is left; answers under way may then end within `drain_s`. `placements` as `Schedulers` has them."""
     metrics, models, table = Metrics(), ModelList(), ReplicaTable()
+    access = Access(required=settings.auth == "keys")
+    admission = Admission(models, access, Quotas(clock, settings.requests_max))
     client = ReplicaClient(settings.answer_wait_s)
     limits = Limits(settings.requests_max, settings.sse_comment_s)
     schedulers = Schedulers(
@@ -69,7 +74,7 @@ async def running(
     gateway = Gateway(Slots(table, schedulers, clock), client, metrics, clock, limits)
     app = HttpApp(
         gateway,
-        models,
+        admission,
         metrics,
         clock,
         lambda: {"scheduler": schedulers.delivered, "catalog": models.known},
@@ -84,7 +89,7 @@ async def running(
     )
     asking = Asking(
         gateway,
-        models,
+        admission,
         metrics,
         clock,
         wake_wait_s=settings.wake_wait_s,
@@ -92,14 +97,14 @@ async def running(
     )
     tasks = (
         asyncio.create_task(schedulers.run()),
-        asyncio.create_task(_follow(catalog, models)),
+        asyncio.create_task(_follow(catalog, models, access)),
     )
     try:
         async with (
             rpc.Server(settings.grpc_listen) as server,
             HttpServer(app, settings.listen, connections) as http,
         ):
-            _add_servicers(server, asking, models)
+            _add_servicers(server, asking, ModelsServicer(admission))
             await server.start(*_SERVICES)
             yield Router(http.port, server.port, table, tasks)
     finally:
@@ -109,17 +114,18 @@ async def running(
         client.close()
 
 
-def _add_servicers(server: rpc.Server, asking: Asking, models: ModelList) -> None:
+def _add_servicers(server: rpc.Server, asking: Asking, models: ModelsServicer) -> None:
     chats_pb2_grpc.add_ChatsServicer_to_server(ChatsServicer(asking), server.grpc)  # type: ignore[no-untyped-call]
     completions_pb2_grpc.add_CompletionsServicer_to_server(  # type: ignore[no-untyped-call]
         CompletionsServicer(asking), server.grpc
     )
-    models_pb2_grpc.add_ModelsServicer_to_server(ModelsServicer(models), server.grpc)  # type: ignore[no-untyped-call]
+    models_pb2_grpc.add_ModelsServicer_to_server(models, server.grpc)  # type: ignore[no-untyped-call]
 
 
-async def _follow(catalog: Following, models: ModelList) -> None:
+async def _follow(catalog: Following, models: ModelList, access: Access) -> None:
     async with aclosing(catalog.follow()) as events:
         async for event in events:
+            access.hear(event)
             match event:
                 case CatalogSnapshot():
                     models.replace(event.models)

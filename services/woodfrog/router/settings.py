@@ -3,6 +3,7 @@
 import os
 import socket
 import uuid
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
@@ -26,6 +27,8 @@ class Settings(ServiceSettings):
     every router, so that one scheduler knows of all waits."""
     etcd: str = "127.0.0.1:2379"
     """Addresses of etcd, with commas between."""
+    auth: Literal["none", "keys"] = "none"
+    """With "keys" a request needs a tenant's API key; with "none" keys are not looked at, and limits of tenants do not hold."""
     name: str = Field(default_factory=_name)
     """Names this instance to the scheduler: unique to the process, since its placements end with it."""
     wake_wait_s: float = Field(default=120.0, gt=0)

@@ -261,7 +261,7 @@ class Climbs:
         joined = {ticket.number for ticket in waiters}
         for ticket in waiters:
             board.wait(ticket)
-        for _, ticket in sorted(board.waiting.get(climb.spec.name, {}).items()):  # who came first
+        for ticket in board.in_turn(climb.spec.name):
             if board.has_slot(record, ticket):
                 board.grant(ticket, record, waited if ticket.number in joined else None)
 
