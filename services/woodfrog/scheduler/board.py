@@ -44,6 +44,16 @@ class Limits:
     moves_per_minute: int = 30  # on one node, by the plan
 
 
+@dataclass(frozen=True, slots=True)
+class Waited:
+    """The climb that a ticket waited for."""
+
+    climb: str
+    rung: Rung
+    climb_ms: float
+    fallback_reason: str
+
+
 @dataclass(slots=True)
 class Ticket:
     """One Acquire that is not answered yet."""
@@ -56,22 +66,13 @@ class Ticket:
     deadline: float
     caller: Caller = ANYONE
     turn: float = 0.0  #: of those that wait for the model
+    waited: Waited | None = None  #: for the first climb that ended for it
     climb: str | None = None  #: that it waits for; None while it waits for a slot or for room
 
     @property
     def rank(self) -> tuple[float, int]:
         """Who is served first."""
         return self.turn, self.number
-
-
-@dataclass(frozen=True, slots=True)
-class Waited:
-    """The climb that a ticket waited for."""
-
-    climb: str
-    rung: Rung
-    climb_ms: float
-    fallback_reason: str
 
 
 class Board:
@@ -226,7 +227,7 @@ class Board:
         free = self.usage.active(replica.replica_id) < replica.slots
         return free and self.view.offered(record)
 
-    def grant(self, ticket: Ticket, record: ReplicaRecord, waited: Waited | None = None) -> None:
+    def grant(self, ticket: Ticket, record: ReplicaRecord) -> None:
         replica_id = record.replica.replica_id
         assert self.has_slot(record, ticket), f"{replica_id} has no slot"
         self._placements += 1
@@ -240,6 +241,7 @@ class Board:
         record.busy = True
         record.quiet = False
         self.touch(replica_id)
+        waited = ticket.waited
         if waited is None:
             acquired = Acquired(placement_id, record.ready, Rung.SERVING)
         else:
