@@ -8,6 +8,7 @@ goes wrong. All of it follows from one seed.
 import heapq
 import random
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from loadtest.simulated_cache import Cache, Lane
 from loadtest.simulated_node import PRINT, NodeSize, Process, SimulatedNode
@@ -53,8 +54,13 @@ class SimulatedCell:
         self._active: dict[str, int] = {}
         self._reported_at = 0.0
         self.nodes = {
-            name: SimulatedNode(self, name, setup.size, self._cache(setup.size))
-            for name in (f"n{number:04}" for number in range(node_count))
+            f"n{n:04}": SimulatedNode(
+                self,
+                f"n{n:04}",
+                replace(setup.size, tenants=setup.tenants.get(n, ())),
+                self._cache(setup.size),
+            )
+            for n in range(node_count)
         }
         if setup.snapshots:
             eager = (model for model in models if model.snapshot == "eager")

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Protocol
 
 from loadtest.simulated_cache import Cache
+from woodfrog.clients.node_agent import REFUSED
 from woodfrog.model.node import (
     Climbed,
     GpuFacts,
@@ -72,6 +73,7 @@ class NodeSize:
     arena_bytes: int = 128 << 30
     disk_bytes: int = 3840 * 10**9
     page_cache_bytes: int = 32 << 30
+    tenants: tuple[str, ...] = ()  # whose models alone it takes
 
 
 @dataclass(slots=True)
@@ -105,13 +107,14 @@ class SimulatedNode:
             for n in range(size.gpu_count)
         ]
         self.state = agent.NodeState(size.memory_bytes, size.replica_count_max, gpus)
+        self.state.tenants = size.tenants
         self.decide(agent.DrainSet(self.draining))
 
     def facts(self) -> NodeFacts:
         gpus: tuple[GpuFacts, ...] = tuple(gpu.facts() for gpu in self.state.gpus.values())
         return NodeFacts(
             self.name, PRINT, self.size.memory_bytes, self.state.memory_promised_bytes,
-            self.size.replica_count_max, self.state.draining, gpus, self.size.disk_bytes,
+            self.size.replica_count_max, self.state.draining, gpus, self.size.disk_bytes, self.size.tenants,
         )  # fmt: skip
 
     def full(self) -> NodeUpdate:
@@ -181,6 +184,8 @@ class SimulatedNode:
     # --- what a scheduler asks ---
 
     def do(self, order: on.StartClimb | on.Prefetch | on.Descend, answer: Answer) -> None:
+        if not isinstance(order, on.Descend):
+            assert order.spec.admitted(self.size.tenants), f"{order} to {self.name}"
         match order:
             case on.StartClimb():
                 self.climb(order, answer)
@@ -238,7 +243,7 @@ class SimulatedNode:
             case agent.Nothing():
                 replica_id, seconds, rung = order.replica_id or "", 0.0, Rung.SERVING
             case agent.Refuse(reason, message):
-                if reason in ("NODE_FULL", "NODE_DRAINING"):
+                if reason in REFUSED:
                     answer(on.ClimbRefused(order.attempt, self.facts(), message))
                 else:
                     answer(on.ClimbFailed(order.attempt, reason, message))
@@ -261,7 +266,10 @@ class SimulatedNode:
             home = order.snapshot.gpu if order.snapshot is not None else ""
             need = Need(spec.gpu_bytes, spec.weights, spec.weights_bytes, home)
         name = self._cell.new_name(self.name)
-        return agent.StartRequested(name, spec.name, spec.memory_bytes, need, order.yields)
+        admitted = spec.admitted(self.size.tenants)
+        return agent.StartRequested(
+            name, spec.name, spec.memory_bytes, need, order.yields, admitted
+        )
 
     def _climbed(
         self,
@@ -272,7 +280,10 @@ class SimulatedNode:
         answer: Answer,
     ) -> None:
         process = self.processes.get(replica_id)
-        if self.lives != life or not self.up or process is None:
+        if self.lives != life or not self.up:
+            answer(on.ClimbFailed(order.attempt, "RPC_UNAVAILABLE", "its node died"))
+            return
+        if process is None:
             return  # whoever killed it told
         if self._cell.breaks():
             self.end(replica_id)

@@ -1,6 +1,6 @@
 """What a simulated cell is made of, what is asked of it, and how its plan is made."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from loadtest.simulated_node import NodeSize
@@ -100,4 +100,5 @@ class Setup:
     # Of a FaultyCell; another has one of each.
     schedulers: int = 1
     routers: int = 1
+    tenants: Mapping[int, tuple[str, ...]] = field(default_factory=dict)  # of some nodes, by number
     make_state: Callable[[str], SchedulerState] = SchedulerState  # each life's, from its name

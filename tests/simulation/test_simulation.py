@@ -7,6 +7,7 @@ A failure names its seed: `WOODFROG_SIMULATION_SEED=7 pytest tests/simulation` r
 import os
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from loadtest.simulated_faults import FaultyCell
@@ -54,6 +55,19 @@ def simulated(
     seed: int, faults: Faults, count: int = 200, kind: type[FaultyCell] = FaultyCell
 ) -> Counter[str]:
     return run(seed, faults, count, kind)[0]
+
+
+class CellOfTenants(FaultyCell):
+    """One node takes only acme's models; of these some go nowhere else. Nodes assert that nothing else is sent to them."""
+
+    def __init__(
+        self, seed: int, models: list[ModelSpec], nodes: int, setup: Setup, faults: Faults
+    ) -> None:
+        owned = [
+            replace(m, tenant="acme" if n % 3 == 1 else "", dedicated=n % 6 == 1)
+            for n, m in enumerate(models)
+        ]
+        super().__init__(seed, owned, nodes, replace(setup, tenants={0: ("acme",)}), faults)
 
 
 def run(
@@ -109,6 +123,17 @@ def test_draining_a_node_empties_it_and_breaks_no_answer(seed: int) -> None:
     assert outcomes["answered"] > 0.75 * outcomes.total(), (seed, outcomes)  # a third is away
     assert left, seed
     assert not any(left), (seed, left)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_nothing_goes_to_another_tenants_node(seed: int) -> None:
+    """Where a dedicated model's one node drains or is away it waits, and is refused if that takes long."""
+    faults = Faults(
+        node_dies_s=40.0, stream_breaks_s=20.0, scheduler_dies_s=40.0, away_s=3.0, late=0.1,
+        node_drains_s=20.0, drain_s=20.0,
+    )  # fmt: skip
+    outcomes = simulated(seed, faults, kind=CellOfTenants)
+    assert outcomes["answered"] > 0.5 * outcomes.total(), (seed, outcomes)
 
 
 def test_the_same_seed_is_the_same_story() -> None:

@@ -27,6 +27,9 @@ from woodfrog.model.spec import ModelSpec
 DESCEND_TIMEOUT_S = 60.0
 DRAIN_TIMEOUT_S = 10.0
 
+#: Why a node takes no new replica now, or none of this model.
+REFUSED = ("NODE_FULL", "NODE_DRAINING", "NODE_OF_OTHERS")
+
 
 class NodeAgentClient:
     """`async with NodeAgentClient("127.0.0.1:7010") as agent`."""
@@ -55,7 +58,7 @@ class NodeAgentClient:
     ) -> Climbed:
         """`yields`: replicas at rest on its GPUs, in the order in which they make room. `term` of who leads, if it is its own order.
 
-        Raises ResourceExhausted NODE_FULL or NODE_DRAINING (`refused` reads the facts), FailedPrecondition REPLICA_GONE, Unavailable."""
+        Raises ResourceExhausted with one of `REFUSED` (`refused` reads the facts), FailedPrecondition REPLICA_GONE, Unavailable."""
         request = pb.ClimbRequest(
             request_id=request_id,
             spec=spec.encode(),
@@ -153,6 +156,7 @@ def facts_to_pb(facts: NodeFacts) -> pb.NodeFacts:
             for gpu in facts.gpus
         ],
         disk_bytes=facts.disk_bytes,
+        tenants=facts.tenants,
     )
 
 
@@ -176,6 +180,7 @@ def facts(message: pb.NodeFacts) -> NodeFacts:
             for gpu in message.gpus
         ),
         disk_bytes=message.disk_bytes,
+        tenants=tuple(message.tenants),
     )
 
 
@@ -243,7 +248,7 @@ def climbed(message: pb.ClimbResponse) -> Climbed:
 
 
 def node_full(facts: NodeFacts, reason: str, why: str) -> ResourceExhausted:
-    """The refusal of a climb with the facts that it rests on; `reason` is NODE_FULL or NODE_DRAINING."""
+    """The refusal of a climb with the facts that it rests on; `reason` is one of `REFUSED`."""
     return ResourceExhausted(
         reason,
         f"node {facts.node!r} takes no other replica: {why}; ask another node",
@@ -253,13 +258,14 @@ def node_full(facts: NodeFacts, reason: str, why: str) -> ResourceExhausted:
         memory_promised_bytes=facts.memory_promised_bytes,
         replica_count_max=facts.replica_count_max,
         draining=int(facts.draining),
+        tenants=json.dumps(facts.tenants),
         gpus=json.dumps([asdict(gpu) for gpu in facts.gpus]),
     )
 
 
 def refused(error: WoodfrogError, known: NodeFacts) -> NodeFacts | None:
     """The facts of the node that refused a climb, on top of those known; None when `error` is not a refusal."""
-    if error.reason not in ("NODE_FULL", "NODE_DRAINING"):
+    if error.reason not in REFUSED:
         return None
     metadata = error.metadata
     return replace(
@@ -270,6 +276,7 @@ def refused(error: WoodfrogError, known: NodeFacts) -> NodeFacts | None:
         ),
         replica_count_max=int(metadata.get("replica_count_max", known.replica_count_max)),
         draining=known.draining or error.reason == "NODE_DRAINING",
+        tenants=tuple(json.loads(metadata.get("tenants", json.dumps(known.tenants)))),
         gpus=_gpus(metadata["gpus"]) if "gpus" in metadata else known.gpus,
     )
 

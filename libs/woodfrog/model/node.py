@@ -63,6 +63,7 @@ class NodeFacts:
     draining: bool = False  # takes no new replica
     gpus: tuple[GpuFacts, ...] = ()
     disk_bytes: int = 0  # that its cache may hold; 0 while that is not known
+    tenants: tuple[str, ...] = ()  # whose models alone it takes; empty: everybody's
 
 
 @dataclass(frozen=True, slots=True)

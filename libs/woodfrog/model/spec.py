@@ -2,12 +2,13 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import NoneType
 from typing import Any
 
 from woodfrog.model import digest as digests
+from woodfrog.model.tenant import check_name as check_tenant
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 FORMAT = 1
@@ -26,7 +27,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "replicas_max": int, "park_after_s": (int, float), "freeze_after_s": (int, float, NoneType), "memory_bytes": int,
     "snapshot": str, "create_time": (int, float), "gpu_bytes": int,
     "priority": (int, float), "keep_hot_s": (int, float), "replicas_min": int, "deadline_s": (int, float, NoneType),
-    "tenant": str,
+    "tenant": str, "dedicated": bool,
 }  # fmt: skip
 
 
@@ -54,6 +55,7 @@ class ModelSpec:
     #: How long a request waits for a replica, if its client does not say less; None: as long as the router has it.
     deadline_s: float | None = None
     tenant: str = ""  # who owns it; empty: nobody, all may ask it
+    dedicated: bool = False  # it goes only to nodes that are its tenant's
 
     def encode(self) -> bytes:
         return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True).encode()
@@ -74,7 +76,7 @@ class ModelSpec:
         """Itself. Raises ValueError with one sentence when a field is out of range."""
         for name, kind in _TYPES.items():
             value = getattr(self, name)
-            if not isinstance(value, kind) or isinstance(value, bool):
+            if not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool):
                 raise ValueError(
                     f"model spec's {name} is {value!r:.80}, which is of the wrong type"
                 )
@@ -99,9 +101,20 @@ class ModelSpec:
             raise ValueError(
                 f"replicas_min is {self.replicas_min}, it must be 0 to replicas_max, which is {self.replicas_max}"
             )
+        self._check_tenant()
         self._check_memory()
         self._check_rest()
         return self
+
+    def admitted(self, tenants: Sequence[str]) -> bool:
+        """By a node that takes only models of these tenants; of any, where none is named."""
+        return self.tenant in tenants if tenants else not self.dedicated
+
+    def _check_tenant(self) -> None:
+        if self.tenant:
+            check_tenant(self.tenant)
+        if self.dedicated and not self.tenant:
+            raise ValueError("the model is to be dedicated, but has no tenant; name one")
 
     def _check_rest(self) -> None:
         longest_s = REST_S_MAX if self.freeze_after_s is None else self.freeze_after_s

@@ -47,6 +47,14 @@ def parser() -> options.Parser:
         choices=AUTH,
         help="whether requests need a tenant's API key (none); kept for the next start",
     )
+    one.add_argument(
+        "--node-tenants",
+        action="append",
+        type=tenants.of_node,
+        metavar="NUMBER=TENANT[,TENANT]",
+        help="a node that takes only models of these tenants; for several nodes, several times; kept for the next start,"
+        " 1= alone takes all of them back",
+    )
     verbs.add_parser("down", help="stop it and clean up; models and snapshots stay")
     verbs.add_parser("doctor", help="check this machine")
     verbs.add_parser("ps", help="show models on their rungs, and replicas")
@@ -103,6 +111,10 @@ def _take_nodes(verb: options.Parser) -> None:
 def _take_model(add: options.Parser) -> None:
     add.add_argument("name")
     add.add_argument("path", type=options.path)
+    add.add_argument("--tenant", type=tenants.name, help="who owns it, and alone may ask it")
+    add.add_argument(
+        "--dedicated", action="store_true", help="it goes only to nodes that are its tenant's"
+    )
     _take_rest(add)
     add.add_argument(
         "--slots",
@@ -203,7 +215,9 @@ def main() -> None:
 def run(args: argparse.Namespace) -> int:
     match args.verb:
         case "up":
-            return up.up(args.home, args.port, args.nodes, args.foreground, args.auth)
+            tenants_of = dict(args.node_tenants) if args.node_tenants else None
+            wanted = up.Wanted(args.port, args.nodes, args.auth, tenants_of)
+            return up.up(args.home, wanted, args.foreground)
         case "down":
             return up.down(args.home)
         case "doctor":
@@ -242,6 +256,8 @@ async def _add(args: argparse.Namespace) -> None:
         gpu_bytes=args.gpu_memory,
         priority=args.priority,
         keep_hot_s=args.keep_hot,
+        tenant=args.tenant or "",
+        dedicated=args.dedicated,
     )
     await commands.models_add(up.running(args.home), asked, args.path, args.dtype)
 

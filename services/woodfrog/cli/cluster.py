@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from woodfrog.cli import shares
@@ -69,6 +69,9 @@ class Cluster:
     ports: Mapping[str, int]
     node_count: int = 1
     auth: str = "none"  # whether its gateway asks for keys: "none" or "keys"
+    tenants: Mapping[str, str] = field(
+        default_factory=dict
+    )  # by a node's number: whose models alone it takes, comma between
 
     @staticmethod
     def open(home: Path, http_port: int | None = None, node_count: int = 1) -> "Cluster":
@@ -91,7 +94,8 @@ class Cluster:
     def save(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True)
         value = {
-            "http_port": self.http_port, "nodes": self.node_count, "auth": self.auth, "ports": self.ports,
+            "http_port": self.http_port, "nodes": self.node_count, "auth": self.auth,
+            "tenants": dict(self.tenants), "ports": self.ports,
         }  # fmt: skip
         temporary = self.home / "cluster.new"
         temporary.write_text(json.dumps(value, indent=1))
@@ -110,7 +114,10 @@ class Cluster:
             auth = str(value.get("auth", "none"))
             if auth not in AUTH:
                 raise ValueError(auth)
-            return Cluster(home, int(value["http_port"]), ports, node_count, auth)
+            tenants = {
+                str(number): str(names) for number, names in value.get("tenants", {}).items()
+            }
+            return Cluster(home, int(value["http_port"]), ports, node_count, auth, tenants)
         except FileNotFoundError:
             raise FailedPrecondition(
                 "NO_CLUSTER",
@@ -232,6 +239,7 @@ class Cluster:
                     "state_dir": node.folder / "agent",
                     "run_dir": node.run_dir,
                     "criu": tools.criu,
+                    "tenants": self.tenants.get(str(number), ""),
                     **shares.memory(self.node_count),
                 }
             case "scheduler":

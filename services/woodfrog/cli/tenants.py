@@ -10,7 +10,7 @@ from typing import Any
 
 from woodfrog.catalog.tenants import Tenants
 from woodfrog.cli import options
-from woodfrog.cli.cluster import Cluster, to_type
+from woodfrog.cli.cluster import NODES_MAX, Cluster, to_type
 from woodfrog.cli.show import table
 from woodfrog.clock import SystemClock
 from woodfrog.coordination import Session
@@ -42,6 +42,25 @@ def take(verbs: Any) -> None:
     listed.add_argument("tenant", nargs="?", default="")
     revoke = keys.add_parser("revoke", help="end a key; requests under way go on")
     revoke.add_argument("id")
+
+
+def name(text: str) -> str:
+    """Of a tenant. Raises ArgumentTypeError."""
+    try:
+        return values.check_name(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def of_node(text: str) -> tuple[str, str]:
+    """`2=acme,globex`: a node's number, and whose models alone it takes. Raises ArgumentTypeError."""
+    number, equals, names = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not NUMBER=TENANT[,TENANT]")
+    whole = options.whole(1, NODES_MAX)(number)
+    for each in names.split(",") if names else ():
+        name(each)
+    return str(whole), names
 
 
 def _take_limits(verb: options.Parser) -> None:

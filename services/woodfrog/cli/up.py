@@ -6,9 +6,9 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
@@ -23,13 +23,21 @@ READY_NODE_S = 10.0  # for each further node
 _OTHER_S = READY_TIMEOUT_S + READY_NODE_S * NODES_MAX
 
 
-def up(
-    home: Path, port: int | None, node_count: int | None, foreground: bool, auth: str | None = None
-) -> int:
-    """What is None stays as it is: the gateway's port, how many nodes there are, and whether keys are asked for."""
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Of a cluster; what is None stays as it is."""
+
+    port: int | None = None  # of the gateway
+    nodes: int | None = None
+    auth: str | None = None  # whether the gateway asks for keys: "none" or "keys"
+    #: By a node's number: whose models alone it takes, comma between; all nodes not named take everybody's.
+    tenants: Mapping[str, str] | None = None
+
+
+def up(home: Path, wanted: Wanted, foreground: bool) -> int:
     check_machine()
     with _alone(home) as first:
-        was_up = _chosen(home, port, node_count, auth)
+        was_up = _chosen(home, wanted)
         cluster = Cluster.existing(home)
         if foreground and not was_up:
             check_ports(cluster)
@@ -79,34 +87,51 @@ def _alone(home: Path) -> Iterator[supervisor.Lock]:
         lock.release()
 
 
-def _chosen(home: Path, port: int | None, node_count: int | None, auth: str | None) -> bool:
+def _chosen(home: Path, wanted: Wanted) -> bool:
     """Writes down what is to be started; whether it is up already. Raises FailedPrecondition when that is another one."""
-    cluster = Cluster.open(home, port, node_count or 1)
+    cluster = Cluster.open(home, wanted.port, wanted.nodes or 1)
     was_up = supervisor.Lock(cluster.home).holder() is not None
-    if port and port != cluster.http_port:
-        if was_up:
+    changed = cluster.with_nodes(wanted.nodes or cluster.node_count)
+    changed = replace(
+        changed,
+        http_port=wanted.port or cluster.http_port,
+        auth=wanted.auth or cluster.auth,
+        tenants=cluster.tenants if wanted.tenants is None else _named(wanted.tenants),
+    )
+    for reason, differs, kept in (
+        ("PORT_KEPT", changed.http_port != cluster.http_port, f"port {cluster.http_port}"),
+        ("NODES_KEPT", changed.node_count != cluster.node_count, _nodes(cluster)),
+        ("AUTH_KEPT", changed.auth != cluster.auth, f"--auth {cluster.auth}"),
+        ("TENANTS_KEPT", changed.tenants != cluster.tenants, f"--node-tenants {_tenants(cluster)}"),
+    ):
+        if was_up and differs:
             raise FailedPrecondition(
-                "PORT_KEPT",
-                f"the cluster in {cluster.home} is up on port {cluster.http_port}; stop it first with: {to_type('down', cluster.home)}",
+                reason,
+                f"the cluster in {cluster.home} is up with {kept}; stop it first with:"
+                f" {to_type('down', cluster.home)}",
             )
-        cluster = replace(cluster, http_port=port)
-        cluster.save()
-    if node_count and node_count != cluster.node_count:
-        if was_up:
-            raise FailedPrecondition(
-                "NODES_KEPT",
-                f"the cluster in {cluster.home} is up with {_nodes(cluster)}; stop it first with: {to_type('down', cluster.home)}",
-            )
-        cluster = cluster.with_nodes(node_count)
-        cluster.save()
-    if auth and auth != cluster.auth:
-        if was_up:
-            raise FailedPrecondition(
-                "AUTH_KEPT",
-                f"the cluster in {cluster.home} is up with --auth {cluster.auth}; stop it first with: {to_type('down', cluster.home)}",
-            )
-        replace(cluster, auth=auth).save()
+    _check_tenants(changed)
+    if changed != cluster:
+        changed.save()
     return was_up
+
+
+def _named(tenants: Mapping[str, str]) -> Mapping[str, str]:
+    return {number: names for number, names in tenants.items() if names}
+
+
+def _tenants(cluster: Cluster) -> str:
+    return " ".join(f"{number}={names}" for number, names in cluster.tenants.items()) or "none"
+
+
+def _check_tenants(cluster: Cluster) -> None:
+    for number in cluster.tenants:
+        if int(number) > cluster.node_count:
+            raise FailedPrecondition(
+                "NODE_UNKNOWN",
+                f"--node-tenants names node {number}, and the cluster has {_nodes(cluster)}; give it more with --nodes,"
+                " or name another",
+            )
 
 
 def _start(cluster: Cluster) -> None:

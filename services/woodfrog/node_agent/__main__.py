@@ -66,9 +66,10 @@ async def main(stop: asyncio.Event) -> None:
         state = NodeState(
             memory, settings.replica_count_max, gpus.states(settings.gpu_context_bytes)
         )
+        state.tenants = settings.tenant_names
         board = Board(settings.node, state, fingerprint.of_node(criu_version, gpus.print))
         loop = NodeLoop(board, Parts(climber, checkpointer, weight_fs, pool, gpus))
-        prefetcher = Prefetcher(settings.node, climber, weight_fs)
+        prefetcher = Prefetcher(settings.node, climber, weight_fs, state.tenants)
         servicer = ReplicasServicer(loop, prefetcher, Drain(board, settings.state_dir))
         add = replicas_pb2_grpc.add_ReplicasServicer_to_server
         add(servicer, server.grpc)  # type: ignore[no-untyped-call]

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Collection
 
-from woodfrog.clients.node_agent import node_full
+from woodfrog.clients.node_agent import REFUSED, node_full
 from woodfrog.clients.weight_fs import ResidencyUpdate
 from woodfrog.errors import FailedPrecondition
 from woodfrog.model.node import NodeFacts, NodeUpdate, Replica, ReplicaState, Resident
@@ -39,10 +39,13 @@ class Board:
             self.broken.set()
             raise
         if isinstance(command, state.Refuse):
-            if command.reason in ("NODE_FULL", "NODE_DRAINING"):
+            if command.reason in REFUSED:
                 raise node_full(self._facts(), command.reason, command.message)
             raise FailedPrecondition(command.reason, command.message)
         return command
+
+    def admits(self, spec: ModelSpec) -> bool:
+        return spec.admitted(self._state.tenants)
 
     def full(self, why: str) -> Exception:
         return node_full(self._facts(), "NODE_FULL", why)
@@ -168,6 +171,7 @@ class Board:
             draining=self._state.draining,
             gpus=tuple(gpu.facts() for gpu in self._state.gpus.values()),
             disk_bytes=self._disk_bytes,
+            tenants=self._state.tenants,
         )
 
     def _full(self) -> NodeUpdate:

@@ -17,6 +17,7 @@ from typing import Any
 from opentelemetry import trace
 
 from woodfrog import telemetry
+from woodfrog.clients.node_agent import REFUSED
 from woodfrog.clients.weight_fs import ResidencyUpdate, WeightFsClient
 from woodfrog.errors import (
     DataLoss,
@@ -48,7 +49,7 @@ _CLIMBS_KEPT_MAX = 1024
 _ROOM_TRIES = 3
 _AWAKE = frozenset((ReplicaState.SERVING, ReplicaState.HOT))  # their processes run
 #: The scheduler decides again.
-_REFUSALS = frozenset(("NODE_FULL", "NODE_DRAINING", "REPLICA_GONE", "REPLICA_BUSY"))
+_REFUSALS = frozenset((*REFUSED, "REPLICA_GONE", "REPLICA_BUSY"))
 # Once they may have another cause, e.g. a file system that went away. Twice in a row the snapshot is given up.
 _BLAMES_SNAPSHOT = frozenset(("CRIU_RESTORE_FAILED", "REPLICA_UNREACHABLE", "REPLICA_SILENT"))
 
@@ -216,7 +217,14 @@ class NodeLoop:
         home = pointer.gpu if pointer and not mismatch else ""
         need = need_of(spec, home)
         command = await self._decide_with_room(
-            state.StartRequested(replica_id, spec.name, spec.memory_bytes, need, order.yields),
+            state.StartRequested(
+                replica_id,
+                spec.name,
+                spec.memory_bytes,
+                need,
+                order.yields,
+                self._board.admits(spec),
+            ),
             stages,
         )
         assert isinstance(command, state.Start)

@@ -1,9 +1,10 @@
 """Brings a model's trees into this node's cache before anybody climbs here."""
 
 import itertools
+from collections.abc import Sequence
 
 from woodfrog.clients.weight_fs import WeightFsClient
-from woodfrog.errors import Unavailable
+from woodfrog.errors import FailedPrecondition, Unavailable
 from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.model.spec import ModelSpec
 from woodfrog.node_agent.climb import Climber
@@ -12,8 +13,12 @@ from woodfrog.node_agent.climb import Climber
 class Prefetcher:
     """Of one tree a chunk is fetched once, however many ask for it."""
 
-    def __init__(self, node: str, climber: Climber, weight_fs: WeightFsClient) -> None:
+    def __init__(
+        self, node: str, climber: Climber, weight_fs: WeightFsClient, tenants: Sequence[str] = ()
+    ) -> None:
+        """`tenants` whose models alone come here; of everybody's where none is named."""
         self._node = node
+        self._tenants = tenants
         self._climber = climber
         self._weight_fs = weight_fs
         self._numbers = itertools.count(1)
@@ -21,8 +26,13 @@ class Prefetcher:
     async def prefetch(self, spec: ModelSpec, pointer: SnapshotPointer | None) -> int:
         """Bytes that came from the store, once all is there. Both trees are pinned until both are whole.
 
-        Raises what weight_fs raises. Cancelled, it leaves what came.
+        Raises what weight_fs raises, FailedPrecondition NODE_OF_OTHERS. Cancelled, it leaves what came.
         """
+        if not spec.admitted(self._tenants):
+            raise FailedPrecondition(
+                "NODE_OF_OTHERS",
+                f"node {self._node} takes only models of: {', '.join(self._tenants)}; ask another",
+            )
         owner = f"{self._node}-prefetch-{next(self._numbers)}"
         manifests = [spec.weights, *((pointer.manifest,) if pointer is not None else ())]
         fetched_bytes = 0

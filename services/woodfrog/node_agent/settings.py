@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from woodfrog.model.tenant import check_name
 from woodfrog.node_agent.cuda import driver as cuda_driver
 from woodfrog.node_agent.vault import device as vault_device
 from woodfrog.replica import device as replica_device
@@ -27,6 +28,8 @@ class Settings(ServiceSettings, env_prefix="WOODFROG_NODE_AGENT_"):
     """Folders of the sandboxes with their sockets; short, a socket's path has 107 bytes at most."""
     criu: Path
     """CRIU's command."""
+    tenants: str = ""
+    """Tenants whose models alone it takes, comma between; empty takes everybody's. What is here already stays."""
     memory_bytes: int = Field(0, ge=0)
     """Memory that replicas may own; 0 means four fifths of the machine's."""
     replica_count_max: int = Field(64, gt=0)
@@ -51,3 +54,14 @@ class Settings(ServiceSettings, env_prefix="WOODFROG_NODE_AGENT_"):
     """module:class of CUDA's checkpoints; the simulated one is for tests."""
     lease_ttl_s: int = Field(5, gt=0)
     """The node leaves the cell this long after its agent stopped answering."""
+
+    @field_validator("tenants")
+    @classmethod
+    def _names(cls, value: str) -> str:
+        for name in value.split(",") if value else ():
+            check_name(name)
+        return value
+
+    @property
+    def tenant_names(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self.tenants.split(","))) if self.tenants else ()

@@ -44,6 +44,7 @@ class StartRequested:
     memory_bytes: int
     need: Need | None = None  # of a GPU
     yields: tuple[str, ...] = ()  # as in Order
+    admitted: bool = True  # this node takes its model's tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +162,7 @@ class Nothing:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    reason: str  # NODE_FULL, NODE_DRAINING, REPLICA_GONE or REPLICA_BUSY
+    reason: str  # NODE_FULL, NODE_DRAINING, NODE_OF_OTHERS, REPLICA_GONE or REPLICA_BUSY
     message: str
 
 
@@ -203,6 +204,7 @@ class NodeState:
         self.promises: dict[str, Promise] = {}
         self.proofs: dict[str, str] = {}  # to their GPU
         self.draining = False
+        self.tenants: tuple[str, ...] = ()  #: whose models alone it takes; empty: everybody's
 
     @property
     def memory_promised_bytes(self) -> int:
@@ -270,6 +272,8 @@ class NodeState:
 
     def _start(self, event: StartRequested) -> Command:
         assert event.replica_id not in self.promises
+        if not event.admitted:
+            return Refuse("NODE_OF_OTHERS", f"it takes only models of: {', '.join(self.tenants)}")
         if self.draining:
             return _DRAINS
         free = self.memory_bytes - self.memory_promised_bytes

@@ -28,11 +28,12 @@ _WHYS = (
     FULL,
     "too small",
     "without a GPU",
+    "for other tenants",
     "draining",
     "not answering",
     "not to be tried again",
 )
-_FITS, _FULL, _SMALL, _NO_GPU, _DRAINS, _SILENT, _EXCLUDED = range(len(_WHYS))
+_FITS, _FULL, _SMALL, _NO_GPU, _OTHERS, _DRAINS, _SILENT, _EXCLUDED = range(len(_WHYS))
 _Rows = npt.NDArray[np.intp]  # numbers of nodes, in the order of their names
 
 
@@ -41,6 +42,7 @@ _SUMMARY = np.dtype(
         (name, np.int64)
         for name in (
             "kind",  # of node
+            "tenants",  # number of those whose models it takes; 0: everybody's
             "away",  # why nothing may go there, whatever it needs; _FITS when something may
             "memory_bytes",
             "free_bytes",
@@ -68,6 +70,7 @@ class Table:
         self.rows: dict[str, int] = {}
         self.summaries = np.zeros(0, _SUMMARY)
         self._kinds: dict[str, int] = {}
+        self._tenants: dict[tuple[str, ...], int] = {(): 0}
 
     def __getitem__(self, column: str) -> npt.NDArray[np.int64]:
         return self.summaries[column]
@@ -99,6 +102,7 @@ class Table:
         weights_bytes, count, _ = load(name, node)
         return (
             self._kinds.setdefault(node.print_key, len(self._kinds)),
+            self._tenants.setdefault(facts.tenants, len(self._tenants)),
             _SILENT if node.silent else _DRAINS if facts.draining else _FITS,
             facts.memory_bytes, node.free_bytes, facts.replica_count_max, node.free_count,
             max((gpu.memory_bytes for gpu in facts.gpus), default=0), room, lowered,
@@ -117,6 +121,9 @@ class Table:
         found = np.where(small, _SMALL, full * _FULL)
         if spec.gpu_bytes:
             found[self["gpu_bytes_max"] == 0] = _NO_GPU
+        if len(self._tenants) > 1 or spec.dedicated:
+            admitting = [n for tenants, n in self._tenants.items() if spec.admitted(tenants)]
+            found[~np.isin(self["tenants"], admitting)] = _OTHERS
         found = np.where(self["away"] > 0, self["away"], found)
         found[[self.rows[name] for name in excluded if name in self.rows]] = _EXCLUDED
         return found

@@ -40,7 +40,8 @@ _REFUSING = "refusing"
 SOON_S = 1.0
 _EVER_S = float("inf")
 _SOONER = 2.0  # times
-_LASTING = ("too small", "without a GPU")
+_OTHERS = "for other tenants"
+_LASTING = ("too small", "without a GPU", _OTHERS)
 _SEEN_MAX = 32  # told to people; in a large cell those that were looked at first
 
 
@@ -198,7 +199,11 @@ def _near(
 
 
 def could_take(facts: NodeFacts, spec: ModelSpec) -> bool:
-    """Whether the node is large enough for one replica, were it empty."""
+    """Whether the node takes the model's tenant, and is large enough for one replica, were it empty."""
+    return spec.admitted(facts.tenants) and _large_enough(facts, spec)
+
+
+def _large_enough(facts: NodeFacts, spec: ModelSpec) -> bool:
     return spec.memory_bytes <= facts.memory_bytes and (
         not spec.gpu_bytes or any(_could_hold(gpu, spec) for gpu in facts.gpus)
     )
@@ -229,9 +234,11 @@ def _misfit(name: str, node: NodeRecord, request: PlaceRequest) -> str | None:
         return "not answering"
     if facts.draining:
         return "draining"
+    if not spec.admitted(facts.tenants):
+        return _OTHERS
     if spec.gpu_bytes and not facts.gpus:
         return "without a GPU"
-    if not could_take(facts, spec) or not facts.replica_count_max:
+    if not _large_enough(facts, spec) or not facts.replica_count_max:
         return "too small"
     found = best_gpu(node, spec, home=home_of(node, request))
     full = spec.memory_bytes > node.free_bytes or node.free_count < 1
@@ -336,6 +343,7 @@ def _thawable(record: ReplicaRecord, node: NodeRecord, request: PlaceRequest) ->
         and replica.node not in request.excluded_nodes
         and not node.silent
         and not node.facts.draining
+        and request.spec.admitted(node.facts.tenants)
     )
 
 

@@ -28,7 +28,10 @@ def no_capacity(
     """Class, reason, one sentence, and after how many seconds to try again; None: time will not mend it."""
     if found.lasting:
         larger = "node with a larger GPU" if spec.gpu_bytes else "larger node"
-        told = _sentence(spec, found, f"add the model with less memory, or a {larger}")
+        mend = f"add the model with less memory, or a {larger}"
+        if {*found.misfits} == {"for other tenants"}:
+            mend = f"add a node for {'tenant ' + repr(spec.tenant) if spec.tenant else 'everybody'}"
+        told = _sentence(spec, found, mend)
         return Refusal.FAILED_PRECONDITION, "NO_NODE_FITS", told, None
     mend = f"try again in {retry_after_s:g} s, or add a node"
     if {*found.misfits} == {"draining"}:

@@ -196,7 +196,7 @@ def facts_off_gpu(node: NodeRecord, replica: Replica) -> NodeFacts:
 
 def more_room(before: NodeFacts, after: NodeFacts) -> bool:
     """Whether there may be room now for something that found none, or none any more for all."""
-    small = ("draining", "fingerprint", "memory_bytes", "replica_count_max")
+    small = ("draining", "fingerprint", "tenants", "memory_bytes", "replica_count_max")
     if any(getattr(before, name) != getattr(after, name) for name in small):
         return True
     old = {gpu.uuid: gpu for gpu in before.gpus}

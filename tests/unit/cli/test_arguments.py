@@ -29,7 +29,12 @@ def numeric_options() -> Iterator[tuple[list[str], str]]:
                     yield from walk(below, [*typed, verb])
         positional = [a.dest for a in of._actions if not a.option_strings and not a.choices]
         for action in of._actions:
-            numeric = action.type is not None and action.dest not in ("home", "what_if")
+            numeric = action.type is not None and action.dest not in (
+                "home",
+                "what_if",
+                "tenant",
+                "node_tenants",
+            )
             if numeric and action.option_strings:
                 yield [*typed, *positional], action
 

@@ -81,8 +81,28 @@ def test_the_number_of_nodes_changes_only_while_it_is_down(
     with pytest.raises(
         FailedPrecondition, match=r"is up with 2 nodes; stop it first with: .* down"
     ):
-        up.up(tmp_path, None, 3, foreground=False)
+        up.up(tmp_path, up.Wanted(nodes=3), foreground=False)
     assert Cluster.existing(tmp_path).node_count == 2
+
+
+def test_nodes_of_tenants_are_kept_and_must_be_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(up, "check_machine", lambda: None)
+    monkeypatch.setattr(up, "_start", lambda cluster: None)
+    up.up(tmp_path, up.Wanted(nodes=2, auth="keys", tenants={"2": "acme,globex"}), foreground=False)
+    cluster = Cluster.existing(tmp_path)
+    assert (cluster.auth, cluster.tenants) == ("keys", {"2": "acme,globex"})
+    tools = Tools.find()
+    name = "WOODFROG_NODE_AGENT_TENANTS"
+    assert cluster.environment("node_agent-2", tools)[name] == "acme,globex"
+    assert cluster.environment("node_agent", tools)[name] == ""
+    up.up(tmp_path, up.Wanted(), foreground=False)
+    assert Cluster.existing(tmp_path) == cluster
+    with pytest.raises(FailedPrecondition, match="names node 3, and the cluster has 2 nodes"):
+        up.up(tmp_path, up.Wanted(tenants={"3": "acme"}), foreground=False)
+    up.up(tmp_path, up.Wanted(tenants={"1": ""}), foreground=False)
+    assert Cluster.existing(tmp_path).tenants == {}
 
 
 def test_nodes_share_the_machine_s_memory() -> None:

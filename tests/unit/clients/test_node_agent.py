@@ -48,6 +48,8 @@ def test_a_refusal_carries_the_fresh_facts() -> None:
     assert convert.refused(error, known) == fresh
     draining = convert.node_full(fresh, "NODE_DRAINING", "it is draining")
     assert convert.refused(draining, known) == replace(fresh, draining=True)
+    others = convert.node_full(replace(fresh, tenants=("acme",)), "NODE_OF_OTHERS", "no")
+    assert convert.refused(others, known) == replace(fresh, tenants=("acme",))
     error.metadata.pop("gpus")  # as an agent refuses that knows of none
     assert convert.refused(error, known) == replace(fresh, gpus=())
     assert convert.refused(Unavailable("CLIMB_FAILED", "no"), known) is None

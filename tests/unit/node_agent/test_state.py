@@ -80,6 +80,14 @@ def test_a_replica_that_is_being_ended_is_nobody_s_and_keeps_its_memory() -> Non
     assert node.handle(state.StartRequested("b", "m", GIB)) == state.Start("b")
 
 
+def test_a_node_of_some_tenants_starts_no_others_models() -> None:
+    node = NodeState(memory_bytes=4 * GIB, replica_count_max=8)
+    node.tenants = ("acme", "globex")
+    refused = node.handle(state.StartRequested("a", "m", GIB, admitted=False))
+    assert refused == state.Refuse("NODE_OF_OTHERS", "it takes only models of: acme, globex")
+    assert node.handle(state.StartRequested("b", "m", GIB)) == state.Start("b")
+
+
 def test_a_draining_node_starts_and_thaws_nothing_and_lowers_what_it_has() -> None:
     node = NodeState(memory_bytes=4 * GIB, replica_count_max=8)
     for name in "abc":

@@ -23,7 +23,15 @@ from woodfrog.scheduler.policy import Eviction, NoCapacity, make_room, place
 from woodfrog.scheduler.rates import Rates
 from woodfrog.scheduler.view import ClusterView, ModelRecord, NodeRecord, fingerprint_key
 
-MODELS = [spec(f"m{n}", gpu_bytes=(n % 3) * 2 * GIB) for n in range(9)]
+MODELS = [
+    spec(
+        f"m{n}",
+        gpu_bytes=(n % 3) * 2 * GIB,
+        tenant=("", "", "acme")[n % 4 % 3],
+        dedicated=n % 8 == 2,
+    )
+    for n in range(9)
+]
 ESTIMATES = Estimates(Rates())
 
 
@@ -41,6 +49,7 @@ def cluster(chance: random.Random, node_count: int, fullness: float) -> ClusterV
             fingerprint=PRINT if chance.random() < 0.8 else OTHER_PRINT,
             gpus=(gpu,) if chance.random() < 0.7 else (),
             draining=chance.random() < 0.1,
+            tenants=chance.choice(((), (), ("acme",), ("acme", "globex"), ("globex",))),
         )
         node = NodeRecord(told, fingerprint_key(told.fingerprint), silent=chance.random() < 0.1)
         view.put_node(name, node)

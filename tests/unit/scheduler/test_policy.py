@@ -19,6 +19,7 @@ from tests.unit.scheduler.cell import (
 
 from woodfrog.model.node import NodeFacts, ReplicaState
 from woodfrog.model.rung import Rung
+from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler.estimates import Estimates
 from woodfrog.scheduler.forecasts import Placement, PlaceRequest
 from woodfrog.scheduler.policy import Eviction, NoCapacity, find, make_room, place
@@ -155,6 +156,7 @@ def test_nothing_is_thawed_on_a_node_that_drains() -> None:
         ({"memory_promised_bytes": 13 * GIB}, "full"),
         ({"replica_count_max": 1}, "full"),
         ({"memory_bytes": 3 * GIB}, "too small"),
+        ({"tenants": ("acme",)}, "for other tenants"),
     ],
 )
 def test_no_capacity_says_why(told: dict[str, object], why: str) -> None:
@@ -293,3 +295,35 @@ def test_a_thousand_nodes_are_no_trouble() -> None:
     for _ in range(5):
         assert placed(request, cluster).rung is Rung.STORED
     assert (time.perf_counter() - began) / 5 < 0.1
+
+
+def test_a_model_goes_where_its_tenant_may() -> None:
+    own, others, open_ = (
+        replace(facts(name), tenants=tenants)
+        for name, tenants in (("a", ("acme",)), ("b", ("globex", "initech")), ("c", ()))
+    )
+    cluster = view(own, others, open_)
+
+    def takes(model: ModelSpec) -> str:
+        found = []
+        excluded: frozenset[str] = frozenset()
+        while isinstance(
+            chosen := place(PlaceRequest(model, {}, excluded), cluster, ESTIMATES), Placement
+        ):
+            found.append(chosen.node)
+            excluded |= {chosen.node}
+        return "".join(sorted(found))
+
+    assert takes(FROG) == "c"
+    assert takes(replace(FROG, tenant="acme")) == "ac"
+    assert takes(replace(FROG, tenant="acme", dedicated=True)) == "a"
+    assert takes(replace(FROG, tenant="initech", dedicated=True)) == "b"
+    nobody = place(PlaceRequest(replace(FROG, tenant="hooli", dedicated=True)), cluster, ESTIMATES)
+    assert isinstance(nobody, NoCapacity)
+    assert nobody.lasting
+
+
+def test_nothing_is_thawed_on_a_node_that_became_another_tenants() -> None:
+    cluster = view(replace(facts("a"), tenants=("acme",)))
+    cluster.put_replica(replica("f1", FROG, "a", ReplicaState.PARKED), 0.0)
+    assert isinstance(place(PlaceRequest(FROG), cluster, ESTIMATES), NoCapacity)
