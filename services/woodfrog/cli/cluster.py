@@ -235,6 +235,7 @@ class Cluster:
                     "grpc_listen": self.address("router"),
                     "etcd": self.address("etcd"),
                     "scheduler": self.address("scheduler"),
+                    "usage_file": self.home / "router" / "usage.db",
                 }
         raise AssertionError(f"unknown service {service!r}")
 

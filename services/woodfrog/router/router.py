@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from woodfrog import rpc
+from woodfrog.api.metering.v1 import usages_pb2_grpc
 from woodfrog.api.router.v1 import chats_pb2_grpc, completions_pb2_grpc, models_pb2_grpc
 from woodfrog.catalog import CatalogEvent, CatalogSnapshot, ModelPut, ModelRemoved
+from woodfrog.clients.usages import SERVICE as USAGES
+from woodfrog.clients.usages import UsagesServicer
 from woodfrog.clock import Clock
+from woodfrog.metering import Ledger
 from woodfrog.router.gateway import Gateway, Limits
 from woodfrog.router.http_app import HttpApp, HttpLimits
 from woodfrog.router.http_server import ConnectionLimits, HttpServer
@@ -22,6 +26,7 @@ from woodfrog.router.schedulers import Schedulers
 from woodfrog.router.service import Asking, ChatsServicer, CompletionsServicer, ModelsServicer
 from woodfrog.router.settings import Settings
 from woodfrog.router.slots import Slots
+from woodfrog.router.usage_records import UsageRecords
 
 _SERVICES = tuple(f"woodfrog.api.router.v1.{name}" for name in ("Chats", "Completions", "Models"))
 _REFUSAL_S = 5.0  # after which a slow body's connection ends, though it was told
@@ -66,7 +71,10 @@ async def running(
         lambda replica_id: gateway.ended(replica_id),
         clock,
     )
-    gateway = Gateway(Slots(table, schedulers, clock), client, metrics, clock, limits)
+    ledger = Ledger(settings.usage_file)
+    records = UsageRecords(ledger, metrics, clock)
+    slots = Slots(table, schedulers, clock)
+    gateway = Gateway(slots, client, metrics, records, clock, limits)
     app = HttpApp(
         gateway,
         models,
@@ -100,13 +108,15 @@ async def running(
             HttpServer(app, settings.listen, connections) as http,
         ):
             _add_servicers(server, asking, models)
-            await server.start(*_SERVICES)
+            usages_pb2_grpc.add_UsagesServicer_to_server(UsagesServicer(ledger), server.grpc)  # type: ignore[no-untyped-call]
+            await server.start(*_SERVICES, USAGES)
             yield Router(http.port, server.port, table, tasks)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
         client.close()
+        ledger.close()
 
 
 def _add_servicers(server: rpc.Server, asking: Asking, models: ModelList) -> None:

@@ -3,6 +3,7 @@
 import os
 import socket
 import uuid
+from pathlib import Path
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
@@ -46,5 +47,7 @@ class Settings(ServiceSettings):
     """Requests at once; above it clients get 429."""
     connections_max: int = Field(default=8192, gt=0)
     """Client connections at once; above it they are closed."""
+    usage_file: Path | None = None
+    """Where usage is kept, of this router alone. Without it, it is gone with the process."""
     drain_s: int = Field(default=5, ge=0)
     """On SIGTERM, answers under way may go on so long."""
