@@ -1,6 +1,8 @@
 """What a tenant used of a model within an hour. Pure."""
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
+from operator import add, attrgetter
+from typing import Any
 
 HOUR_S = 3600.0
 _DAY_HOURS = 24
@@ -21,7 +23,15 @@ class Usage:
     host_byte_s: float = 0.0  # memory that a node promised, times seconds
 
     def __add__(self, other: "Usage") -> "Usage":
-        return Usage(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return Usage(*map(add, self.counters, other.counters))
+
+    @property
+    def counters(self) -> tuple[Any, ...]:
+        """In their order."""
+        return _COUNTERS(self)
+
+
+_COUNTERS = attrgetter(*Usage.__slots__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,7 @@ _KEPT_BYTES = 16 << 10  # of an answer's end
 _KEYS_MAX = 4  # `"usage"` looked at in a whole answer
 _EVENTS_MAX = 3  # last ones that are parsed
 _TOKENS_MAX = 1 << 40
-_COMMENT = re.compile(
-    rb"(?:^|\n): usage prompt_tokens=(\d{1,12}) completion_tokens=(\d{1,12})\r?\n"
-)
+_TOLD = re.compile(rb": usage prompt_tokens=(\d{1,12}) completion_tokens=(\d{1,12})\r?\n")
 _DONE = b"data: [DONE]\n\n"
 
 
@@ -26,18 +24,20 @@ class ToldTokens:
     def __init__(self, content_type: bytes) -> None:
         self._events = content_type.startswith(b"text/event-stream")
         self._json = content_type.startswith(b"application/json")
+        self._known = self._events or self._json
         self._parts: deque[bytes] = deque()
         self._size = 0
         self._event_count = 0
 
     def saw(self, data: bytes) -> bool:
         """Whether that was a stream's end, [DONE]."""
-        if not self._events and not self._json:
+        if not self._known:
             return False
         self._parts.append(data)
         self._size += len(data)
-        while self._size - len(self._parts[0]) >= _KEPT_BYTES:
-            self._size -= len(self._parts.popleft())
+        if self._size > 2 * _KEPT_BYTES:
+            while self._size - len(self._parts[0]) >= _KEPT_BYTES:
+                self._size -= len(self._parts.popleft())
         if not self._events:
             return False
         self._event_count += data.count(b"\n\n")
@@ -50,11 +50,14 @@ class ToldTokens:
             return _of_whole(end)
         if not self._events:
             return 0, 0
-        comments = _COMMENT.findall(end)
-        if comments:
-            read, written = comments[-1]
-            return int(read), int(written)
-        return _of_events(end) or (0, self._event_count)
+        return _of_comment(end) or _of_events(end) or (0, self._event_count)
+
+
+def _of_comment(end: bytes) -> tuple[int, int] | None:
+    """The last one that begins a line."""
+    at = end.rfind(b"\n: usage ") + 1
+    told = _TOLD.match(end, at)
+    return (int(told[1]), int(told[2])) if told is not None else None
 
 
 def _of_whole(end: bytes) -> tuple[int, int]:

@@ -145,6 +145,25 @@ def test_what_the_disk_does_not_take_is_written_with_the_next(
     ]
 
 
+def test_its_log_goes_into_the_database_while_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledgers, "_CHECKPOINT_ADDS", 50)
+    path = tmp_path / "usage.db"
+    ledger = Ledger(path)
+    sizes = []
+    for number in range(500):
+        ledger.add([Row(HOUR, "", f"m{number % 5}", Usage(requests=1))])
+        if ledger._checkpoint is not None and number % 50 == 40:
+            ledger._checkpoint.join()
+        sizes.append((tmp_path / "usage.db-wal").stat().st_size)
+    assert max(sizes) < 300 * 5000
+    assert sum(each.usage.requests for each in everything(ledger)) == 500
+    ledger.close()
+    again = Ledger(path)
+    assert sum(each.usage.requests for each in everything(again)) == 500
+
+
 def test_a_ledger_that_cannot_be_used_is_told_in_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "usage.db"
     path.write_bytes(b"frog" * 2000)

@@ -2,7 +2,7 @@
 
 import math
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from woodfrog.metering import HOUR_S, Row, Usage
@@ -39,6 +39,7 @@ def whole(of: dict[tuple[int, str, str], Line]) -> Line:
 
 
 @given(ROWS)
+@settings(deadline=None)
 def test_the_parts_sum_to_the_whole(rows: list[Row]) -> None:
     parts = found(rows)
     for name in Usage.__slots__:
@@ -82,6 +83,7 @@ def test_always_on_is_one_replica_since_the_model_was_added() -> None:
 
 
 @given(st.integers(0, 24 * 200), st.floats(0, 24 * 200))
+@settings(max_examples=40, deadline=None)
 def test_always_on_is_never_counted_twice_where_hours_became_days(ago: int, age: float) -> None:
     """A span of long ago begins with a day, as the command has it."""
     since = NOW_HOUR - ago

@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.node_agent.test_gpu_state import GIB, gpu, need, on_gpu
 
@@ -39,6 +39,7 @@ TENANTS = {"a": "one", "b": "two"}
 
 
 @given(STEPS, st.floats(1e9, 2e9))
+@settings(deadline=None)
 def test_it_charges_exactly_the_time_that_passed_whatever_the_wall_says(
     steps: list[tuple[float, float, dict[str, Holding]]], wall: float
 ) -> None:

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from woodfrog.router.told_tokens import ToldTokens
@@ -30,6 +30,7 @@ def piece(text: str) -> bytes:
 
 @given(st.lists(st.text(max_size=30), max_size=6), st.integers(1, 70))
 @example([FORGED], 1)
+@settings(deadline=None)
 def test_a_streams_comment_is_found_and_no_text_forges_it(texts: list[str], size: int) -> None:
     body = b"".join(map(piece, texts))
     end = b"data: [DONE]\n\n"
@@ -42,6 +43,7 @@ def test_a_streams_comment_is_found_and_no_text_forges_it(texts: list[str], size
 @example(FORGED, 3)
 @example('"usage": {"prompt_tokens": 0, "completion_tokens": 0}}', 3)
 @example("usage", 3)
+@settings(deadline=None)
 def test_a_whole_answers_usage_is_found_and_no_text_forges_it(text: str, size: int) -> None:
     usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
     choices = [{"message": {"content": text, "usage": text}}]
