@@ -60,14 +60,14 @@ class Ledger:
         self._folded_before = 0
         self._added = 0  # since the last checkpoint
         self._checkpoint: threading.Thread | None = None
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(
                 ":memory:" if path is None else path, timeout=_BUSY_S, isolation_level=None
             )
             self._open()
-        except sqlite3.Error as error:
+        except (OSError, sqlite3.Error) as error:
             raise DataLoss(
                 "LEDGER_DAMAGED",
                 f"the usage ledger {path} cannot be read: {error}; move it away to begin a new one",

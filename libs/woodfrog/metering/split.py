@@ -27,6 +27,9 @@ class Line:
     usage: Usage
     always_on: Usage  # its GPU and host seconds only
 
+    def __add__(self, other: "Line") -> "Line":
+        return Line(self.usage + other.usage, self.always_on + other.always_on)
+
 
 def lines(
     rows: Iterable[Row], standing: Iterable[Standing], since_hour: int, until: float, now_hour: int
@@ -77,8 +80,8 @@ def grouped(
     """Sums, sorted by their names."""
     sums: dict[tuple[str, ...], Line] = {}
     for key, line in found.items():
-        before = sums.get(by(key), Line(Usage(), Usage()))
-        sums[by(key)] = Line(before.usage + line.usage, before.always_on + line.always_on)
+        before = sums.get(by(key))
+        sums[by(key)] = line if before is None else before + line
     return dict(sorted(sums.items()))
 
 

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import reduce
+from operator import add
 
 from woodfrog.catalog import Catalog
 from woodfrog.cli.cluster import Cluster
@@ -124,13 +126,9 @@ def usage_table(columns: Sequence[str], sums: dict[tuple[str, ...], Line]) -> st
     header += ["GPU-S", "GPU-S SAVED", "HOST GIB-H", "HOST GIB-H SAVED"]
     rows = [(*group, *_cells(line)) for group, line in sums.items()]
     if len(rows) > 1:
-        (whole,) = grouped({(0, "", str(n)): s for n, s in enumerate(sums.values())}, _one).values()
+        whole = reduce(add, sums.values())
         rows.append(("total", *[""] * (len(columns) - 1), *_cells(whole)))
     return table(header, rows)
-
-
-def _one(_: Key) -> tuple[str, ...]:
-    return ()
 
 
 def _cells(line: Line) -> tuple[str, ...]:
@@ -150,12 +148,12 @@ def _held(used: float, never: float) -> tuple[str, str]:
 
 
 def _csv(columns: Iterable[str], sums: dict[tuple[str, ...], Line]) -> None:
-    counters = Usage.__slots__
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow([*columns, *counters, "always_on_gpu_s", "always_on_host_byte_s"])
+    writer.writerow([*columns, *Usage.__slots__, "always_on_gpu_s", "always_on_host_byte_s"])
     for group, line in sums.items():
-        values = [getattr(line.usage, counter) for counter in counters]
-        writer.writerow([*group, *values, line.always_on.gpu_s, line.always_on.host_byte_s])
+        writer.writerow(
+            [*group, *line.usage.counters, line.always_on.gpu_s, line.always_on.host_byte_s]
+        )
 
 
 def _moment(hour: int, now_hour: int) -> str:

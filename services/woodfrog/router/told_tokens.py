@@ -11,9 +11,10 @@ from collections import deque
 from typing import Any
 
 _KEPT_BYTES = 16 << 10  # of an answer's end
-_KEYS_MAX = 4  # `"usage"` looked at in a whole answer
+_KEYS_MAX = 16  # named usage, looked at in a whole answer
 _EVENTS_MAX = 3  # last ones that are parsed
 _TOKENS_MAX = 1 << 40
+_KEY = re.compile(rb'"usage"\s*:')
 _TOLD = re.compile(rb": usage prompt_tokens=(\d{1,12}) completion_tokens=(\d{1,12})\r?\n")
 _DONE = b"data: [DONE]\n\n"
 
@@ -33,8 +34,9 @@ class ToldTokens:
         """Whether that was a stream's end, [DONE]."""
         if not self._known:
             return False
-        self._parts.append(data)
-        self._size += len(data)
+        end = data if len(data) <= _KEPT_BYTES else data[-_KEPT_BYTES:]
+        self._parts.append(end)
+        self._size += len(end)
         if self._size > 2 * _KEPT_BYTES:
             while self._size - len(self._parts[0]) >= _KEPT_BYTES:
                 self._size -= len(self._parts.popleft())
@@ -62,14 +64,10 @@ def _of_comment(end: bytes) -> tuple[int, int] | None:
 
 def _of_whole(end: bytes) -> tuple[int, int]:
     """`"usage"` is the answer's own where what follows it closes one brace more than it opens."""
-    at = len(end)
-    for _ in range(_KEYS_MAX):
-        at = end.rfind(b'"usage"', 0, at)
-        if at < 0:
-            break
+    for key in reversed(list(_KEY.finditer(end))[-_KEYS_MAX:]):
         try:
-            found = _counts(json.loads(b"{" + end[at:])["usage"])
-        except (ValueError, KeyError, RecursionError):
+            found = _counts(json.loads(b"{" + end[key.start() :])["usage"])
+        except (ValueError, RecursionError):
             continue
         if found is not None:
             return found
