@@ -12,7 +12,7 @@ from woodfrog.model.spec import ModelSpec
 MEMORY_BYTES = ModelSpec(NAME, "", 0).memory_bytes  # as the fixture leaves it
 
 
-def used(running: Running) -> Usage:
+def used(running: Running, model: str = NAME) -> Usage:
     """Of all times, by the router and the node; the node's up to now."""
 
     async def work() -> Usage:
@@ -20,7 +20,7 @@ def used(running: Running) -> Usage:
         for name in ("router", "node_agent"):
             async with UsagesClient(running.cluster.address(name)) as usages:
                 rows = await usages.list(0, 1 << 40)
-            found = sum((row.usage for row in rows if row.model == NAME), found)
+            found = sum((row.usage for row in rows if row.model == model), found)
         return found
 
     return asyncio.run(work())

@@ -2,21 +2,34 @@
 
 import asyncio
 import dataclasses
+import json
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import grpc
 import openai
 import pytest
+from opentelemetry import trace
+from tests.memory.simulated_engine import SimulatedEngine
 from tests.memory.simulated_scheduler import Climb
 from tests.service.router_bench import Bench
 
 from woodfrog.api.router.v1 import chats_pb2, chats_pb2_grpc
 from woodfrog.clients.usages import UsagesClient
+from woodfrog.clock import SystemClock
 from woodfrog.errors import InvalidArgument
-from woodfrog.metering import Usage
+from woodfrog.metering import Ledger, Row, Usage
+from woodfrog.model.placement import ReadyReplica
 from woodfrog.model.rung import Rung
+from woodfrog.router.gateway import Call, Gateway, Limits, Route
+from woodfrog.router.metrics import Metrics
+from woodfrog.router.replica_client import ReplicaClient
+from woodfrog.router.replicas import ReplicaTable
+from woodfrog.router.schedulers import Schedulers
+from woodfrog.router.slots import Slots
+from woodfrog.router.usage_records import UsageRecords
 
 
 @pytest.fixture
@@ -45,6 +58,36 @@ async def test_a_request_is_recorded_before_its_last_byte_is_read(bench: Bench) 
         pass
     assert await used(bench) == Usage(requests=3, prompt_tokens=15, completion_tokens=24)
     assert (await bench.usages())["", "m"].slot_s > 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_record_is_there_when_the_last_byte_is_given_on(
+    stream: bool, tmp_path: Path
+) -> None:
+    """Of the path itself, which waits where a slow client would."""
+    clock, ledger, metrics = SystemClock(), Ledger(None), Metrics()
+    table = ReplicaTable()
+    schedulers = Schedulers(table, {}, lambda replica: None, lambda replica_id: None, clock)
+    records = UsageRecords(ledger, metrics, clock)
+    client = ReplicaClient(10.0)
+    slots, limits = Slots(table, schedulers, clock), Limits(8, 10.0)
+    gateway = Gateway(slots, client, metrics, records, clock, limits)
+    path = str(tmp_path / "a.sock")
+    table.apply([ReadyReplica("a", "m", "node-1", path, 1)], ())
+    body = json.dumps({"model": "m", "stream": stream}).encode()
+    call = Call(
+        Route.CHAT, "m", body, stream, 10.0, clock.now(), "r", trace.INVALID_SPAN, tenant="frog"
+    )
+    seen: list[tuple[bytes, list[Row]]] = []
+    async with SimulatedEngine(path), aclosing(gateway.answer(call)) as events:
+        async for event in events:
+            if isinstance(event, bytes):
+                seen.append((event, ledger.page(0, 1 << 40)))
+    client.close()
+    last, (row,) = next(each for each in reversed(seen) if each[0])
+    assert last.endswith(b"data: [DONE]\n\n" if stream else b"}")
+    assert (row.tenant, row.usage.requests, row.usage.completion_tokens) == ("frog", 1, 8)
+    assert ledger.page(0, 1 << 40) == [row]
 
 
 async def test_the_typed_face_is_recorded_as_well(bench: Bench) -> None:
