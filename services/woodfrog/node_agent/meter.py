@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from woodfrog.metering import HOUR_S, Row, Usage
+from woodfrog.metering.usage import HOUR_S, Row, Usage
 from woodfrog.node_agent.gpu_state import GpuState
 from woodfrog.node_agent.state import NodeState
 
