@@ -16,7 +16,7 @@ from woodfrog import errors
 from woodfrog.errors import status
 from woodfrog.metering import Ledger
 from woodfrog.model.node import ReplicaState
-from woodfrog.model.placement import Acquired, ReplicaUsage, TrackUpdate
+from woodfrog.model.placement import ANYONE, Acquired, Caller, ReplicaUsage, TrackUpdate
 from woodfrog.model.rung import Rung
 from woodfrog.router.gateway import Begun, Call, Gateway, Limits, Route
 from woodfrog.router.metrics import Metrics
@@ -88,7 +88,7 @@ class Front:
                     track.announce(ready, gone, ended)
 
     async def acquire(
-        self, model: str, excluded: frozenset[str], router: str, timeout_s: float
+        self, model: str, excluded: frozenset[str], router: str, timeout_s: float, caller: Caller
     ) -> Acquired:
         if self.scheduler.state is None:
             raise _away()
@@ -97,7 +97,7 @@ class Front:
         self.callers[ticket] = answer
         deadline = self._cell.now + max(0.0, timeout_s - _MARGIN_S)
         try:
-            asked = on.AcquireRequested(ticket, model, deadline, router, excluded)
+            asked = on.AcquireRequested(ticket, model, deadline, router, excluded, caller)
             self.scheduler.handle(asked)
             return await answer
         except asyncio.CancelledError:
@@ -166,7 +166,12 @@ class Line:
         return self._told_all and self._front.hears(self._router, self._track)
 
     async def acquire(
-        self, model: str, excluded: Collection[str] = (), *, timeout_s: float
+        self,
+        model: str,
+        excluded: Collection[str] = (),
+        caller: Caller = ANYONE,
+        *,
+        timeout_s: float,
     ) -> Acquired:
         ends = self._cell.now + timeout_s
         try:
@@ -175,7 +180,7 @@ class Line:
                 left_s = ends - self._cell.now
                 try:
                     acquired = await self._front.acquire(
-                        model, frozenset(excluded), self._router, left_s
+                        model, frozenset(excluded), self._router, left_s, caller
                     )
                 except errors.WoodfrogError:
                     await self._travel()

@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -227,15 +228,17 @@ def test_the_manifest_in_the_docs_is_one() -> None:
     assert f"`{manifest.digest}`" in text
 
 
-@pytest.mark.parametrize("spec", ["ModelSpec", "SnapshotPointer", "NodeRecord"])
+@pytest.mark.parametrize("spec", ["ModelSpec", "SnapshotPointer", "NodeRecord", "Tenant", "ApiKey"])
 def test_the_catalogs_values_in_the_docs_have_all_fields(spec: str) -> None:
     import dataclasses
 
     from woodfrog.catalog.entries import NodeRecord
     from woodfrog.model.snapshot import SnapshotPointer
     from woodfrog.model.spec import ModelSpec
+    from woodfrog.model.tenant import ApiKey, Tenant
 
-    kinds = {kind.__name__: kind for kind in (ModelSpec, SnapshotPointer, NodeRecord)}
+    types: tuple[type, ...] = (ModelSpec, SnapshotPointer, NodeRecord, Tenant, ApiKey)
+    kinds: dict[str, Any] = {kind.__name__: kind for kind in types}
     wanted = {field.name for field in dataclasses.fields(kinds[spec])} | {"format"}
     examples = re.findall(r'^\{"[a-z_]+": .*\}$', _text("docs/formats.md"), re.MULTILINE)
     assert any(set(re.findall(r'[{ ]"(\w+)":', line)) >= wanted for line in examples)

@@ -17,8 +17,9 @@ def used(running: Running, model: str = NAME) -> Usage:
 
     async def work() -> Usage:
         found = Usage()
-        for name in ("router", "node_agent"):
-            async with UsagesClient(running.cluster.address(name)) as usages:
+        cluster = running.cluster
+        for address in (cluster.router_operators, cluster.address("node_agent")):
+            async with UsagesClient(address) as usages:
                 rows = await usages.list(0, 1 << 40)
             found = sum((row.usage for row in rows if row.model == model), found)
         return found

@@ -26,8 +26,10 @@ COMMENT_S = 0.05
 WEIGHTS = digest.of_bytes(b"")
 
 
-def spec(name: str) -> ModelSpec:
-    return ModelSpec(name=name, weights=WEIGHTS, weights_bytes=7, create_time=1_700_000_000.5)
+def spec(name: str, tenant: str = "") -> ModelSpec:
+    return ModelSpec(
+        name=name, weights=WEIGHTS, weights_bytes=7, create_time=1_700_000_000.5, tenant=tenant
+    )
 
 
 class MemoryCatalog:

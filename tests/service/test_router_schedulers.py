@@ -9,7 +9,14 @@ from opentelemetry.trace import INVALID_SPAN
 
 from woodfrog.clock import SystemClock
 from woodfrog.errors import FailedPrecondition, Unavailable
-from woodfrog.model.placement import Acquired, ReadyReplica, ReplicaUsage, TrackUpdate
+from woodfrog.model.placement import (
+    ANYONE,
+    Acquired,
+    Caller,
+    ReadyReplica,
+    ReplicaUsage,
+    TrackUpdate,
+)
 from woodfrog.model.rung import Rung
 from woodfrog.router.replicas import ReplicaTable
 from woodfrog.router.scheduler_link import SchedulerLink
@@ -27,7 +34,12 @@ class MemoryPlacements:
         self.acquires: asyncio.Queue[asyncio.Future[Acquired]] = asyncio.Queue()
 
     async def acquire(
-        self, model: str, excluded: Collection[str] = (), *, timeout_s: float
+        self,
+        model: str,
+        excluded: Collection[str] = (),
+        caller: Caller = ANYONE,
+        *,
+        timeout_s: float,
     ) -> Acquired:
         answer: asyncio.Future[Acquired] = asyncio.get_running_loop().create_future()
         self.acquires.put_nowait(answer)

@@ -21,7 +21,7 @@ from woodfrog.clients.usages import UsagesClient
 from woodfrog.clock import SystemClock
 from woodfrog.errors import InvalidArgument
 from woodfrog.metering import Ledger, Row, Usage
-from woodfrog.model.placement import ReadyReplica
+from woodfrog.model.placement import Caller, ReadyReplica
 from woodfrog.model.rung import Rung
 from woodfrog.router.gateway import Call, Gateway, Limits, Route
 from woodfrog.router.metrics import Metrics
@@ -76,7 +76,7 @@ async def test_the_record_is_there_when_the_last_byte_is_given_on(
     table.apply([ReadyReplica("a", "m", "node-1", path, 1)], ())
     body = json.dumps({"model": "m", "stream": stream}).encode()
     call = Call(
-        Route.CHAT, "m", body, stream, 10.0, clock.now(), "r", trace.INVALID_SPAN, tenant="frog"
+        Route.CHAT, "m", body, stream, 10.0, clock.now(), "r", trace.INVALID_SPAN, Caller("frog")
     )
     seen: list[tuple[bytes, list[Row]]] = []
     async with SimulatedEngine(path), aclosing(gateway.answer(call)) as events:

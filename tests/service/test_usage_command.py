@@ -44,10 +44,10 @@ HELD_TOO = [Row(HOUR, "", "n", Usage(gpu_s=20.0)), Row(HOUR + 1, "", "m", Usage(
 
 
 @asynccontextmanager
-async def serving(rows: list[Row]) -> AsyncIterator[int]:
+async def serving(rows: list[Row], listen: str = "127.0.0.1:0") -> AsyncIterator[int]:
     ledger = Ledger(None)
     ledger.add(rows)
-    async with rpc.Server("127.0.0.1:0") as server:
+    async with rpc.Server(listen) as server:
         usages_pb2_grpc.add_UsagesServicer_to_server(UsagesServicer(ledger), server.grpc)  # type: ignore[no-untyped-call]
         await server.start(SERVICE)
         yield server.port
@@ -60,12 +60,12 @@ async def cluster(tmp_path: Path, etcd: EtcdServer) -> AsyncIterator[Cluster]:
         spec = ModelSpec("m", digest.of_bytes(b""), 7, memory_bytes=GIB, create_time=1.0)
         await Catalog(session).add_model(spec)
     async with AsyncExitStack() as stack:
-        router, one, two = [
-            await stack.enter_async_context(serving(rows)) for rows in (ROUTED, HELD, HELD_TOO)
-        ]
+        one, two = [await stack.enter_async_context(serving(rows)) for rows in (HELD, HELD_TOO)]
         port = int(etcd.endpoint.rpartition(":")[2])
-        ports = {"etcd": port, "router": router, "node_agent": one, "node_agent-2": two}
-        yield Cluster(tmp_path, 0, ports, node_count=2)
+        ports = {"etcd": port, "node_agent": one, "node_agent-2": two}
+        cluster = Cluster(tmp_path, 0, ports, node_count=2)
+        await stack.enter_async_context(serving(ROUTED, cluster.router_operators))
+        yield cluster
 
 
 async def printed(

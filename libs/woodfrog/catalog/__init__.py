@@ -5,18 +5,24 @@ from woodfrog.catalog.entries import NodeRecord
 from woodfrog.catalog.events import (
     CatalogEvent,
     CatalogSnapshot,
+    KeyPut,
+    KeyRevoked,
     ModelPut,
     ModelRemoved,
     NodeGone,
     NodePut,
     SnapshotPut,
     SnapshotRemoved,
+    TenantPut,
+    TenantRemoved,
 )
 
 __all__ = [
     "Catalog",
     "CatalogEvent",
     "CatalogSnapshot",
+    "KeyPut",
+    "KeyRevoked",
     "ModelPut",
     "ModelRemoved",
     "NodeGone",
@@ -24,4 +30,6 @@ __all__ = [
     "NodeRecord",
     "SnapshotPut",
     "SnapshotRemoved",
+    "TenantPut",
+    "TenantRemoved",
 ]

@@ -3,6 +3,8 @@
 /woodfrog/models/<model>                                   ModelSpec
 /woodfrog/snapshots/<model>/<32 hex digits of fingerprint> SnapshotPointer
 /woodfrog/nodes/<node>                                     NodeRecord, under a lease
+/woodfrog/tenants/<tenant>                                 Tenant
+/woodfrog/keys/<tenant>/<key id>                           ApiKey
 /woodfrog/leaders/scheduler                                who leads, under a lease; no entry
 
 Names are percent-encoded, "/" too: else the snapshots of model `a` would begin like those of `a/b`.
@@ -15,11 +17,14 @@ from urllib.parse import quote
 from woodfrog.model import digest
 from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.model.spec import ModelSpec
+from woodfrog.model.tenant import ApiKey, Tenant
 
 ROOT = "/woodfrog/"
 MODELS = ROOT + "models/"
 SNAPSHOTS = ROOT + "snapshots/"
 NODES = ROOT + "nodes/"
+TENANTS = ROOT + "tenants/"
+KEYS = ROOT + "keys/"
 LEADER = ROOT + "leaders/scheduler"
 FORMAT = 1
 
@@ -47,7 +52,7 @@ class NodeRecord:
         return NodeRecord(**value)
 
 
-Entry = ModelSpec | SnapshotPointer | NodeRecord
+Entry = ModelSpec | SnapshotPointer | NodeRecord | Tenant | ApiKey
 
 
 def model_key(model: str) -> str:
@@ -56,6 +61,10 @@ def model_key(model: str) -> str:
 
 def snapshots_prefix(model: str) -> str:
     return f"{SNAPSHOTS}{quote(model, safe='')}/"
+
+
+def keys_prefix(tenant: str) -> str:
+    return f"{KEYS}{quote(tenant, safe='')}/"
 
 
 def key_of(entry: Entry) -> str:
@@ -67,6 +76,10 @@ def key_of(entry: Entry) -> str:
             return snapshots_prefix(entry.model) + fingerprint[:32]
         case NodeRecord():
             return NODES + quote(entry.name, safe="")
+        case Tenant():
+            return TENANTS + quote(entry.name, safe="")
+        case ApiKey():
+            return keys_prefix(entry.tenant) + entry.key_id
 
 
 def decode(key: str, value: bytes) -> Entry | None:
@@ -79,6 +92,10 @@ def decode(key: str, value: bytes) -> Entry | None:
             entry = SnapshotPointer.decode(value)
         elif key.startswith(NODES):
             entry = NodeRecord.decode(value)
+        elif key.startswith(TENANTS):
+            entry = Tenant.decode(value)
+        elif key.startswith(KEYS):
+            entry = ApiKey.decode(value)
         else:
             return None
         if key_of(entry) != key:

@@ -7,6 +7,7 @@ from woodfrog.catalog.entries import Entry, NodeRecord
 from woodfrog.coordination import Change, Item, Listing, Put
 from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.model.spec import ModelSpec
+from woodfrog.model.tenant import ApiKey, Tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,8 @@ class CatalogSnapshot:
     models: tuple[ModelSpec, ...]
     snapshots: tuple[SnapshotPointer, ...]
     nodes: tuple[NodeRecord, ...]
+    tenants: tuple[Tenant, ...] = ()
+    keys: tuple[ApiKey, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +55,38 @@ class NodeGone:
     record: NodeRecord  # as it was
 
 
+@dataclass(frozen=True, slots=True)
+class TenantPut:
+    tenant: Tenant
+
+
+@dataclass(frozen=True, slots=True)
+class TenantRemoved:
+    tenant: Tenant  # as it was
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPut:
+    key: ApiKey
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRevoked:
+    key: ApiKey  # as it was
+
+
 CatalogEvent = (
-    CatalogSnapshot | ModelPut | ModelRemoved | SnapshotPut | SnapshotRemoved | NodePut | NodeGone
+    CatalogSnapshot
+    | ModelPut
+    | ModelRemoved
+    | SnapshotPut
+    | SnapshotRemoved
+    | NodePut
+    | NodeGone
+    | TenantPut
+    | TenantRemoved
+    | KeyPut
+    | KeyRevoked
 )
 
 
@@ -83,6 +116,8 @@ class View:
             tuple(entry for entry in entries if isinstance(entry, ModelSpec)),
             tuple(entry for entry in entries if isinstance(entry, SnapshotPointer)),
             tuple(entry for entry in entries if isinstance(entry, NodeRecord)),
+            tuple(entry for entry in entries if isinstance(entry, Tenant)),
+            tuple(entry for entry in entries if isinstance(entry, ApiKey)),
         )
 
 
@@ -94,6 +129,10 @@ def _put(entry: Entry) -> CatalogEvent:
             return SnapshotPut(entry)
         case NodeRecord():
             return NodePut(entry)
+        case Tenant():
+            return TenantPut(entry)
+        case ApiKey():
+            return KeyPut(entry)
 
 
 def _removed(entry: Entry) -> CatalogEvent:
@@ -104,3 +143,7 @@ def _removed(entry: Entry) -> CatalogEvent:
             return SnapshotRemoved(entry)
         case NodeRecord():
             return NodeGone(entry)
+        case Tenant():
+            return TenantRemoved(entry)
+        case ApiKey():
+            return KeyRevoked(entry)

@@ -10,9 +10,11 @@ from woodfrog.api.scheduler.v1 import placements_pb2_grpc
 from woodfrog.errors import InvalidArgument, Unavailable
 from woodfrog.model.node import GpuFacts, ReplicaState
 from woodfrog.model.placement import (
+    ANYONE,
     MEMORY_MAX,
     PRICE_MAX,
     Acquired,
+    Caller,
     ClusterView,
     ModelView,
     NodeView,
@@ -26,6 +28,7 @@ from woodfrog.model.placement import (
     WhatIf,
 )
 from woodfrog.model.rung import Rung
+from woodfrog.model.tenant import SHARE_MAX, SHARE_MIN
 
 CALL_TIMEOUT_S = 5.0
 
@@ -47,14 +50,25 @@ class SchedulerClient:
         await self._channel.close(None)
 
     async def acquire(
-        self, model: str, excluded: Collection[str] = (), *, timeout_s: float
+        self,
+        model: str,
+        excluded: Collection[str] = (),
+        caller: Caller = ANYONE,
+        *,
+        timeout_s: float,
     ) -> Acquired:
         """Cancelling it gives the wait up. `excluded` are replicas that just failed the caller.
 
         Raises NotFound MODEL_NOT_FOUND, ResourceExhausted NO_CAPACITY, FailedPrecondition NO_NODE_FITS, Unavailable
         CLIMB_FAILED, DeadlineExceeded.
         """
-        request = pb.AcquireRequest(model=model, excluded_replica_ids=excluded, router=self._router)
+        request = pb.AcquireRequest(
+            model=model,
+            excluded_replica_ids=excluded,
+            router=self._router,
+            tenant=caller.tenant,
+            share=caller.share,
+        )
         return acquired(await rpc.call(self._stub.Acquire, request, timeout_s=timeout_s))
 
     async def release(self, placement_id: str, *, replica_failed: bool = False) -> None:
@@ -169,6 +183,18 @@ def ready(message: pb.ReadyReplica) -> ReadyReplica:
         socket_path=message.socket_path,
         slots=message.slots,
     )
+
+
+def caller(message: pb.AcquireRequest) -> Caller:
+    """Raises InvalidArgument."""
+    if not message.HasField("share"):
+        return Caller(message.tenant)
+    if not SHARE_MIN <= message.share <= SHARE_MAX:
+        raise InvalidArgument(
+            "SHARE_INVALID",
+            f"share is {message.share:g}, it must be {SHARE_MIN:g} to {SHARE_MAX:g}",
+        )
+    return Caller(message.tenant, message.share)
 
 
 def acquired_to_pb(acquired: Acquired) -> pb.AcquireResponse:

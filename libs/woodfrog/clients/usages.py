@@ -4,6 +4,9 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import asdict, fields
+from typing import Any
+
+import grpc
 
 from woodfrog import rpc
 from woodfrog.api.metering.v1 import usages_pb2 as pb
@@ -13,6 +16,8 @@ from woodfrog.metering import Ledger, Row, Usage
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Usages"].full_name
 _TIMEOUT_S = 30.0
+
+Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class UsagesClient:
@@ -49,14 +54,21 @@ class UsagesClient:
 
 
 class UsagesServicer(pb_grpc.UsagesServicer):
-    def __init__(self, ledger: Ledger, settle: Callable[[], None] = lambda: None) -> None:
-        """`settle` brings the ledger up to now."""
+    def __init__(
+        self,
+        ledger: Ledger,
+        settle: Callable[[], None] = lambda: None,
+        whose: Callable[[Context], str | None] = lambda context: None,
+    ) -> None:
+        """`settle` brings the ledger up to now; `whose` is the tenant that a caller may see, None for all of them."""
         self._ledger = ledger
         self._settle = settle
+        self._whose = whose
 
     async def List(
-        self, request: pb.ListRequest, context: object
+        self, request: pb.ListRequest, context: Context
     ) -> AsyncIterator[pb.ListResponse]:
+        tenant = self._whose(context)
         if not 0 <= request.since_hour <= request.until_hour:
             raise InvalidArgument(
                 "BAD_SPAN", "the span must not begin before 1970, nor end before it begins"
@@ -64,7 +76,8 @@ class UsagesServicer(pb_grpc.UsagesServicer):
         self._settle()
         last: Row | None = None
         while page := self._ledger.page(request.since_hour, request.until_hour, last):
-            yield pb.ListResponse(usages=map(row_to_pb, page))
+            seen = (row for row in page if tenant is None or row.tenant == tenant)
+            yield pb.ListResponse(usages=map(row_to_pb, seen))
             last = page[-1]
 
 

@@ -25,6 +25,10 @@ class NotFound(WoodfrogError):
     """What it names does not exist."""
 
 
+class Unauthenticated(WoodfrogError):
+    """Nobody known asks: send a valid key."""
+
+
 class AlreadyExists(WoodfrogError):
     """What it would create exists."""
 

@@ -10,6 +10,17 @@ MEMORY_MAX = 1e6  # keeps the bytes of all nodes countable
 
 
 @dataclass(frozen=True, slots=True)
+class Caller:
+    """For whom a replica is asked: where several wait for one model, each tenant has its turn."""
+
+    tenant: str = ""
+    share: float = 1.0  # of the turns, against other tenants'
+
+
+ANYONE = Caller()
+
+
+@dataclass(frozen=True, slots=True)
 class ReadyReplica:
     replica_id: str
     model: str

@@ -26,6 +26,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "replicas_max": int, "park_after_s": (int, float), "freeze_after_s": (int, float, NoneType), "memory_bytes": int,
     "snapshot": str, "create_time": (int, float), "gpu_bytes": int,
     "priority": (int, float), "keep_hot_s": (int, float), "replicas_min": int, "deadline_s": (int, float, NoneType),
+    "tenant": str,
 }  # fmt: skip
 
 
@@ -52,6 +53,7 @@ class ModelSpec:
     replicas_min: int = 0  # so many serve always, asked for or not
     #: How long a request waits for a replica, if its client does not say less; None: as long as the router has it.
     deadline_s: float | None = None
+    tenant: str = ""  # who owns it; empty: nobody, all may ask it
 
     def encode(self) -> bytes:
         return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True).encode()

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from woodfrog.cli import chat, commands, doctor, nodes, options, plans, up, usage
-from woodfrog.cli.cluster import HOME, NODES_MAX, Cluster, Tools
+from woodfrog.cli import chat, commands, doctor, nodes, options, plans, tenants, up, usage
+from woodfrog.cli.cluster import AUTH, HOME, NODES_MAX, Cluster, Tools
 from woodfrog.cli.convert import DTYPES
 from woodfrog.clock import SystemClock
 from woodfrog.errors import WoodfrogError
@@ -43,6 +43,11 @@ def parser() -> options.Parser:
     one.add_argument(
         "--foreground", action="store_true", help="stay, show the log, end with Ctrl-C"
     )
+    one.add_argument(
+        "--auth",
+        choices=AUTH,
+        help="whether requests need a tenant's API key (none); kept for the next start",
+    )
     verbs.add_parser("down", help="stop it and clean up; models and snapshots stay")
     verbs.add_parser("doctor", help="check this machine")
     verbs.add_parser("ps", help="show models on their rungs, and replicas")
@@ -71,6 +76,7 @@ def parser() -> options.Parser:
     drop.add_argument("model")
 
     _take_usage(verbs.add_parser("usage", help="show who used what, and what sleeping saved"))
+    tenants.take(verbs)
 
     talk = verbs.add_parser("chat", help="talk to a model")
     talk.add_argument("model")
@@ -210,7 +216,7 @@ def main() -> None:
 def run(args: argparse.Namespace) -> int:
     match args.verb:
         case "up":
-            return up.up(args.home, args.port, args.nodes, args.foreground)
+            return up.up(args.home, args.port, args.nodes, args.foreground, args.auth)
         case "down":
             return up.down(args.home)
         case "doctor":
@@ -269,6 +275,15 @@ _ACTIONS: dict[tuple[str, str], _Action] = {
         args.by,
         args.csv,
     ),
+    ("tenants", "add"): lambda args: tenants.add(up.running(args.home), args),
+    ("tenants", "set"): lambda args: tenants.change(up.running(args.home), args),
+    ("tenants", "list"): lambda args: tenants.show(up.running(args.home)),
+    ("tenants", "rm"): lambda args: tenants.remove(up.running(args.home), args.name),
+    ("keys", "create"): lambda args: tenants.create_key(
+        up.running(args.home), args.tenant, args.label
+    ),
+    ("keys", "list"): lambda args: tenants.list_keys(up.running(args.home), args.tenant),
+    ("keys", "revoke"): lambda args: tenants.revoke_key(up.running(args.home), args.id),
     ("snapshots", "list"): lambda args: commands.snapshots_list(up.running(args.home)),
     ("snapshots", "rm"): lambda args: commands.snapshots_rm(up.running(args.home), args.model),
 }

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ def ask(base_url: str, model: str, messages: list[dict[str, str]]) -> Iterator[s
     request = urllib.request.Request(
         f"{base_url}/chat/completions",
         json.dumps(body).encode(),
-        {"content-type": "application/json"},
+        {"content-type": "application/json", **_authorization()},
     )
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
@@ -41,6 +42,11 @@ def ask(base_url: str, model: str, messages: list[dict[str, str]]) -> Iterator[s
             "GATEWAY_AWAY",
             f"the gateway at {base_url} cannot be reached ({error}); run: woodfrog up",
         ) from None
+
+
+def _authorization() -> dict[str, str]:
+    key = os.environ.get("WOODFROG_API_KEY")
+    return {"authorization": f"Bearer {key}"} if key else {}
 
 
 def _said(body: bytes) -> str:

@@ -22,6 +22,7 @@ SERVICES = (
     "scheduler",
     "router",
 )  # in the order of start
+AUTH = ("none", "keys")
 NODES_MAX = 16
 HOME = Path(os.environ.get("WOODFROG_HOME", ".woodfrog"))
 HTTP_PORT = 8321
@@ -67,6 +68,7 @@ class Cluster:
     http_port: int
     ports: Mapping[str, int]
     node_count: int = 1
+    auth: str = "none"  # whether its gateway asks for keys: "none" or "keys"
 
     @staticmethod
     def open(home: Path, http_port: int | None = None, node_count: int = 1) -> "Cluster":
@@ -88,7 +90,9 @@ class Cluster:
 
     def save(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True)
-        value = {"http_port": self.http_port, "nodes": self.node_count, "ports": self.ports}
+        value = {
+            "http_port": self.http_port, "nodes": self.node_count, "auth": self.auth, "ports": self.ports,
+        }  # fmt: skip
         temporary = self.home / "cluster.new"
         temporary.write_text(json.dumps(value, indent=1))
         temporary.rename(self.home / "cluster.json")
@@ -103,7 +107,10 @@ class Cluster:
             ports = {str(name): int(port) for name, port in value["ports"].items()}
             if not 1 <= node_count <= NODES_MAX or not ports.keys() >= {*_names(node_count)}:
                 raise ValueError(node_count)
-            return Cluster(home, int(value["http_port"]), ports, node_count)
+            auth = str(value.get("auth", "none"))
+            if auth not in AUTH:
+                raise ValueError(auth)
+            return Cluster(home, int(value["http_port"]), ports, node_count, auth)
         except FileNotFoundError:
             raise FailedPrecondition(
                 "NO_CLUSTER",
@@ -163,6 +170,11 @@ class Cluster:
     @property
     def run_dir(self) -> Path:
         return self.local_node(1).run_dir
+
+    @property
+    def router_operators(self) -> str:
+        """Where its router tells operators of usage: not reached from other machines, and needs no port."""
+        return f"unix-abstract:woodfrog-{self.key}-router"
 
     @property
     def traces_file(self) -> Path:
@@ -235,7 +247,9 @@ class Cluster:
                     "grpc_listen": self.address("router"),
                     "etcd": self.address("etcd"),
                     "scheduler": self.address("scheduler"),
+                    "operator_listen": self.router_operators,
                     "usage_file": self.home / "router" / "usage.db",
+                    "auth": self.auth,
                 }
         raise AssertionError(f"unknown service {service!r}")
 

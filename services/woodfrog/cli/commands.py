@@ -2,8 +2,10 @@
 
 import asyncio
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
+from http import HTTPStatus
 from pathlib import Path
 
 from woodfrog.cli import models
@@ -16,6 +18,7 @@ from woodfrog.model.spec import ModelSpec
 
 _TIMEOUT_S = 5.0
 _KNOWN_S = 10.0
+_TOLD_S = 0.2
 
 
 async def describe(cluster: Cluster) -> ClusterView:
@@ -93,6 +96,11 @@ def _answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:
             return bool(response.status == 200)
+    except urllib.error.HTTPError as error:
+        if error.code != HTTPStatus.UNAUTHORIZED:
+            return False
+        time.sleep(_TOLD_S)  # it does not tell us, and hears of a model within milliseconds
+        return True
     except OSError:
         return False
 

@@ -23,11 +23,13 @@ READY_NODE_S = 10.0  # for each further node
 _OTHER_S = READY_TIMEOUT_S + READY_NODE_S * NODES_MAX
 
 
-def up(home: Path, port: int | None, node_count: int | None, foreground: bool) -> int:
-    """What is None stays as it is: the gateway's port, and how many nodes there are."""
+def up(
+    home: Path, port: int | None, node_count: int | None, foreground: bool, auth: str | None = None
+) -> int:
+    """What is None stays as it is: the gateway's port, how many nodes there are, and whether keys are asked for."""
     check_machine()
     with _alone(home) as first:
-        was_up = _chosen(home, port, node_count)
+        was_up = _chosen(home, port, node_count, auth)
         cluster = Cluster.existing(home)
         if foreground and not was_up:
             check_ports(cluster)
@@ -77,7 +79,7 @@ def _alone(home: Path) -> Iterator[supervisor.Lock]:
         lock.release()
 
 
-def _chosen(home: Path, port: int | None, node_count: int | None) -> bool:
+def _chosen(home: Path, port: int | None, node_count: int | None, auth: str | None) -> bool:
     """Writes down what is to be started; whether it is up already. Raises FailedPrecondition when that is another one."""
     cluster = Cluster.open(home, port, node_count or 1)
     was_up = supervisor.Lock(cluster.home).holder() is not None
@@ -95,7 +97,15 @@ def _chosen(home: Path, port: int | None, node_count: int | None) -> bool:
                 "NODES_KEPT",
                 f"the cluster in {cluster.home} is up with {_nodes(cluster)}; stop it first with: {to_type('down', cluster.home)}",
             )
-        cluster.with_nodes(node_count).save()
+        cluster = cluster.with_nodes(node_count)
+        cluster.save()
+    if auth and auth != cluster.auth:
+        if was_up:
+            raise FailedPrecondition(
+                "AUTH_KEPT",
+                f"the cluster in {cluster.home} is up with --auth {cluster.auth}; stop it first with: {to_type('down', cluster.home)}",
+            )
+        replace(cluster, auth=auth).save()
     return was_up
 
 

@@ -52,7 +52,7 @@ class Span:
 async def usage(cluster: Cluster, span: Span, by: str | None, as_csv: bool) -> None:
     """Raises Unavailable USAGE_INCOMPLETE, after all was printed that there is."""
     now = SystemClock().wall()
-    places = [("the router", cluster.address("router"))]
+    places = [("the router", cluster.router_operators)]
     places += [(f"node {node.name}", node.agent) for node in cluster.nodes]
     asked = await asyncio.gather(
         *(_ask(address, span) for _, address in places), return_exceptions=True
@@ -102,7 +102,7 @@ def _standing_of(spec: ModelSpec, gpu_bytes: int) -> Standing:
     share = 0.0
     if spec.gpu_bytes and gpu_bytes:
         share = (spec.gpu_bytes + spec.weights_bytes) / gpu_bytes
-    return Standing("", spec.name, spec.create_time, share, spec.memory_bytes)
+    return Standing(spec.tenant, spec.name, spec.create_time, share, spec.memory_bytes)
 
 
 def _print(found: dict[Key, Line], by: str | None, now_hour: int, as_csv: bool) -> None:

@@ -32,5 +32,6 @@ class Charges:
         self._ledger.add(self._meter.take())
 
     def _charge(self) -> None:
+        tenants = {replica_id: spec.tenant for replica_id, spec in self._board.specs.items()}
         now, wall = self._clock.now(), self._clock.wall()
-        self._meter.hold(holdings(self._state), {}, now, wall)
+        self._meter.hold(holdings(self._state), tenants, now, wall)

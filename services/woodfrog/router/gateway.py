@@ -11,6 +11,7 @@ from opentelemetry.trace import Span, StatusCode
 
 from woodfrog import errors, telemetry
 from woodfrog.clock import Clock
+from woodfrog.model.placement import ANYONE, Caller
 from woodfrog.router.metrics import Metrics
 from woodfrog.router.replica_client import Exchange, Head, ReplicaClient, ReplicaLost
 from woodfrog.router.slots import Slot, Slots
@@ -47,7 +48,7 @@ class Call:
     arrived: float  # on the clock
     request_id: str  # printable ASCII
     span: Span  # opened and ended by the face
-    tenant: str = ""  # whose usage it is
+    caller: Caller = ANYONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +191,7 @@ class Gateway:
         """Closing it early cancels the engine's work. Raises woodfrog.errors classes, in the middle of a body too."""
         self._check_room()
         self._active += 1
-        record = self._records.open(call.tenant, call.model)
+        record = self._records.open(call.caller.tenant, call.model)
         progress = _Progress(record)
         beginning: asyncio.Task[_Answer] | None = None
         answer: _Answer | None = None
@@ -242,7 +243,7 @@ class Gateway:
         """Up to the first byte of the body; so far nothing went to the client and another replica may be asked."""
         for retry in range(_RETRIES_MAX + 1):
             deadline = self._clock.now() + call.wait_s - progress.waited_s
-            slot = await self._slots.take(call.model, progress.excluded, deadline)
+            slot = await self._slots.take(call.model, progress.excluded, deadline, call.caller)
             progress.record.took_slot(slot.acquired.rung)
             progress.woken = True
             progress.waited_s += slot.waited_s

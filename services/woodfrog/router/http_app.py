@@ -13,6 +13,8 @@ from woodfrog import errors, telemetry
 from woodfrog.clock import Clock
 from woodfrog.model.spec import ModelSpec
 from woodfrog.router import openai_errors
+from woodfrog.router.access import caller_of
+from woodfrog.router.admission import Admission
 from woodfrog.router.gateway import Begun, Call, Event, Gateway, Refused, Route, Waiting, Wake
 from woodfrog.router.http_request import (
     Arrival,
@@ -25,7 +27,6 @@ from woodfrog.router.http_request import (
     read_body,
 )
 from woodfrog.router.metrics import Metrics
-from woodfrog.router.model_list import ModelList
 from woodfrog.router.openai_errors import Headers, Refusal
 from woodfrog.telemetry import names
 
@@ -58,7 +59,7 @@ class Reply:
     def __init__(self, send: Send, headers: Headers) -> None:
         """`headers` go with whatever is answered."""
         self._send = send
-        self._headers = headers
+        self.headers = headers
         self.status = 0  #: 0 until it has begun
         self._last = b""
         self._events = False  # the body is server-sent events
@@ -70,7 +71,7 @@ class Reply:
             for name, value in headers
         )
         await self._send(
-            {"type": "http.response.start", "status": status, "headers": headers + self._headers}
+            {"type": "http.response.start", "status": status, "headers": headers + self.headers}
         )
 
     async def write(self, data: bytes) -> None:
@@ -98,7 +99,7 @@ class HttpApp:
     def __init__(
         self,
         gateway: Gateway,
-        models: ModelList,
+        admission: Admission,
         metrics: Metrics,
         clock: Clock,
         readiness: Callable[[], Mapping[str, bool]],
@@ -106,7 +107,9 @@ class HttpApp:
     ) -> None:
         """`readiness` names what must have come before the router is ready."""
         self._gateway = gateway
-        self._models = models
+        self._access = admission.access
+        self._quotas = admission.quotas
+        self._models = admission.models
         self._metrics = metrics
         self._clock = clock
         self._readiness = readiness
@@ -150,11 +153,13 @@ class HttpApp:
                 body, content_type = self._metrics.render(accept)
                 await reply.whole(200, body, [(b"content-type", content_type.encode())])
             case str() if path == _MODELS:
-                data = [_model(spec) for spec in self._models.all()]
+                tenant = self._access.tenant(arrival.authorization)
+                data = [_model(spec) for spec in self._models.all(tenant)]
                 body = json.dumps({"object": "list", "data": data}).encode()
                 await reply.whole(200, body, [_JSON])
             case _:
-                spec = self._models.get(path.removeprefix(_MODELS + "/"))
+                tenant = self._access.tenant(arrival.authorization)
+                spec = self._models.get(path.removeprefix(_MODELS + "/"), tenant)
                 await reply.whole(200, json.dumps(_model(spec)).encode(), [_JSON])
 
     async def _complete(
@@ -181,6 +186,7 @@ class HttpApp:
         )
         model = ""
         try:
+            tenant = self._access.tenant(arrival.authorization)
             body = await read_body(
                 arrival,
                 receive,
@@ -190,11 +196,14 @@ class HttpApp:
             model, stream = parse_body(body)
             stream = stream and route.streams
             span.set_attribute(names.GENAI_MODEL, model[:200].encode(errors="replace").decode())
-            self._models.check(model)
+            self._models.check(model, tenant)
             wait_s = arrival.wait_s(self._limits.wake_wait_s, stream=stream)
-            call = Call(route, model, body, stream, wait_s, arrived, request_id, span)
-            async with WhileConnected(scope), aclosing(self._gateway.answer(call)) as events:
-                await _pass_on(call, events, reply)
+            caller = caller_of(tenant)
+            call = Call(route, model, body, stream, wait_s, arrived, request_id, span, caller)
+            with self._quotas.entered(tenant):
+                reply.headers += self._quotas.headers(tenant)
+                async with WhileConnected(scope), aclosing(self._gateway.answer(call)) as events:
+                    await _pass_on(call, events, reply)
         except Disconnected:
             reply.status = _CLIENT_CLOSED
         except Refusal as refusal:

@@ -53,6 +53,10 @@ class Arrival:
         return propagation.extract(carrier)
 
     @property
+    def authorization(self) -> str:
+        return self.headers.get(b"authorization", b"").decode("latin-1")
+
+    @property
     def request_id(self) -> str:
         """The client's own, or a new one."""
         sent = self.headers.get(b"x-request-id", b"")

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from woodfrog.errors import NotFound
 from woodfrog.model.spec import ModelSpec
+from woodfrog.model.tenant import Tenant
 
 
 class ModelList:
@@ -21,24 +22,30 @@ class ModelList:
     def remove(self, name: str) -> None:
         self._specs.pop(name, None)
 
-    def all(self) -> list[ModelSpec]:
-        return sorted(self._specs.values(), key=lambda spec: spec.name)
+    def all(self, tenant: Tenant | None) -> list[ModelSpec]:
+        """Those that the tenant may ask; without one all."""
+        found = (spec for spec in self._specs.values() if _open(spec, tenant))
+        return sorted(found, key=lambda spec: spec.name)
 
-    def get(self, name: str) -> ModelSpec:
+    def get(self, name: str, tenant: Tenant | None) -> ModelSpec:
         """Raises NotFound."""
         spec = self._specs.get(name)
-        if spec is None:
+        if spec is None or not _open(spec, tenant):
             raise unknown(name)
         return spec
 
-    def check(self, name: str) -> None:
-        """Raises NotFound when `name` certainly is no model: before the first listing nobody can say."""
-        if self.known and name not in self._specs:
-            raise unknown(name)
+    def check(self, name: str, tenant: Tenant | None) -> None:
+        """Raises NotFound when `name` certainly is no model that the tenant may ask: before the first listing nobody can say."""
+        if self.known:
+            self.get(name, tenant)
 
     def label(self, name: str) -> str:
         """`name` for a metric; empty when it is no model of ours."""
         return name if name in self._specs else ""
+
+
+def _open(spec: ModelSpec, tenant: Tenant | None) -> bool:
+    return tenant is None or spec.tenant in ("", tenant.name)
 
 
 def unknown(name: str) -> NotFound:

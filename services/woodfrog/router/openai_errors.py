@@ -10,6 +10,7 @@ _INVALID = "invalid_request_error"
 _SERVER = "server_error"
 _TABLE: dict[type[errors.WoodfrogError], tuple[int, str]] = {
     errors.InvalidArgument: (400, _INVALID),
+    errors.Unauthenticated: (401, _INVALID),
     errors.NotFound: (404, _INVALID),
     errors.AlreadyExists: (409, _INVALID),
     errors.Aborted: (409, _SERVER),
@@ -65,7 +66,7 @@ def refusal(error: errors.WoodfrogError) -> Refusal:
             (b"retry-after-ms", b"%d" % math.ceil(error.retry_after_s * 1e3)),
             (b"retry-after", b"%d" % math.ceil(error.retry_after_s)),
         ]
-    if isinstance(error, errors.FailedPrecondition):
+    if isinstance(error, errors.FailedPrecondition) or error.reason == "INSUFFICIENT_QUOTA":
         headers.append((b"x-should-retry", b"false"))
     param, code = error.metadata.get("param"), error.reason.lower()
     return Refusal(status, error.message, code, type_=type_, param=param, headers=headers)

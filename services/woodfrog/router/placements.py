@@ -3,12 +3,17 @@
 from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Protocol
 
-from woodfrog.model.placement import Acquired, ReplicaUsage, TrackUpdate
+from woodfrog.model.placement import ANYONE, Acquired, Caller, ReplicaUsage, TrackUpdate
 
 
 class Placements(Protocol):
     async def acquire(
-        self, model: str, excluded: Collection[str] = (), *, timeout_s: float
+        self,
+        model: str,
+        excluded: Collection[str] = (),
+        caller: Caller = ANYONE,
+        *,
+        timeout_s: float,
     ) -> Acquired:
         """Raises woodfrog.errors classes; cancelling it gives the wait up."""
 

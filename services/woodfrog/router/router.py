@@ -14,16 +14,26 @@ from woodfrog.clients.usages import SERVICE as USAGES
 from woodfrog.clients.usages import UsagesServicer
 from woodfrog.clock import Clock
 from woodfrog.metering import Ledger
+from woodfrog.router.access import Access
+from woodfrog.router.admission import Admission
 from woodfrog.router.gateway import Gateway, Limits
 from woodfrog.router.http_app import HttpApp, HttpLimits
 from woodfrog.router.http_server import ConnectionLimits, HttpServer
 from woodfrog.router.metrics import Metrics
 from woodfrog.router.model_list import ModelList
 from woodfrog.router.placements import Placements
+from woodfrog.router.quotas import Quotas
 from woodfrog.router.replica_client import ReplicaClient
 from woodfrog.router.replicas import ReplicaTable
 from woodfrog.router.schedulers import Schedulers
-from woodfrog.router.service import Asking, ChatsServicer, CompletionsServicer, ModelsServicer
+from woodfrog.router.service import (
+    Asking,
+    ChatsServicer,
+    CompletionsServicer,
+    Context,
+    ModelsServicer,
+    authorization,
+)
 from woodfrog.router.settings import Settings
 from woodfrog.router.slots import Slots
 from woodfrog.router.usage_records import UsageRecords
@@ -62,6 +72,8 @@ async def running(
 ) -> AsyncIterator[Router]:
     """Serves until it is left; answers under way may then end within `drain_s`. `placements` as `Schedulers` has them."""
     metrics, models, table = Metrics(), ModelList(), ReplicaTable()
+    access = Access(required=settings.auth == "keys")
+    admission = Admission(models, access, Quotas(clock, settings.requests_max))
     client = ReplicaClient(settings.answer_wait_s)
     limits = Limits(settings.requests_max, settings.sse_comment_s)
     schedulers = Schedulers(
@@ -72,12 +84,12 @@ async def running(
         clock,
     )
     ledger = Ledger(settings.usage_file)
-    records = UsageRecords(ledger, metrics, clock)
+    records = UsageRecords(ledger, metrics, clock, admission.charge)
     slots = Slots(table, schedulers, clock)
     gateway = Gateway(slots, client, metrics, records, clock, limits)
     app = HttpApp(
         gateway,
-        models,
+        admission,
         metrics,
         clock,
         lambda: {"scheduler": schedulers.delivered, "catalog": models.known},
@@ -92,7 +104,7 @@ async def running(
     )
     asking = Asking(
         gateway,
-        models,
+        admission,
         metrics,
         clock,
         wake_wait_s=settings.wake_wait_s,
@@ -100,15 +112,16 @@ async def running(
     )
     tasks = (
         asyncio.create_task(schedulers.run()),
-        asyncio.create_task(_follow(catalog, models)),
+        asyncio.create_task(_follow(catalog, models, access)),
     )
     try:
         async with (
             rpc.Server(settings.grpc_listen) as server,
             HttpServer(app, settings.listen, connections) as http,
+            _operators(settings.operator_listen, ledger),
         ):
-            _add_servicers(server, asking, models)
-            usages_pb2_grpc.add_UsagesServicer_to_server(UsagesServicer(ledger), server.grpc)  # type: ignore[no-untyped-call]
+            _add_servicers(server, asking, ModelsServicer(admission))
+            _add_usages(server, UsagesServicer(ledger, whose=lambda c: _whose(access, c)))
             await server.start(*_SERVICES, USAGES)
             yield Router(http.port, server.port, table, tasks)
     finally:
@@ -119,17 +132,38 @@ async def running(
         ledger.close()
 
 
-def _add_servicers(server: rpc.Server, asking: Asking, models: ModelList) -> None:
+def _add_servicers(server: rpc.Server, asking: Asking, models: ModelsServicer) -> None:
     chats_pb2_grpc.add_ChatsServicer_to_server(ChatsServicer(asking), server.grpc)  # type: ignore[no-untyped-call]
     completions_pb2_grpc.add_CompletionsServicer_to_server(  # type: ignore[no-untyped-call]
         CompletionsServicer(asking), server.grpc
     )
-    models_pb2_grpc.add_ModelsServicer_to_server(ModelsServicer(models), server.grpc)  # type: ignore[no-untyped-call]
+    models_pb2_grpc.add_ModelsServicer_to_server(models, server.grpc)  # type: ignore[no-untyped-call]
 
 
-async def _follow(catalog: Following, models: ModelList) -> None:
+def _add_usages(server: rpc.Server, usages: UsagesServicer) -> None:
+    usages_pb2_grpc.add_UsagesServicer_to_server(usages, server.grpc)  # type: ignore[no-untyped-call]
+
+
+def _whose(access: Access, context: Context) -> str | None:
+    tenant = access.tenant(authorization(context))
+    return None if tenant is None else tenant.name
+
+
+@asynccontextmanager
+async def _operators(listen: str, ledger: Ledger) -> AsyncIterator[None]:
+    if not listen:
+        yield
+        return
+    async with rpc.Server(listen) as server:
+        _add_usages(server, UsagesServicer(ledger))
+        await server.start(USAGES)
+        yield
+
+
+async def _follow(catalog: Following, models: ModelList, access: Access) -> None:
     async with aclosing(catalog.follow()) as events:
         async for event in events:
+            access.hear(event)
             match event:
                 case CatalogSnapshot():
                     models.replace(event.models)

@@ -6,7 +6,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from woodfrog.clock import Clock
 from woodfrog.errors import Unavailable, WoodfrogError
-from woodfrog.model.placement import Acquired, ReadyReplica, ReplicaUsage, TrackUpdate
+from woodfrog.model.placement import (
+    ANYONE,
+    Acquired,
+    Caller,
+    ReadyReplica,
+    ReplicaUsage,
+    TrackUpdate,
+)
 from woodfrog.router.placements import Placements
 from woodfrog.router.replicas import ReplicaTable
 from woodfrog.router.scheduler_link import SchedulerLink
@@ -47,7 +54,12 @@ class Schedulers:
             self._urgent.set()
 
     async def acquire(
-        self, model: str, excluded: Collection[str] = (), *, timeout_s: float
+        self,
+        model: str,
+        excluded: Collection[str] = (),
+        caller: Caller = ANYONE,
+        *,
+        timeout_s: float,
     ) -> tuple[Acquired, SchedulerLink]:
         """From the first that is connected, so that one scheduler joins the requests to one climb; if it is lost
         meanwhile, from the next. Raises woodfrog.errors classes; cancelling it gives the wait up.
@@ -57,7 +69,8 @@ class Schedulers:
         for link in connected or self._links:
             left_s = max(deadline - self._clock.now(), 0.001)
             try:
-                return await link.placements.acquire(model, excluded, timeout_s=left_s), link
+                placements = link.placements
+                return await placements.acquire(model, excluded, caller, timeout_s=left_s), link
             except Unavailable as error:
                 if error.reason == "CLIMB_FAILED":
                     raise

@@ -18,10 +18,12 @@ from woodfrog.api.router.v1 import (
 )
 from woodfrog.clock import Clock
 from woodfrog.model.spec import ModelSpec
+from woodfrog.model.tenant import Tenant
 from woodfrog.router import openai_errors, typed_json
+from woodfrog.router.access import caller_of
+from woodfrog.router.admission import Admission
 from woodfrog.router.gateway import Begun, Call, Event, Gateway, Refused, Route, Wake
 from woodfrog.router.metrics import Metrics
-from woodfrog.router.model_list import ModelList
 from woodfrog.router.sse import SseReader
 from woodfrog.telemetry import names
 
@@ -36,7 +38,7 @@ class Asking:
     def __init__(
         self,
         gateway: Gateway,
-        models: ModelList,
+        admission: Admission,
         metrics: Metrics,
         clock: Clock,
         *,
@@ -44,7 +46,9 @@ class Asking:
         body_bytes_max: int,
     ) -> None:
         self._gateway = gateway
-        self._models = models
+        self._access = admission.access
+        self._quotas = admission.quotas
+        self._models = admission.models
         self._metrics = metrics
         self._clock = clock
         self._wake_wait_s = wake_wait_s
@@ -101,13 +105,16 @@ class Asking:
             attributes={names.GENAI_OPERATION: route.operation, names.GENAI_MODEL: model[:200]},
         )
         try:
-            self._check(model, body)
+            tenant = self._access.tenant(authorization(context))
+            self._check(model, body, tenant)
             left = context.time_remaining()
             wait_s = self._wake_wait_s if left is None else min(self._wake_wait_s, left)
             request_id = f"req_{secrets.token_hex(16)}"
-            call = Call(route, model, body, stream, wait_s, arrived, request_id, span)
-            async with aclosing(self._gateway.answer(call)) as events:
-                yield events
+            caller = caller_of(tenant)
+            call = Call(route, model, body, stream, wait_s, arrived, request_id, span, caller)
+            with self._quotas.entered(tenant):
+                async with aclosing(self._gateway.answer(call)) as events:
+                    yield events
             status = 200
         except errors.WoodfrogError as error:
             status = openai_errors.refusal(error).status
@@ -118,7 +125,7 @@ class Asking:
             label = self._models.label(model)
             self._metrics.ended(f"grpc {route.operation}", label, status)
 
-    def _check(self, model: str, body: bytes) -> None:
+    def _check(self, model: str, body: bytes, tenant: Tenant | None) -> None:
         if not model:
             raise errors.InvalidArgument(
                 "MISSING_MODEL", "the request names no model; ListModels has them", param="model"
@@ -128,7 +135,7 @@ class Asking:
                 "REQUEST_TOO_LARGE",
                 f"the request is {len(body)} bytes as JSON, the limit is {self._body_bytes_max}",
             )
-        self._models.check(model)
+        self._models.check(model, tenant)
 
 
 class ChatsServicer(chats_pb2_grpc.ChatsServicer):
@@ -171,18 +178,29 @@ class CompletionsServicer(completions_pb2_grpc.CompletionsServicer):
 
 
 class ModelsServicer(models_pb2_grpc.ModelsServicer):
-    def __init__(self, models: ModelList) -> None:
-        self._models = models
+    def __init__(self, admission: Admission) -> None:
+        self._models = admission.models
+        self._access = admission.access
 
     async def ListModels(
         self, request: models_pb2.ListModelsRequest, context: Context
     ) -> models_pb2.ListModelsResponse:
-        return models_pb2.ListModelsResponse(models=map(_model, self._models.all()))
+        tenant = self._access.tenant(authorization(context))
+        return models_pb2.ListModelsResponse(models=map(_model, self._models.all(tenant)))
 
     async def GetModel(
         self, request: models_pb2.GetModelRequest, context: Context
     ) -> models_pb2.GetModelResponse:
-        return models_pb2.GetModelResponse(model=_model(self._models.get(request.model)))
+        tenant = self._access.tenant(authorization(context))
+        return models_pb2.GetModelResponse(model=_model(self._models.get(request.model, tenant)))
+
+
+def authorization(context: Context) -> str:
+    """What the call's metadata says of it; empty when they say nothing."""
+    for name, value in context.invocation_metadata() or ():
+        if name == "authorization" and isinstance(value, str):
+            return value
+    return ""
 
 
 def _engine_error(event: Refused) -> errors.WoodfrogError:

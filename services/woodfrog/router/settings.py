@@ -4,6 +4,7 @@ import os
 import socket
 import uuid
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
@@ -27,6 +28,8 @@ class Settings(ServiceSettings):
     every router, so that one scheduler knows of all waits."""
     etcd: str = "127.0.0.1:2379"
     """Addresses of etcd, with commas between."""
+    auth: Literal["none", "keys"] = "none"
+    """With "keys" a request needs a tenant's API key; with "none" keys are not looked at, and limits of tenants do not hold."""
     name: str = Field(default_factory=_name)
     """Names this instance to the scheduler: unique to the process, since its placements end with it."""
     wake_wait_s: float = Field(default=120.0, gt=0)
@@ -47,6 +50,9 @@ class Settings(ServiceSettings):
     """Requests at once; above it clients get 429."""
     connections_max: int = Field(default=8192, gt=0)
     """Client connections at once; above it they are closed."""
+    operator_listen: str = ""
+    """gRPC address for operators, where the usage of all tenants is told and no key asked for; keep it from users. Empty:
+    there is none."""
     usage_file: Path | None = None
     """Where usage is kept, of this router alone. Without it, it is gone with the process."""
     drain_s: int = Field(default=5, ge=0)

@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Collection
 
 from opentelemetry import trace
 
 from woodfrog import errors, telemetry
 from woodfrog.clock import Clock
-from woodfrog.model.placement import Acquired, ReadyReplica
+from woodfrog.model.placement import ANYONE, Acquired, Caller, ReadyReplica
 from woodfrog.model.rung import Rung
 from woodfrog.router.replicas import ReplicaTable
 from woodfrog.router.scheduler_link import SchedulerLink
@@ -56,10 +57,17 @@ class Slots:
         self.table = table
         self._schedulers = schedulers
         self._clock = clock
+        self._waiting: Counter[str] = Counter()  # tenants' requests at a scheduler, by model
 
-    async def take(self, model: str, excluded: Collection[str], deadline: float) -> Slot:
-        """Waits for a climb until `deadline` (on the clock). Raises woodfrog.errors classes."""
-        replica = self.table.pick(model, excluded)
+    async def take(
+        self, model: str, excluded: Collection[str], deadline: float, caller: Caller = ANYONE
+    ) -> Slot:
+        """Waits for a climb until `deadline` (on the clock). Raises woodfrog.errors classes.
+
+        A tenant's request does not pass by others that wait for their turn.
+        """
+        queues = caller.tenant != "" and self._waiting[model] > 0
+        replica = None if queues else self.table.pick(model, excluded)
         if replica is not None:
             return self._start(_serving(replica), None, 0.0)
         began = self._clock.now()
@@ -67,7 +75,7 @@ class Slots:
         with telemetry.tracer().start_as_current_span(
             names.ROUTER_ACQUIRE, attributes=attributes
         ) as span:
-            acquired, granted_by = await self._acquire(model, excluded, deadline)
+            acquired, granted_by = await self._in_turn(model, excluded, deadline, caller)
             span.set_attributes(
                 {
                     names.REPLICA: acquired.replica.replica_id,
@@ -80,6 +88,19 @@ class Slots:
             _link(span, acquired.climb_traceparent)
             return self._start(acquired, granted_by, self._clock.now() - began)
 
+    async def _in_turn(
+        self, model: str, excluded: Collection[str], deadline: float, caller: Caller
+    ) -> tuple[Acquired, SchedulerLink | None]:
+        if not caller.tenant:
+            return await self._acquire(model, excluded, deadline, caller)
+        self._waiting[model] += 1
+        try:
+            return await self._acquire(model, excluded, deadline, caller)
+        finally:
+            self._waiting[model] -= 1
+            if not self._waiting[model]:
+                del self._waiting[model]
+
     def ended(self, replica: ReadyReplica) -> None:
         self.table.end(replica.replica_id)
         self._schedulers.touch()
@@ -90,7 +111,7 @@ class Slots:
         return Slot(self, acquired, granted_by, waited_s)
 
     async def _acquire(
-        self, model: str, excluded: Collection[str], deadline: float
+        self, model: str, excluded: Collection[str], deadline: float, caller: Caller
     ) -> tuple[Acquired, SchedulerLink | None]:
         """Asks again while no scheduler can be reached; a replica that gets ready meanwhile will do."""
         began = self._clock.now()
@@ -98,7 +119,9 @@ class Slots:
         while True:
             left_s = deadline - self._clock.now()
             try:
-                return await self._schedulers.acquire(model, excluded, timeout_s=max(left_s, 0.001))
+                return await self._schedulers.acquire(
+                    model, excluded, caller, timeout_s=max(left_s, 0.001)
+                )
             except errors.WoodfrogError as error:
                 now = self._clock.now()
                 end = final(error, model, waited_s=now - began, left_s=deadline - now - backoff)

@@ -1,5 +1,7 @@
 """What each request used, written once: before its last byte goes to the client, or when it ends in another way."""
 
+from collections.abc import Callable
+
 from woodfrog.clock import Clock
 from woodfrog.metering import HOUR_S, Ledger, Row, Usage
 from woodfrog.model.rung import Rung
@@ -8,7 +10,15 @@ from woodfrog.router.told_tokens import ToldTokens
 
 
 class UsageRecords:
-    def __init__(self, ledger: Ledger, metrics: Metrics, clock: Clock) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        metrics: Metrics,
+        clock: Clock,
+        charge: Callable[[str, int], None] = lambda tenant, tokens: None,
+    ) -> None:
+        """`charge` is told each tenant's tokens, those read and written, as an answer ends."""
+        self._charge = charge
         self._ledger = ledger
         self._metrics = metrics
         self._clock = clock
@@ -22,6 +32,7 @@ class UsageRecords:
     def write(self, tenant: str, model: str, usage: Usage) -> None:
         self._ledger.add([Row(int(self._clock.wall() // HOUR_S), tenant, model, usage)])
         self._metrics.used(tenant, usage)
+        self._charge(tenant, usage.prompt_tokens + usage.completion_tokens)
 
 
 class UsageRecord:

@@ -4,8 +4,9 @@ import asyncio
 import secrets
 
 from woodfrog import rpc
-from woodfrog.api.scheduler.v1 import placements_pb2, placements_pb2_grpc
+from woodfrog.api.scheduler.v1 import placements_pb2_grpc, tenants_pb2_grpc
 from woodfrog.catalog import Catalog
+from woodfrog.catalog.tenants import Tenants
 from woodfrog.clock import SystemClock
 from woodfrog.coordination import Session
 from woodfrog.scheduler.board import Limits
@@ -16,9 +17,10 @@ from woodfrog.scheduler.plans import Plans
 from woodfrog.scheduler.service import PlacementsServicer
 from woodfrog.scheduler.settings import Settings
 from woodfrog.scheduler.state import SchedulerState
+from woodfrog.scheduler.tenants_service import TenantsServicer
 from woodfrog.settings import load
 
-SERVICE = placements_pb2.DESCRIPTOR.services_by_name["Placements"].full_name
+SERVICES = tuple(f"woodfrog.api.scheduler.v1.{name}" for name in ("Placements", "Tenants"))
 
 
 async def main(stop: asyncio.Event) -> None:
@@ -46,11 +48,14 @@ async def main(stop: asyncio.Event) -> None:
         async with rpc.Server(settings.listen) as server:
             servicer = PlacementsServicer(loop)
             placements_pb2_grpc.add_PlacementsServicer_to_server(servicer, server.grpc)  # type: ignore[no-untyped-call]
+            tenants_pb2_grpc.add_TenantsServicer_to_server(  # type: ignore[no-untyped-call]
+                TenantsServicer(Tenants(session), clock), server.grpc
+            )
             catalog = Catalog(session)
             loop.start(catalog, catalog.candidate(name, settings.leader_ttl_s))
             if settings.plan_every_s:
                 loop.plan(settings.plan_every_s)
-            await server.start(SERVICE)
+            await server.start(*SERVICES)
             with metrics.served(settings.metrics_listen):
                 await stop.wait()
             loop.refuse_all()

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from woodfrog.model.node import NodeFacts
-from woodfrog.model.placement import Acquired, ReadyReplica
+from woodfrog.model.placement import ANYONE, Acquired, Caller, ReadyReplica
 from woodfrog.model.rung import Rung
 from woodfrog.scheduler.demand import Demand
 from woodfrog.scheduler.estimates import Estimates
@@ -15,6 +15,7 @@ from woodfrog.scheduler.moves import Moves
 from woodfrog.scheduler.room import more_room
 from woodfrog.scheduler.service_times import ServiceTimes
 from woodfrog.scheduler.timers import Timers
+from woodfrog.scheduler.turns import Turns
 from woodfrog.scheduler.usage import Usage
 from woodfrog.scheduler.view import ClusterView, ReplicaRecord, fingerprint_key
 
@@ -43,6 +44,16 @@ class Limits:
     moves_per_minute: int = 30  # on one node, by the plan
 
 
+@dataclass(frozen=True, slots=True)
+class Waited:
+    """The climb that a ticket waited for."""
+
+    climb: str
+    rung: Rung
+    climb_ms: float
+    fallback_reason: str
+
+
 @dataclass(slots=True)
 class Ticket:
     """One Acquire that is not answered yet."""
@@ -53,17 +64,15 @@ class Ticket:
     excluded: frozenset[str]
     came: float
     deadline: float
+    caller: Caller = ANYONE
+    turn: float = 0.0  #: of those that wait for the model
+    waited: Waited | None = None  #: for the first climb that ended for it
     climb: str | None = None  #: that it waits for; None while it waits for a slot or for room
 
-
-@dataclass(frozen=True, slots=True)
-class Waited:
-    """The climb that a ticket waited for."""
-
-    climb: str
-    rung: Rung
-    climb_ms: float
-    fallback_reason: str
+    @property
+    def rank(self) -> tuple[float, int]:
+        """Who is served first."""
+        return self.turn, self.number
 
 
 class Board:
@@ -85,6 +94,7 @@ class Board:
         self.timers = Timers()
         self.tickets: dict[int, Ticket] = {}
         self.waiting: dict[str, dict[int, Ticket]] = {}  #: by model; never empty
+        self._turns: dict[str, Turns] = {}  # by model of `waiting` and `joined`
         self.rising: Counter[str] = Counter()  #: climbs under way, by model; never 0
         self.joined: Counter[str] = Counter()  #: tickets that wait for climbs, by model; never 0
         self.listed = False  #: the catalog came once
@@ -156,7 +166,10 @@ class Board:
     # --- tickets ---
 
     def wait(self, ticket: Ticket) -> None:
+        """A new one takes its turn; one whose climb came to nothing has it already."""
         ticket.climb = None
+        turns = self._turns.setdefault(ticket.model, Turns())
+        ticket.turn = ticket.turn or turns.take(ticket.caller)
         self.waiting.setdefault(ticket.model, {})[ticket.number] = ticket
         self.stirred[ticket.model] = None
 
@@ -165,6 +178,10 @@ class Board:
         waiting.pop(ticket.number, None)
         if not waiting:
             self.waiting.pop(ticket.model, None)
+
+    def in_turn(self, model: str) -> list[Ticket]:
+        """Those that wait, the next to be served first."""
+        return sorted(self.waiting.get(model, {}).values(), key=lambda ticket: ticket.rank)
 
     def unjoin(self, model: str, count: int) -> None:
         _less(self.joined, model, count)
@@ -185,6 +202,8 @@ class Board:
     def close(self, ticket: Ticket) -> None:
         """It is answered, or nobody wants the answer."""
         self.stop_waiting(ticket)
+        if ticket.model not in self.waiting and ticket.model not in self.joined:
+            self._turns.pop(ticket.model, None)
         del self.tickets[ticket.number]
         self.timers.drop(("ticket", str(ticket.number)))
 
@@ -208,11 +227,13 @@ class Board:
         free = self.usage.active(replica.replica_id) < replica.slots
         return free and self.view.offered(record)
 
-    def grant(self, ticket: Ticket, record: ReplicaRecord, waited: Waited | None = None) -> None:
+    def grant(self, ticket: Ticket, record: ReplicaRecord) -> None:
         replica_id = record.replica.replica_id
         assert self.has_slot(record, ticket), f"{replica_id} has no slot"
         self._placements += 1
         placement_id = f"{self.epoch}-{self._placements}@{replica_id}"
+        if (turns := self._turns.get(ticket.model)) is not None:
+            turns.served(ticket.turn)
         self.close(ticket)
         self.usage.promise(placement_id, replica_id, ticket.router)
         self.service_times.began(ticket.model, 1)
@@ -220,6 +241,7 @@ class Board:
         record.busy = True
         record.quiet = False
         self.touch(replica_id)
+        waited = ticket.waited
         if waited is None:
             acquired = Acquired(placement_id, record.ready, Rung.SERVING)
         else:

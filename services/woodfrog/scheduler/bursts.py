@@ -32,7 +32,7 @@ def queue_s(board: Board, ticket: Ticket, climbs: Collection[Climb]) -> float | 
     first_s = 0.0
     if not slots(board, ticket, ()):  # nothing serves yet
         first_s = min(left_s(board, climb) for climb in climbs)
-    before = sum(number <= ticket.number for number in board.waiting[ticket.model])
+    before = sum(each.rank <= ticket.rank for each in board.waiting[ticket.model].values())
     return first_s + before * mean_s / count
 
 

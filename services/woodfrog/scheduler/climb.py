@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
+from woodfrog.model.rung import Rung
 from woodfrog.model.spec import ModelSpec
-from woodfrog.scheduler.board import Ticket
+from woodfrog.scheduler.board import Ticket, Waited
 from woodfrog.scheduler.events import ClimbFailed, StartClimb
 from woodfrog.scheduler.forecasts import Placement
 
@@ -74,6 +75,10 @@ class Climb:
     def node(self) -> str:
         assert self.placement is not None
         return self.placement.node
+
+    def waited(self, now: float, from_rung: Rung, fallback_reason: str = "") -> Waited:
+        """What it was to those who waited for it."""
+        return Waited(self.name, from_rung, (now - self.began) * 1000, fallback_reason)
 
     def order(self, yields: tuple[str, ...]) -> StartClimb:
         """Of the attempt at hand. `yields`: who makes room on the node's GPUs, in this order."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 from woodfrog.model.node import Replica, ReplicaState
 from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler import bursts, climb_checks, fetches, hope, reservations
-from woodfrog.scheduler.board import Board, Ticket, Waited
+from woodfrog.scheduler.board import Board, Ticket
 from woodfrog.scheduler.climb import RETRIES, Climb, Effort, Phase
 from woodfrog.scheduler.events import (
     CancelClimb,
@@ -111,9 +111,9 @@ class Climbs:
             ticket.climb = None
 
     def joined(self, model: str) -> list[Ticket]:
-        """Who waits for climbs of the model, first come first."""
+        """Who waits for climbs of the model, in turn."""
         found = [ticket for climb in self.of_model(model) for ticket in climb.waiters.values()]
-        return sorted(found, key=lambda ticket: ticket.number)
+        return sorted(found, key=lambda ticket: ticket.rank)
 
     def _open(self, ticket: Ticket, spec: ModelSpec, *, thaw_only: bool) -> Climb | None:
         """One that will have a slot for the ticket; of several the fullest, then the oldest."""
@@ -256,14 +256,13 @@ class Climbs:
         board.try_ahead_anew(climb.spec.name)
         if climb.ahead and not waiters:  # it goes to rest at once, unless `replicas_min` keeps it
             record.used = board.now - climb.spec.park_after_s
-        ms = (board.now - climb.began) * 1000
-        waited = Waited(climb.name, climbed.from_rung, ms, climbed.fallback_reason)
-        joined = {ticket.number for ticket in waiters}
+        waited = climb.waited(board.now, climbed.from_rung, climbed.fallback_reason)
         for ticket in waiters:
+            ticket.waited = ticket.waited or waited
             board.wait(ticket)
-        for _, ticket in sorted(board.waiting.get(climb.spec.name, {}).items()):  # who came first
+        for ticket in board.in_turn(climb.spec.name):
             if board.has_slot(record, ticket):
-                board.grant(ticket, record, waited if ticket.number in joined else None)
+                board.grant(ticket, record)
 
     def refused(self, event: ClimbRefused) -> None:
         climb = self._current(event.attempt)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from woodfrog.model.node import Climbed, NodeFacts, NodeUpdate
-from woodfrog.model.placement import Acquired, ReadyReplica, ReplicaUsage
+from woodfrog.model.placement import ANYONE, Acquired, Caller, ReadyReplica, ReplicaUsage
 from woodfrog.model.rung import Rung
 from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.model.spec import ModelSpec
@@ -73,6 +73,7 @@ class AcquireRequested:
     deadline: float  # on the clock of `now`
     router: str = ""
     excluded: frozenset[str] = frozenset()  # replicas that just failed it
+    caller: Caller = ANYONE
 
 
 @dataclass(frozen=True, slots=True)

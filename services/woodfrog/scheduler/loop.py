@@ -18,7 +18,9 @@ from woodfrog.clock import Clock
 from woodfrog.coordination import Election, Term
 from woodfrog.errors import Unavailable, WoodfrogError, status
 from woodfrog.model.placement import (
+    ANYONE,
     Acquired,
+    Caller,
     ClusterView,
     PlanView,
     ReplicaUsage,
@@ -95,7 +97,12 @@ class SchedulerLoop:
     # --- calls ---
 
     async def acquire(
-        self, model: str, excluded: frozenset[str], router: str, timeout_s: float | None
+        self,
+        model: str,
+        excluded: frozenset[str],
+        router: str,
+        timeout_s: float | None,
+        caller: Caller = ANYONE,
     ) -> Acquired:
         """Cancelling it gives the wait up."""
         self._tickets += 1
@@ -107,7 +114,7 @@ class SchedulerLoop:
         self._callers[ticket] = _Caller(model, answer, contexts.get_current())
         deadline = self._clock.now() + wait_s
         try:
-            self.submit(on.AcquireRequested(ticket, model, deadline, router, excluded))
+            self.submit(on.AcquireRequested(ticket, model, deadline, router, excluded, caller))
             return await answer
         except asyncio.CancelledError:
             if answer.done() and not answer.cancelled() and answer.exception() is None:
@@ -256,7 +263,7 @@ class SchedulerLoop:
 
     def _catalog_changed(self, change: catalog.CatalogEvent) -> None:
         match change:
-            case catalog.CatalogSnapshot(models, snapshots, nodes):
+            case catalog.CatalogSnapshot(models=models, snapshots=snapshots, nodes=nodes):
                 listed = tuple(record.name for record in nodes)
                 self.submit(on.CatalogListed(models, snapshots, listed))
                 for record in nodes:

@@ -26,6 +26,7 @@ class PlacementsServicer(placements_pb2_grpc.PlacementsServicer):
             frozenset(request.excluded_replica_ids),
             request.router,
             context.time_remaining(),
+            convert.caller(request),
         )
         return convert.acquired_to_pb(acquired)
 

@@ -140,7 +140,7 @@ class SchedulerState:
                 assert not any(
                     self._board.has_slot(record, ticket) for record in self.view.replicas_of(model)
                 ), f"ticket {ticket.number} waits beside a free slot"
-            self._climbs.check_waits(min(waiting.values(), key=lambda ticket: ticket.number))
+            self._climbs.check_waits(self._board.in_turn(model)[0])
 
     # --- routers ---
 
@@ -160,7 +160,9 @@ class SchedulerState:
             # Nothing else can answer. What moves, maybe by another scheduler, is welcome when it serves again.
             moving = (r for r in self.view.replicas_of(event.model) if not r.live)
             excluded = excluded.difference(r.replica.replica_id for r in moving)
-        ticket = Ticket(event.ticket, event.model, event.router, excluded, board.now, deadline)
+        ticket = Ticket(
+            event.ticket, event.model, event.router, excluded, board.now, deadline, event.caller
+        )
         board.tickets[ticket.number] = ticket
         board.wait(ticket)
         self._serve(event.model)
@@ -360,7 +362,7 @@ class SchedulerState:
         return -(record.spec.priority if record is not None else 0.0), deadline
 
     def _serve(self, model: str) -> None:
-        """First come, first served; who excludes replicas does not hold up the others.
+        """By turns, of one tenant first come, first served; who excludes replicas does not hold up the others.
 
         Where the first waits on, the last may still be better off with one more replica. Where nobody waits for a slot,
         those that wait for climbs may have it.
@@ -368,18 +370,17 @@ class SchedulerState:
         board = self._board
         coming = self.view.coming_slots(model)
         wait: set[frozenset[str]] = set()  # who excludes as much as one that waits on, does too
-        last = 0  # that waits on
-        for number in sorted(board.waiting.get(model, {})):
-            ticket = board.tickets[number]
+        last: Ticket | None = None  # that waits on
+        for ticket in board.in_turn(model):
             if ticket.excluded in wait or self._decide(ticket, slot_comes=coming > 0):
                 continue
-            coming, last = coming - 1, number
+            coming, last = coming - 1, ticket
             if coming < 0:
                 wait.add(ticket.excluded)
                 if not ticket.excluded:
                     break
-        while (waiting := board.waiting.get(model)) and max(waiting) != last:
-            if not self._decide(waiting[max(waiting)], slot_comes=coming >= 0):
+        while (waiting := board.in_turn(model)) and waiting[-1] is not last:
+            if not self._decide(waiting[-1], slot_comes=coming >= 0):
                 break
         some = any(map(board.is_open, self.view.replicas_of(model)))
         for ticket in self._climbs.joined(model) if some else ():

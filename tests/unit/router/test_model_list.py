@@ -12,10 +12,10 @@ def spec(name: str) -> ModelSpec:
 
 def test_before_the_first_listing_nobody_is_refused() -> None:
     models = ModelList()
-    models.check("m")
+    models.check("m", None)
     models.replace([])
     with pytest.raises(NotFound) as error:
-        models.check("m")
+        models.check("m", None)
     assert error.value.metadata["param"] == "model"
 
 
@@ -25,6 +25,6 @@ def test_follows_changes() -> None:
     models.put(spec("c"))
     models.remove("b")
     models.remove("b")
-    assert [model.name for model in models.all()] == ["a", "c"]
+    assert [model.name for model in models.all(None)] == ["a", "c"]
     assert models.label("a") == "a"
     assert models.label("b") == "", "clients must not be able to grow a metric"

@@ -613,3 +613,18 @@ def test_a_removed_snapshot_is_not_used() -> None:
     cell.do(on.SnapshotListed(pointer(FROG)))
     cell.do(on.SnapshotRemoved(pointer(FROG)))
     assert only(on.StartClimb, cell.acquire()).snapshot is None
+
+
+def test_who_waited_for_a_thaw_is_told_so_though_an_older_word_of_its_node_comes_after_it() -> None:
+    parked, served = (
+        replica("f1", FROG, "a", state) for state in (ReplicaState.PARKED, ReplicaState.SERVING)
+    )
+    cell = Cell(FROG)
+    cell.report("a", parked)
+    start = only(on.StartClimb, cell.acquire())
+    cell.report("a", parked, full=False)
+    again = only(
+        on.StartClimb, cell.do(on.ClimbFinished(start.attempt, Climbed(served, Rung.PARKED)))
+    )
+    told = cell.do(on.ClimbFinished(again.attempt, Climbed(served, Rung.SERVING)))
+    assert only(on.Grant, told).acquired.rung is Rung.PARKED

@@ -1,0 +1,155 @@
+"""`woodfrog tenants` and `woodfrog keys`: who may ask, and how much."""
+
+import argparse
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from woodfrog.catalog.tenants import Tenants
+from woodfrog.cli import options
+from woodfrog.cli.cluster import Cluster, to_type
+from woodfrog.cli.show import table
+from woodfrog.clock import SystemClock
+from woodfrog.coordination import Session
+from woodfrog.model import tenant as values
+from woodfrog.model.tenant import Tenant
+
+NO_LIMIT = "none"
+_TOKENS_MAX = 1 << 62
+
+
+def take(verbs: Any) -> None:
+    """Adds both verbs."""
+    tenants = verbs.add_parser("tenants", help="who may ask, and how much").add_subparsers(
+        dest="action", required=True
+    )
+    _take_limits(tenants.add_parser("add", help="add a tenant"))
+    _take_limits(tenants.add_parser("set", help="change a tenant's limits; others stay"))
+    tenants.add_parser("list", help="list tenants")
+    rm = tenants.add_parser("rm", help="remove a tenant and its keys; its models stay")
+    rm.add_argument("name")
+
+    keys = verbs.add_parser("keys", help="API keys of tenants").add_subparsers(
+        dest="action", required=True
+    )
+    create = keys.add_parser("create", help="make a key, and show it this once")
+    create.add_argument("tenant")
+    create.add_argument("--label", default="", help="for people, at most 100 characters")
+    listed = keys.add_parser("list", help="list keys by their ids")
+    listed.add_argument("tenant", nargs="?", default="")
+    revoke = keys.add_parser("revoke", help="end a key; requests under way go on")
+    revoke.add_argument("id")
+
+
+def _take_limits(verb: options.Parser) -> None:
+    verb.add_argument("name")
+    verb.add_argument(
+        "--share", type=options.number(values.SHARE_MIN, values.SHARE_MAX), metavar="N",
+        help="of the turns where several tenants wait for one model, against others', who have 1",
+    )  # fmt: skip
+    for option, most, what in (
+        ("--concurrency-max", values.CONCURRENCY_MAX, "requests at once"),
+        ("--requests-per-minute", values.A_MINUTE_MAX, "requests a minute"),
+        ("--tokens-per-minute", values.A_MINUTE_MAX, "tokens a minute, of prompts and answers"),
+        ("--tokens-per-month", _TOKENS_MAX, "tokens a calendar month, in UTC"),
+    ):
+        verb.add_argument(
+            option, type=_limit(most), metavar="N", help=f"{what}, or '{NO_LIMIT}'"
+        )  # fmt: skip
+
+
+def _limit(most: int) -> Any:
+    whole = options.whole(1, most, f"nor '{NO_LIMIT}'")
+    return lambda text: NO_LIMIT if text == NO_LIMIT else whole(text)
+
+
+async def add(cluster: Cluster, args: argparse.Namespace) -> None:
+    async with _tenants(cluster) as tenants:
+        await tenants.create(_with(Tenant(args.name, create_time=SystemClock().wall()), args))
+    print(f"{args.name} is a tenant; {to_type(f'keys create {args.name}', cluster.home)}")
+    _warn(cluster)
+
+
+async def change(cluster: Cluster, args: argparse.Namespace) -> None:
+    async with _tenants(cluster) as tenants:
+        await tenants.change(_with(await tenants.get(args.name), args))
+
+
+async def show(cluster: Cluster) -> None:
+    async with _tenants(cluster) as tenants:
+        found, keys = await tenants.all(), await tenants.list_keys()
+    rows = [
+        (
+            each.name, sum(key.tenant == each.name for key in keys), f"{each.share:g}",
+            *("-" if limit is None else limit for limit in (
+                each.concurrency_max, each.requests_per_minute, each.tokens_per_minute, each.tokens_per_month,
+            )),
+        )
+        for each in found
+    ]  # fmt: skip
+    header = ("TENANT", "KEYS", "SHARE", "AT ONCE", "REQUESTS/MIN", "TOKENS/MIN", "TOKENS/MONTH")
+    print(table(header, rows))
+    _warn(cluster)
+
+
+async def remove(cluster: Cluster, name: str) -> None:
+    async with _tenants(cluster) as tenants:
+        gone = await tenants.remove(name)
+    print(f"{name} is gone with {gone} {'key' if gone == 1 else 'keys'}; its models stay")
+
+
+async def create_key(cluster: Cluster, tenant: str, label: str) -> None:
+    """Prints the key alone on stdout."""
+    async with _tenants(cluster) as tenants:
+        key, kept = await tenants.create_key(tenant, label, SystemClock().wall())
+    print(key)
+    print(
+        f"this is shown once; {to_type(f'keys revoke {kept.key_id}', cluster.home)} ends it",
+        file=sys.stderr,
+    )
+    _warn(cluster)
+
+
+async def list_keys(cluster: Cluster, tenant: str) -> None:
+    async with _tenants(cluster) as tenants:
+        found = await tenants.list_keys(tenant)
+    rows = [(key.key_id, key.tenant, _day(key.create_time), key.label or "-") for key in found]
+    print(table(("ID", "TENANT", "CREATED", "LABEL"), rows))
+
+
+async def revoke_key(cluster: Cluster, key_id: str) -> None:
+    async with _tenants(cluster) as tenants:
+        gone = await tenants.revoke_key(key_id)
+    print(f"key {gone.key_id} of {gone.tenant} opens nothing any more")
+
+
+def _with(tenant: Tenant, args: argparse.Namespace) -> Tenant:
+    limits: dict[str, Any] = {
+        name: getattr(args, name)
+        for name in ("share", "concurrency_max", "requests_per_minute", "tokens_per_minute", "tokens_per_month")
+        if getattr(args, name) is not None
+    }  # fmt: skip
+    wanted: dict[str, Any] = {k: None if v == NO_LIMIT else v for k, v in limits.items()}
+    return replace(tenant, **wanted)
+
+
+def _warn(cluster: Cluster) -> None:
+    if cluster.auth != "keys":
+        print(
+            "the gateway does not look at keys, and no limit holds: start it with: "
+            f"{to_type('up --auth keys', cluster.home)}",
+            file=sys.stderr,
+        )
+
+
+def _day(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+@asynccontextmanager
+async def _tenants(cluster: Cluster) -> AsyncIterator[Tenants]:
+    async with Session([cluster.address("etcd")], SystemClock()) as session:
+        yield Tenants(session)
