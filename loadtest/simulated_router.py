@@ -14,6 +14,7 @@ from loadtest.simulated_scheduler import SimulatedScheduler, ToRouters
 from loadtest.simulated_setup import Request
 from woodfrog import errors
 from woodfrog.errors import status
+from woodfrog.metering import Ledger
 from woodfrog.model.node import ReplicaState
 from woodfrog.model.placement import ANYONE, Acquired, Caller, ReplicaUsage, TrackUpdate
 from woodfrog.model.rung import Rung
@@ -23,6 +24,7 @@ from woodfrog.router.replica_client import Exchange, Head, ReplicaClient, Replic
 from woodfrog.router.replicas import ReplicaTable
 from woodfrog.router.schedulers import Schedulers
 from woodfrog.router.slots import Slots
+from woodfrog.router.usage_records import UsageRecords
 from woodfrog.scheduler import events as on
 from woodfrog.scheduler.tracks import Track
 
@@ -247,6 +249,10 @@ class SimulatedExchange(Exchange):
     def open(self) -> bool:
         return self._request.number in self._process.running
 
+    @property
+    def over(self) -> bool:
+        return not self._waits
+
     def lose(self) -> None:
         if not self._lost.done():
             self._lost.set_result(None)
@@ -320,7 +326,9 @@ class SimulatedRouter:
         )
         slots = Slots(self.table, schedulers, _Clock(cell))
         limits = Limits(requests_max=10_000, waiting_interval_s=1.0)
-        self._gateway = Gateway(slots, self.replicas, Metrics(), _Clock(cell), limits)
+        metrics = Metrics()
+        records = UsageRecords(Ledger(None), metrics, _Clock(cell))
+        self._gateway = Gateway(slots, self.replicas, metrics, records, _Clock(cell), limits)
         cell.loop.spawn(schedulers.run())
 
     async def serve(self, request: Request) -> None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +19,10 @@ import pytest
 from loadtest import shapes
 
 from tests.cluster.conftest import Running, descend, wait
+from tests.cluster.test_usage import used
 from tests.memory import simulated_cuda, simulated_gpu, tiny_classifiers, tiny_vision
 from tests.memory.tiny_classifiers import data_url, picture
-from woodfrog.cli import supervisor, up
+from woodfrog.cli import commands, supervisor, up
 from woodfrog.cli.cluster import Cluster
 from woodfrog.engine.pictures import pattern
 from woodfrog.replica.client import ControlClient
@@ -116,6 +118,21 @@ def test_the_snapshot_has_neither_weights_nor_kv(gpu_node: Running) -> None:
     for path in (path for path in tree.rglob("*") if path.is_file()):
         assert sample not in path.read_bytes(), path
     assert pointer.size_bytes < weights.stat().st_size * 2
+
+
+def test_what_it_holds_of_its_gpu_is_charged(gpu_node: Running) -> None:
+    gpu_node.ask(QUESTION, "gpu")
+    wait(lambda: bool(gpu_node.snapshots("gpu")), "its snapshot")
+    (gpu,) = asyncio.run(commands.describe(gpu_node.cluster)).nodes[0].gpus
+    share = gpu.promised_bytes / gpu.memory_bytes
+    earliest = time.monotonic()
+    first = used(gpu_node, "gpu")
+    there = time.monotonic()
+    gpu_node.ask(QUESTION, "gpu")
+    begun = time.monotonic()
+    second = used(gpu_node, "gpu")
+    latest = time.monotonic()
+    assert share * (begun - there) <= second.gpu_s - first.gpu_s <= share * (latest - earliest)
 
 
 def test_a_vault_that_dies_takes_its_replicas_along_and_they_come_back(gpu_node: Running) -> None:

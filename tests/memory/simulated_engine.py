@@ -2,7 +2,7 @@
 
 A request's own field `simulate` scripts it: `tokens`, `interval_s`, `status` (an error response), `hold` (answer only when
 `let_go()` is called, or after the first token when `hold` is "mid"), `die` (drop the connection after that many tokens; 0 is
-before the first byte). Run as a process it serves until it is killed: `python -m tests.memory.simulated_engine SOCKET`.
+before the first byte), `tells` (false: no comment with the tokens at a stream's end). Run as a process it serves until it is killed: `python -m tests.memory.simulated_engine SOCKET`.
 """
 
 import asyncio
@@ -171,6 +171,9 @@ class _Connection(asyncio.Protocol):
         if (request.json.get("stream_options") or {}).get("include_usage"):
             usage = {**_base(request), "choices": [], "usage": _usage(script.get("tokens", 8))}
             self._event(json.dumps(usage).encode())
+        if script.get("tells", True):
+            line = b": usage prompt_tokens=5 completion_tokens=%d\n\n" % script.get("tokens", 8)
+            self._transport.write(b"%x\r\n%b\r\n" % (len(line), line))
         self._event(b"[DONE]")
         self._transport.write(b"0\r\n\r\n")
 

@@ -13,7 +13,9 @@ from tests.memory.simulated_scheduler import SimulatedScheduler
 
 from woodfrog.catalog import CatalogEvent, CatalogSnapshot
 from woodfrog.clients.scheduler import SchedulerClient
+from woodfrog.clients.usages import UsagesClient
 from woodfrog.clock import SystemClock
+from woodfrog.metering import Usage
 from woodfrog.model import digest
 from woodfrog.model.placement import ReadyReplica
 from woodfrog.model.spec import ModelSpec
@@ -108,6 +110,15 @@ class Bench:
     async def ask(self, text: str = "hello", **more: Any) -> Any:
         message: Any = {"role": "user", "content": text}
         return await self.client.chat.completions.create(model="m", messages=[message], **more)
+
+    async def usages(self) -> dict[tuple[str, str], Usage]:
+        """What the router recorded, by tenant and model."""
+        found: dict[tuple[str, str], Usage] = {}
+        async with UsagesClient(self.grpc) as usages:
+            for row in await usages.list(0, 1 << 40):
+                key = row.tenant, row.model
+                found[key] = found.get(key, Usage()) + row.usage
+        return found
 
     async def raw(self, request: bytes) -> tuple[bytes, bytes]:
         """Head and body of the answer to bytes on a connection of its own."""

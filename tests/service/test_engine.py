@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -80,17 +81,28 @@ class Engine:
 
 
 async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
+    """Each stream tells the router its tokens before [DONE], as its last event does where it is asked for them."""
     done = False
+    told, usage = "", None
     async for line in response.content:
         text = line.decode().rstrip("\n")
         if not text:
             continue
         assert not done, "something came after [DONE]"
+        if text.startswith(": usage "):
+            told = text
+            continue
         assert text.startswith("data: ")
         done = text == "data: [DONE]"
         if not done:
-            yield json.loads(text.removeprefix("data: "))
+            event = json.loads(text.removeprefix("data: "))
+            usage = event.get("usage") or usage
+            yield event
     assert done
+    assert re.fullmatch(r": usage prompt_tokens=\d+ completion_tokens=\d+", told)
+    if usage is not None:
+        expected = "prompt_tokens={prompt_tokens} completion_tokens={completion_tokens}"
+        assert told == ": usage " + expected.format(**usage)
 
 
 @pytest.fixture(scope="module")

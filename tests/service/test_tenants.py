@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from tests.service.etcd import EtcdServer
 from tests.service.router_bench import Bench, spec
 
 from woodfrog import rpc
+from woodfrog.api.metering.v1 import usages_pb2, usages_pb2_grpc
 from woodfrog.api.router.v1 import chats_pb2, chats_pb2_grpc, models_pb2, models_pb2_grpc
 from woodfrog.api.scheduler.v1 import tenants_pb2 as pb
 from woodfrog.api.scheduler.v1 import tenants_pb2_grpc
-from woodfrog.catalog import Catalog, CatalogSnapshot, KeyRevoked
+from woodfrog.catalog import Catalog, CatalogSnapshot, KeyRevoked, TenantPut
 from woodfrog.catalog.tenants import Tenants
 from woodfrog.clock import SystemClock
 from woodfrog.coordination import Session
@@ -220,3 +222,25 @@ async def test_grpc_asks_for_the_same_key(bench: Bench) -> None:
                     await call(message, metadata=metadata)
                 assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
             await call(message, metadata=(("authorization", f"Bearer {ACME_KEY}"),))
+
+
+async def test_usage_is_the_tenants_and_counts_against_its_limit(bench: Bench) -> None:
+    poor = replace(GLOBEX, requests_per_minute=None, tokens_per_minute=10)
+    bench.catalog.events.put_nowait(TenantPut(poor))
+    await bench.until(lambda: bench.catalog.events.empty())
+    async with with_key(bench, GLOBEX_KEY) as globex, with_key(bench, ACME_KEY) as acme:
+        await ask(globex)  # 13 tokens
+        with pytest.raises(openai.RateLimitError, match="has used its 10 tokens a minute"):
+            await ask(globex)
+        await ask(acme)
+        async with grpc.aio.insecure_channel(bench.grpc) as channel:
+            stub: Any = usages_pb2_grpc.UsagesStub(channel)  # type: ignore[no-untyped-call]
+            request = usages_pb2.ListRequest(since_hour=0, until_hour=1 << 40)
+            metadata = (("authorization", f"Bearer {GLOBEX_KEY}"),)
+            pages = [page async for page in stub.List(request, metadata=metadata)]
+            (row,) = [row for page in pages for row in page.usages]
+            assert (row.tenant, row.requests) == ("globex", 1)
+            assert row.prompt_tokens + row.completion_tokens == 13
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await anext(aiter(stub.List(request)))
+            assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from woodfrog.cli import chat, commands, doctor, nodes, options, plans, tenants, up
+from woodfrog.cli import chat, commands, doctor, nodes, options, plans, tenants, up, usage
 from woodfrog.cli.cluster import AUTH, HOME, NODES_MAX, Cluster, Tools
 from woodfrog.cli.convert import DTYPES
+from woodfrog.clock import SystemClock
 from woodfrog.errors import WoodfrogError
 from woodfrog.model import spec
 from woodfrog.model.placement import WhatIf
@@ -82,12 +83,24 @@ def parser() -> options.Parser:
     drop = snapshots.add_parser("rm", help="remove the snapshots of a model")
     drop.add_argument("model")
 
+    _take_usage(verbs.add_parser("usage", help="show who used what, and what sleeping saved"))
     tenants.take(verbs)
 
     talk = verbs.add_parser("chat", help="talk to a model")
     talk.add_argument("model")
     talk.add_argument("question", nargs="*", help="ask this and end; without it, a conversation")
     return top
+
+
+def _take_usage(verb: options.Parser) -> None:
+    begin = verb.add_mutually_exclusive_group()
+    begin.add_argument("--since", type=options.moment, metavar="TIME", help="from this hour on")
+    begin.add_argument(
+        "--last", type=options.hours, metavar="SPAN", help="such as 7d; 24h if nothing is said"
+    )
+    verb.add_argument("--until", type=options.moment, metavar="TIME", help="to this hour; now")
+    verb.add_argument("--by", choices=usage.BY, help="sums; without it, by tenant and model")
+    verb.add_argument("--csv", action="store_true", help="exact numbers, with commas between")
 
 
 def _take_nodes(verb: options.Parser) -> None:
@@ -272,6 +285,12 @@ _ACTIONS: dict[tuple[str, str], _Action] = {
     ("nodes", "list"): lambda args: nodes.nodes_list(up.running(args.home)),
     ("nodes", "drain"): lambda args: nodes.drain(up.running(args.home), args.name, args.wait),
     ("nodes", "undrain"): lambda args: nodes.undrain(up.running(args.home), args.name),
+    ("usage", ""): lambda args: usage.usage(
+        up.running(args.home),
+        usage.Span.of(args.since, args.until, args.last or usage.LAST_HOURS, SystemClock().wall()),
+        args.by,
+        args.csv,
+    ),
     ("tenants", "add"): lambda args: tenants.add(up.running(args.home), args),
     ("tenants", "set"): lambda args: tenants.change(up.running(args.home), args),
     ("tenants", "list"): lambda args: tenants.show(up.running(args.home)),

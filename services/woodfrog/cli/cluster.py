@@ -179,6 +179,11 @@ class Cluster:
         return self.local_node(1).run_dir
 
     @property
+    def router_operators(self) -> str:
+        """Where its router tells operators of usage: not reached from other machines, and needs no port."""
+        return f"unix-abstract:woodfrog-{self.key}-router"
+
+    @property
     def traces_file(self) -> Path:
         return self.home / "traces.jsonl"
 
@@ -250,6 +255,8 @@ class Cluster:
                     "grpc_listen": self.address("router"),
                     "etcd": self.address("etcd"),
                     "scheduler": self.address("scheduler"),
+                    "operator_listen": self.router_operators,
+                    "usage_file": self.home / "router" / "usage.db",
                     "auth": self.auth,
                 }
         raise AssertionError(f"unknown service {service!r}")

@@ -7,11 +7,14 @@ import argparse
 import math
 import re
 from collections.abc import Callable, Collection
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
 _SHOWN_CHARACTERS = 60
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_SPAN = re.compile(r"([0-9]{1,6})([hd])")
+_HOURS_MAX = 10 * 366 * 24
 T = TypeVar("T")
 
 
@@ -50,6 +53,24 @@ def number(low: float, high: float, unit: str = "") -> Callable[[str], float]:
         return value
 
     return read
+
+
+def moment(text: str) -> float:
+    """A time as ISO 8601 has it, of UTC unless it says otherwise; seconds since the epoch."""
+    try:
+        said = datetime.fromisoformat(text)
+        return (said if said.tzinfo else said.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        raise _wrong(text, "not a time such as 2026-11-26 or 2026-11-26T14:00") from None
+
+
+def hours(text: str) -> int:
+    """Of a span such as 24h or 7d."""
+    found = _SPAN.fullmatch(text)
+    count = int(found[1]) * (24 if found[2] == "d" else 1) if found else 0
+    if not 1 <= count <= _HOURS_MAX:
+        raise _wrong(text, "not a span such as 24h or 7d, of ten years at most")
+    return count
 
 
 def gib(low_bytes: int, high_bytes: int) -> Callable[[str], int]:

@@ -47,6 +47,11 @@ class Answer:
         body = f"data: {text}\n\n".encode()
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
+    async def usage(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """For the router, at the end of each stream of tokens: a comment, which clients pass over."""
+        line = f": usage prompt_tokens={prompt_tokens} completion_tokens={completion_tokens}\n\n"
+        await self._send({"type": "http.response.body", "body": line.encode(), "more_body": True})
+
     async def end(self) -> None:
         await self._send({"type": "http.response.body", "body": b""})
 

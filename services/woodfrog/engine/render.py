@@ -69,7 +69,7 @@ class Renderer:
                 choice["text"] = answer.text
             choices.append(choice)
         kind = "chat.completion" if self._request.chat else "text_completion"
-        return {**self._envelope.around(kind, choices), "usage": self._usage()}
+        return {**self._envelope.around(kind, choices), "usage": self.usage()}
 
     def chunk(self, index: int, piece: Piece) -> dict[str, Any] | None:
         """None when there is nothing to tell yet."""
@@ -90,7 +90,7 @@ class Renderer:
         return self._chunk([choice])
 
     def usage_chunk(self) -> dict[str, Any]:
-        return {**self._chunk([]), "usage": self._usage()}
+        return {**self._chunk([]), "usage": self.usage()}
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         kind = "chat.completion.chunk" if self._request.chat else "text_completion"
@@ -99,7 +99,7 @@ class Renderer:
             message["usage"] = None
         return message
 
-    def _usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, int]:
         prompt_tokens = sum(len(prompt) for prompt in self._request.prompts)
         return {
             "prompt_tokens": prompt_tokens,

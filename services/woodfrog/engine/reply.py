@@ -65,5 +65,7 @@ class Reply:
         await run(send)
         if self._request.include_usage:
             await answer.event(self._renderer.usage_chunk())
+        usage = self._renderer.usage()
+        await answer.usage(usage["prompt_tokens"], usage["completion_tokens"])
         await answer.event("[DONE]")
         await answer.end()

@@ -6,16 +6,21 @@ import os
 from pathlib import Path
 
 from woodfrog import rpc
+from woodfrog.api.metering.v1 import usages_pb2_grpc
 from woodfrog.api.node_agent.v1 import replicas_pb2, replicas_pb2_grpc
 from woodfrog.catalog import Catalog, NodeRecord
 from woodfrog.clients.store import ChunkClient, StoreClient
+from woodfrog.clients.usages import SERVICE as USAGES
+from woodfrog.clients.usages import UsagesServicer
 from woodfrog.clients.weight_fs import WeightFsClient
 from woodfrog.clock import SystemClock
 from woodfrog.coordination import Session
 from woodfrog.errors import FailedPrecondition, InvalidArgument
 from woodfrog.host.cgroup import Cgroups
+from woodfrog.metering import Ledger
 from woodfrog.node_agent import fingerprint
 from woodfrog.node_agent.board import Board
+from woodfrog.node_agent.charges import Charges
 from woodfrog.node_agent.checkpoint import Checkpointer
 from woodfrog.node_agent.climb import Climber
 from woodfrog.node_agent.criu import Criu
@@ -49,6 +54,7 @@ async def main(stop: asyncio.Event) -> None:
     config = SandboxConfig(kdat, settings.run_dir, code)
     pool = SandboxPool(cgroups, config, settings.pool_size)
     memory = settings.memory_bytes or _machine_memory() * 4 // 5
+    ledger = Ledger(settings.state_dir / "usage.db")
     adapters = Adapters(settings.vault_device, settings.replica_memory, settings.cuda_driver)
     async with (
         Session(settings.etcd.split(","), clock) as session,
@@ -68,25 +74,33 @@ async def main(stop: asyncio.Event) -> None:
         )
         state.tenants = settings.tenant_names
         board = Board(settings.node, state, fingerprint.of_node(criu_version, gpus.print))
+        charges = Charges(board, state, ledger, clock)
         loop = NodeLoop(board, Parts(climber, checkpointer, weight_fs, pool, gpus))
         prefetcher = Prefetcher(settings.node, climber, weight_fs, state.tenants)
         servicer = ReplicasServicer(loop, prefetcher, Drain(board, settings.state_dir))
         add = replicas_pb2_grpc.add_ReplicasServicer_to_server
         add(servicer, server.grpc)  # type: ignore[no-untyped-call]
+        add = usages_pb2_grpc.add_UsagesServicer_to_server
+        add(UsagesServicer(ledger, charges.settle), server.grpc)  # type: ignore[no-untyped-call]
         running = asyncio.create_task(loop.run(), name="loop")
+        charging = asyncio.create_task(charges.run(), name="charges")
         try:
-            await server.start(SERVICE)
+            await server.start(SERVICE, USAGES)
             host = settings.listen.rpartition(":")[0]
             record = NodeRecord(settings.node, f"{host}:{server.port}")
             async with catalog.register_node(record, settings.lease_ttl_s):
                 stopping = asyncio.create_task(stop.wait(), name="stop")
-                await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
+                parts = [running, charging]
+                await asyncio.wait([*parts, stopping], return_when=asyncio.FIRST_COMPLETED)
                 stopping.cancel()
-                if running.done():
-                    running.result()  # it never just ends: its error ends the process
+                for part in parts:
+                    if part.done():
+                        part.result()  # it never just ends: its error ends the process
         finally:
             running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
+            charging.cancel()
+            await asyncio.gather(running, charging, return_exceptions=True)
+            charges.settle()
             cgroups.remove_node()
 
 

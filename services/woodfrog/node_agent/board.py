@@ -1,7 +1,7 @@
 """What the node is and has at the moment, and who is told of changes: the state, its live replicas, its residents."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 
 from woodfrog.clients.node_agent import REFUSED, node_full
 from woodfrog.clients.weight_fs import ResidencyUpdate
@@ -25,6 +25,7 @@ class Board:
         self.live: dict[str, Live] = {}
         self.specs: dict[str, ModelSpec] = {}
         self.broken = asyncio.Event()  # an invariant does not hold
+        self.changed: Callable[[], None] = lambda: None  # called after each event
         self._state = node_state
         self._residents: dict[str, Resident] = {}
         self._disk_bytes = 0
@@ -38,6 +39,7 @@ class Board:
         except AssertionError:
             self.broken.set()
             raise
+        self.changed()
         if isinstance(command, state.Refuse):
             if command.reason in REFUSED:
                 raise node_full(self._facts(), command.reason, command.message)

@@ -59,6 +59,9 @@ class Access:
             )
         return self._tenants[found.tenant]
 
+    def named(self, name: str) -> Tenant | None:
+        return self._tenants.get(name)
+
     def label(self, name: str) -> str:
         """`name` for a metric; empty when it is no tenant of ours."""
         return name if name in self._tenants else ""

@@ -12,3 +12,9 @@ class Admission:
     models: ModelList
     access: Access
     quotas: Quotas
+
+    def charge(self, tenant: str, tokens: int) -> None:
+        """One of its answers took so many. Nothing where there is no such tenant, or no more."""
+        known = self.access.named(tenant)
+        if known is not None:
+            self.quotas.charge(known, tokens)

@@ -15,6 +15,7 @@ from woodfrog.model.placement import ANYONE, Caller
 from woodfrog.router.metrics import Metrics
 from woodfrog.router.replica_client import Exchange, Head, ReplicaClient, ReplicaLost
 from woodfrog.router.slots import Slot, Slots
+from woodfrog.router.usage_records import UsageRecord, UsageRecords
 from woodfrog.rpc import propagation
 from woodfrog.telemetry import names
 
@@ -99,6 +100,7 @@ class _Quiesced(Exception):
 
 @dataclass(slots=True)
 class _Progress:
+    record: UsageRecord
     woken: bool = False
     waited_s: float = 0.0
     excluded: set[str] = field(default_factory=set)
@@ -111,6 +113,11 @@ class _Answer:
     exchange: Exchange
     first: bytes
     closed: bool = False
+
+    @property
+    def over(self) -> bool:
+        """Nothing follows what was read."""
+        return self.exchange.over
 
     async def next(self) -> bytes:
         try:
@@ -137,9 +144,16 @@ class _Answer:
 
 class Gateway:
     def __init__(
-        self, slots: Slots, client: ReplicaClient, metrics: Metrics, clock: Clock, limits: Limits
+        self,
+        slots: Slots,
+        client: ReplicaClient,
+        metrics: Metrics,
+        records: UsageRecords,
+        clock: Clock,
+        limits: Limits,
     ) -> None:
         self._slots = slots
+        self._records = records
         self._client = client
         self._metrics = metrics
         self._clock = clock
@@ -175,14 +189,10 @@ class Gateway:
 
     async def answer(self, call: Call) -> AsyncGenerator[Event, None]:
         """Closing it early cancels the engine's work. Raises woodfrog.errors classes, in the middle of a body too."""
-        if self._active >= self._limits.requests_max:
-            raise errors.ResourceExhausted(
-                "ROUTER_FULL",
-                f"the router serves {self._active} requests, its limit; ask again soon",
-                retry_after_s=_RETRY_AFTER_S,
-            )
+        self._check_room()
         self._active += 1
-        progress = _Progress()
+        record = self._records.open(call.caller.tenant, call.model)
+        progress = _Progress(record)
         beginning: asyncio.Task[_Answer] | None = None
         answer: _Answer | None = None
         try:
@@ -200,25 +210,41 @@ class Gateway:
             assert answer is not None
             head, wake = answer.exchange.head, _wake(call, answer.slot)
             if head.status >= 400:
+                record.write(failed=True)
                 yield Refused(head, wake, answer.first)
                 return
             yield Begun(head, wake)
+            record.began(head.get(b"content-type"))
             data = answer.first
             while data:
+                record.saw(data, last=answer.over)
                 yield data
                 data = await answer.next()
+        except Exception:
+            record.write(failed=True)
+            raise
         finally:
+            record.write()  # also when the client left
             self._active -= 1
             if beginning is not None:
                 _finish(beginning)
             elif answer is not None:
                 answer.close()
 
+    def _check_room(self) -> None:
+        if self._active >= self._limits.requests_max:
+            raise errors.ResourceExhausted(
+                "ROUTER_FULL",
+                f"the router serves {self._active} requests, its limit; ask again soon",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+
     async def _begin(self, call: Call, progress: _Progress) -> _Answer:
         """Up to the first byte of the body; so far nothing went to the client and another replica may be asked."""
         for retry in range(_RETRIES_MAX + 1):
             deadline = self._clock.now() + call.wait_s - progress.waited_s
             slot = await self._slots.take(call.model, progress.excluded, deadline, call.caller)
+            progress.record.took_slot(slot.acquired.rung)
             progress.woken = True
             progress.waited_s += slot.waited_s
             try:
@@ -232,6 +258,7 @@ class Gateway:
             except ReplicaLost:
                 self._metrics.failed.labels("lost").inc()
                 progress.excluded.add(slot.replica.replica_id)
+            progress.record.gave_slot()
             progress.woken = False
         raise errors.Unavailable(
             "REPLICA_LOST",

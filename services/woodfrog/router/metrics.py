@@ -3,7 +3,12 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 
+from woodfrog.metering import Usage
+
 _ADDED_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25)
+_TENANTS_MAX = 1000  # with series of their own; others share one
+_OTHERS = "others"
+_USED = ("requests", "failed", "wakes", "prompt_tokens", "completion_tokens", "slot_s")
 _WAIT_S = (0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 
@@ -47,6 +52,26 @@ class Metrics:
             ("cause",),
             registry=self.registry,
         )
+
+        self._used = Counter(
+            "woodfrog_router_usage",
+            "What tenants used, by unit: requests, failed, wakes, prompt_tokens, completion_tokens, slot_s.",
+            ("tenant", "unit"),
+            registry=self.registry,
+        )
+        self._used_by: dict[str, tuple[tuple[str, Counter], ...]] = {}
+
+    def used(self, tenant: str, usage: Usage) -> None:
+        counters = self._used_by.get(tenant)
+        if counters is None:
+            if len(self._used_by) >= _TENANTS_MAX:
+                tenant = _OTHERS
+            counters = tuple((unit, self._used.labels(tenant, unit)) for unit in _USED)
+            if tenant is not _OTHERS:
+                self._used_by[tenant] = counters
+        for unit, counter in counters:
+            if amount := getattr(usage, unit):
+                counter.inc(amount)
 
     def ended(self, route: str, model: str, status: int) -> None:
         """`model` is one that exists, or empty: clients must not be able to grow the metric."""

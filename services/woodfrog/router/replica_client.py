@@ -114,6 +114,11 @@ class Exchange:
         """Whether there is more to read."""
         return self._connection is not None
 
+    @property
+    def over(self) -> bool:
+        """Nothing follows what was read."""
+        return self._connection is None or self._connection.emptied
+
     async def begin(self, request: bytes) -> Head:
         assert self._connection is not None
         self._connection.send(request)
@@ -191,6 +196,11 @@ class _Connection(asyncio.Protocol):
         finally:
             timer.cancel()
             self._waiter = None
+
+    @property
+    def emptied(self) -> bool:
+        """The response is whole, and all of it was taken."""
+        return self.whole and not self._chunks
 
     def take(self) -> bytes:
         """All that has come of the body."""

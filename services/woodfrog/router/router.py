@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from woodfrog import rpc
+from woodfrog.api.metering.v1 import usages_pb2_grpc
 from woodfrog.api.router.v1 import chats_pb2_grpc, completions_pb2_grpc, models_pb2_grpc
 from woodfrog.catalog import CatalogEvent, CatalogSnapshot, ModelPut, ModelRemoved
+from woodfrog.clients.usages import SERVICE as USAGES
+from woodfrog.clients.usages import UsagesServicer
 from woodfrog.clock import Clock
+from woodfrog.metering import Ledger
 from woodfrog.router.access import Access
 from woodfrog.router.admission import Admission
 from woodfrog.router.gateway import Gateway, Limits
@@ -22,9 +26,17 @@ from woodfrog.router.quotas import Quotas
 from woodfrog.router.replica_client import ReplicaClient
 from woodfrog.router.replicas import ReplicaTable
 from woodfrog.router.schedulers import Schedulers
-from woodfrog.router.service import Asking, ChatsServicer, CompletionsServicer, ModelsServicer
+from woodfrog.router.service import (
+    Asking,
+    ChatsServicer,
+    CompletionsServicer,
+    Context,
+    ModelsServicer,
+    authorization,
+)
 from woodfrog.router.settings import Settings
 from woodfrog.router.slots import Slots
+from woodfrog.router.usage_records import UsageRecords
 
 _SERVICES = tuple(f"woodfrog.api.router.v1.{name}" for name in ("Chats", "Completions", "Models"))
 _REFUSAL_S = 5.0  # after which a slow body's connection ends, though it was told
@@ -71,7 +83,10 @@ async def running(
         lambda replica_id: gateway.ended(replica_id),
         clock,
     )
-    gateway = Gateway(Slots(table, schedulers, clock), client, metrics, clock, limits)
+    ledger = Ledger(settings.usage_file)
+    records = UsageRecords(ledger, metrics, clock, admission.charge)
+    slots = Slots(table, schedulers, clock)
+    gateway = Gateway(slots, client, metrics, records, clock, limits)
     app = HttpApp(
         gateway,
         admission,
@@ -103,15 +118,18 @@ async def running(
         async with (
             rpc.Server(settings.grpc_listen) as server,
             HttpServer(app, settings.listen, connections) as http,
+            _operators(settings.operator_listen, ledger),
         ):
             _add_servicers(server, asking, ModelsServicer(admission))
-            await server.start(*_SERVICES)
+            _add_usages(server, UsagesServicer(ledger, whose=lambda c: _whose(access, c)))
+            await server.start(*_SERVICES, USAGES)
             yield Router(http.port, server.port, table, tasks)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
         client.close()
+        ledger.close()
 
 
 def _add_servicers(server: rpc.Server, asking: Asking, models: ModelsServicer) -> None:
@@ -120,6 +138,26 @@ def _add_servicers(server: rpc.Server, asking: Asking, models: ModelsServicer) -
         CompletionsServicer(asking), server.grpc
     )
     models_pb2_grpc.add_ModelsServicer_to_server(models, server.grpc)  # type: ignore[no-untyped-call]
+
+
+def _add_usages(server: rpc.Server, usages: UsagesServicer) -> None:
+    usages_pb2_grpc.add_UsagesServicer_to_server(usages, server.grpc)  # type: ignore[no-untyped-call]
+
+
+def _whose(access: Access, context: Context) -> str | None:
+    tenant = access.tenant(authorization(context))
+    return None if tenant is None else tenant.name
+
+
+@asynccontextmanager
+async def _operators(listen: str, ledger: Ledger) -> AsyncIterator[None]:
+    if not listen:
+        yield
+        return
+    async with rpc.Server(listen) as server:
+        _add_usages(server, UsagesServicer(ledger))
+        await server.start(USAGES)
+        yield
 
 
 async def _follow(catalog: Following, models: ModelList, access: Access) -> None:

@@ -3,6 +3,7 @@
 import os
 import socket
 import uuid
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -49,5 +50,10 @@ class Settings(ServiceSettings):
     """Requests at once; above it clients get 429."""
     connections_max: int = Field(default=8192, gt=0)
     """Client connections at once; above it they are closed."""
+    operator_listen: str = ""
+    """gRPC address for operators, where the usage of all tenants is told and no key asked for; keep it from users. Empty:
+    there is none."""
+    usage_file: Path | None = None
+    """Where usage is kept, of this router alone. Without it, it is gone with the process."""
     drain_s: int = Field(default=5, ge=0)
     """On SIGTERM, answers under way may go on so long."""

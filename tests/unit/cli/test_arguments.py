@@ -14,6 +14,7 @@ from woodfrog.engine import settings
 from woodfrog.model import spec
 
 ADD = ["models", "add", "frog", "folder"]
+NOT_NUMERIC = ("home", "what_if", "since", "until", "last", "tenant", "node_tenants")
 NO_NUMBERS = ("x", "", "nan", "inf", "-1e999", "1e400", "1.5.1", "9" * 5000)
 
 
@@ -29,12 +30,7 @@ def numeric_options() -> Iterator[tuple[list[str], str]]:
                     yield from walk(below, [*typed, verb])
         positional = [a.dest for a in of._actions if not a.option_strings and not a.choices]
         for action in of._actions:
-            numeric = action.type is not None and action.dest not in (
-                "home",
-                "what_if",
-                "tenant",
-                "node_tenants",
-            )
+            numeric = action.type is not None and action.dest not in NOT_NUMERIC
             if numeric and action.option_strings:
                 yield [*typed, *positional], action
 
@@ -70,6 +66,15 @@ def test_what_is_no_number_is_told_in_one_sentence(
         ([*ADD, "--dtype", "int3"], "argument --dtype: invalid choice: 'int3' (choose from"),
         (["models", "add", "frog", ""], "argument path: it is empty; give a path;"),
         (["--home", "/dev/null/frog", "ps"], "'/dev/null/frog' is not a folder, nor below one;"),
+        (
+            ["usage", "--since", "soon"],
+            "'soon' is not a time such as 2026-11-26 or 2026-11-26T14:00;",
+        ),
+        (["usage", "--until", "9" * 5000], "…' is not a time such as"),
+        (["usage", "--last", "0h"], "'0h' is not a span such as 24h or 7d, of ten years at most;"),
+        (["usage", "--last", "9" * 5000 + "d"], "…' is not a span such as 24h or 7d,"),
+        (["usage", "--last", "1d", "--since", "2026-01-01"], "not allowed with argument --last;"),
+        (["usage", "--by", "day"], "invalid choice: 'day' (choose from"),
         (["models"], "woodfrog models: the following arguments are required: action;"),
         (["ps", "more"], "unrecognized arguments: more;"),
     ],
@@ -112,6 +117,14 @@ def test_a_wait_is_some_seconds(wrong: str, capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit):
         parser().parse_args(["nodes", "drain", "a", "--wait", wrong])
     assert "argument --wait: " in capsys.readouterr().err
+
+
+def test_a_span_is_in_utc_unless_it_says_otherwise() -> None:
+    args = parser().parse_args(
+        ["usage", "--since", "1970-01-02", "--until", "1970-01-02T02:00+01:00"]
+    )
+    assert (args.since, args.until, args.last) == (86_400.0, 90_000.0, None)
+    assert parser().parse_args(["usage", "--last", "7d"]).last == 168
 
 
 def test_the_bounds_are_those_of_the_engine() -> None:

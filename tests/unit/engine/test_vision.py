@@ -422,6 +422,7 @@ class Client:
     def events(self) -> list[Any]:
         lines = [line.removeprefix(b"data: ") for line in self.data.split(b"\n\n") if line]
         assert lines.pop() == b"[DONE]"
+        assert lines.pop().startswith(b": usage prompt_tokens=")
         return [json.loads(line) for line in lines]
 
 
