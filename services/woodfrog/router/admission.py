@@ -1,8 +1,12 @@
 """What decides whether a request is let in: its tenant, what that may ask, and how much."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from woodfrog.model.tenant import Tenant
 from woodfrog.router.access import Access
+from woodfrog.router.budgets import Budgets
 from woodfrog.router.model_list import ModelList
 from woodfrog.router.quotas import Quotas
 
@@ -12,9 +16,19 @@ class Admission:
     models: ModelList
     access: Access
     quotas: Quotas
+    budgets: Budgets
+
+    @contextmanager
+    def entered(self, tenant: Tenant | None) -> Iterator[None]:
+        """While one of its requests is served. Raises ResourceExhausted."""
+        if tenant is not None:
+            self.budgets.check(tenant)
+        with self.quotas.entered(tenant):
+            yield
 
     def charge(self, tenant: str, tokens: int) -> None:
         """One of its answers took so many. Nothing where there is no such tenant, or no more."""
         known = self.access.named(tenant)
         if known is not None:
             self.quotas.charge(known, tokens)
+            self.budgets.charge(tenant, tokens)

@@ -108,7 +108,7 @@ class HttpApp:
         """`readiness` names what must have come before the router is ready."""
         self._gateway = gateway
         self._access = admission.access
-        self._quotas = admission.quotas
+        self._admission = admission
         self._models = admission.models
         self._metrics = metrics
         self._clock = clock
@@ -200,8 +200,8 @@ class HttpApp:
             wait_s = arrival.wait_s(self._limits.wake_wait_s, stream=stream)
             caller = caller_of(tenant)
             call = Call(route, model, body, stream, wait_s, arrived, request_id, span, caller)
-            with self._quotas.entered(tenant):
-                reply.headers += self._quotas.headers(tenant)
+            with self._admission.entered(tenant):
+                reply.headers += self._admission.quotas.headers(tenant)
                 async with WhileConnected(scope), aclosing(self._gateway.answer(call)) as events:
                     await _pass_on(call, events, reply)
         except Disconnected:

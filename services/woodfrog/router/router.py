@@ -16,6 +16,7 @@ from woodfrog.clock import Clock
 from woodfrog.metering import Ledger
 from woodfrog.router.access import Access
 from woodfrog.router.admission import Admission
+from woodfrog.router.budgets import Budgets
 from woodfrog.router.gateway import Gateway, Limits
 from woodfrog.router.http_app import HttpApp, HttpLimits
 from woodfrog.router.http_server import ConnectionLimits, HttpServer
@@ -73,7 +74,9 @@ async def running(
     """Serves until it is left; answers under way may then end within `drain_s`. `placements` as `Schedulers` has them."""
     metrics, models, table = Metrics(), ModelList(), ReplicaTable()
     access = Access(required=settings.auth == "keys")
-    admission = Admission(models, access, Quotas(clock, settings.requests_max))
+    ledger = Ledger(settings.usage_file)
+    quotas = Quotas(clock, settings.requests_max)
+    admission = Admission(models, access, quotas, Budgets(ledger, clock))
     client = ReplicaClient(settings.answer_wait_s)
     limits = Limits(settings.requests_max, settings.sse_comment_s)
     schedulers = Schedulers(
@@ -83,7 +86,6 @@ async def running(
         lambda replica_id: gateway.ended(replica_id),
         clock,
     )
-    ledger = Ledger(settings.usage_file)
     records = UsageRecords(ledger, metrics, clock, admission.charge)
     slots = Slots(table, schedulers, clock)
     gateway = Gateway(slots, client, metrics, records, clock, limits)

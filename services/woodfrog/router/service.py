@@ -47,7 +47,7 @@ class Asking:
     ) -> None:
         self._gateway = gateway
         self._access = admission.access
-        self._quotas = admission.quotas
+        self._admission = admission
         self._models = admission.models
         self._metrics = metrics
         self._clock = clock
@@ -112,7 +112,7 @@ class Asking:
             request_id = f"req_{secrets.token_hex(16)}"
             caller = caller_of(tenant)
             call = Call(route, model, body, stream, wait_s, arrived, request_id, span, caller)
-            with self._quotas.entered(tenant):
+            with self._admission.entered(tenant):
                 async with aclosing(self._gateway.answer(call)) as events:
                     yield events
             status = 200

@@ -1,0 +1,65 @@
+"""A month's tokens."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from woodfrog.clock import FakeClock
+from woodfrog.errors import ResourceExhausted
+from woodfrog.metering import HOUR_S, Ledger, Row, Usage
+from woodfrog.model.tenant import Tenant
+from woodfrog.router.budgets import Budgets
+
+ACME = Tenant("acme", tokens_per_month=100)
+LAST_DAY = datetime(2026, 1, 31, 23, tzinfo=UTC).timestamp()
+
+
+def used(ledger: Ledger, clock: FakeClock, budgets: Budgets, tokens: int) -> None:
+    hour = int(clock.wall() // HOUR_S)
+    ledger.add([Row(hour, "acme", "m", Usage(prompt_tokens=tokens - 1, completion_tokens=1))])
+    budgets.charge("acme", tokens)
+
+
+def refused(budgets: Budgets) -> bool:
+    try:
+        budgets.check(ACME)
+    except ResourceExhausted as error:
+        return error.reason == "INSUFFICIENT_QUOTA"
+    return False
+
+
+def test_a_months_tokens_are_counted_once_over_restarts_and_anew_each_month(tmp_path: Path) -> None:
+    clock, ledger = FakeClock(wall=LAST_DAY), Ledger(tmp_path / "usage")
+    budgets = Budgets(ledger, clock)
+    used(ledger, clock, budgets, 60)
+    used(ledger, clock, budgets, 39)
+    assert not refused(budgets)
+    assert not refused(Budgets(ledger, clock))
+    used(ledger, clock, budgets, 1)
+    assert refused(budgets)
+    assert refused(Budgets(ledger, clock)), "a restart forgets nothing"
+    budgets.check(Tenant("acme"))
+    budgets.check(Tenant("other", tokens_per_month=1))
+    clock.advance(2 * 3600.0)
+    assert not refused(budgets), "February began"
+    used(ledger, clock, budgets, 100)
+    assert refused(budgets)
+    ledger.close()
+
+
+def test_a_ledger_that_cannot_be_read_refuses_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    from woodfrog.errors import Unavailable
+
+    clock, ledger = FakeClock(wall=LAST_DAY), Ledger(None)
+    budgets = Budgets(ledger, clock)
+
+    def broken(*_: object) -> list[Row]:
+        raise Unavailable("LEDGER_UNREADABLE", "its disk is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "page", broken)
+        budgets.charge("acme", 1000)
+        assert not refused(budgets)
+    used(ledger, clock, budgets, 100)
+    assert refused(budgets)
