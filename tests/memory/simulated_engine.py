@@ -12,9 +12,7 @@ from typing import Any
 
 import httptools
 import uvloop
-
-FINGERPRINT = "simulated-engine"
-WORDS = ("once", " upon", " a", " pond", " there", " sat", " a", " frog")
+from tests.memory import simulated_answers as answers
 
 
 class Request:
@@ -147,35 +145,28 @@ class _Connection(asyncio.Protocol):
             self.abort()
         elif "status" in script:
             self._json(script["status"], _error("simulated error"), {"retry-after-ms": "1500"})
-        elif request.path not in _OF_TEXT:  # as engines do, whole, whatever `stream` says
-            self._json(200, {"object": "list", "path": request.path, "data": []}, {})
-        elif request.json.get("stream"):
+        elif request.json.get("stream") and answers.streams(request.path):
             await self._stream(request, script)
-        else:
+        else:  # as engines do, whole, whatever `stream` says of a path that does not stream
             await asyncio.sleep(script.get("interval_s", 0))
-            self._json(200, _whole(request, script.get("tokens", 8)), {})
+            self._json(200, answers.whole(request.path, request.json, script.get("tokens", 8)), {})
 
     async def _stream(self, request: Request, script: dict[str, Any]) -> None:
         head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
         self._transport.write(head)
-        for index in range(script.get("tokens", 8)):
+        tokens = script.get("tokens", 8)
+        for index, event in enumerate(answers.events(request.path, request.json, tokens)):
             if script.get("die") == index:
                 self.abort()
                 return
             if script.get("hold") == "mid" and index == 1:
                 await self._engine.held()
-            self._event(json.dumps(_piece(request, index)).encode())
+            self._event(event)
             await self._writable.wait()
             await asyncio.sleep(script.get("interval_s", 0))
-        self._event(json.dumps(_piece(request, None)).encode())
-        if (request.json.get("stream_options") or {}).get("include_usage"):
-            usage = {**_base(request), "choices": [], "usage": _usage(script.get("tokens", 8))}
-            self._event(json.dumps(usage).encode())
-        self._event(b"[DONE]")
         self._transport.write(b"0\r\n\r\n")
 
-    def _event(self, data: bytes) -> None:
-        event = b"data: %b\n\n" % data
+    def _event(self, event: bytes) -> None:
         self._transport.write(b"%x\r\n%b\r\n" % (len(event), event))
 
     def _json(self, status: int, value: Any, headers: dict[str, str]) -> None:
@@ -184,56 +175,6 @@ class _Connection(asyncio.Protocol):
         lines += [f"{name}: {text}" for name, text in headers.items()]
         lines += [f"content-length: {len(body)}", "server: simulated", "\r\n"]
         self._transport.write("\r\n".join(lines).encode() + body)
-
-
-_OF_TEXT = ("/v1/chat/completions", "/v1/completions")
-
-
-def _chat(request: Request) -> bool:
-    return request.path == "/v1/chat/completions"
-
-
-def _base(request: Request) -> dict[str, Any]:
-    kind = "chat.completion" if _chat(request) else "text_completion"
-    if _chat(request) and request.json.get("stream"):
-        kind += ".chunk"
-    name = request.json["model"]
-    return {
-        "id": "sim-1",
-        "object": kind,
-        "created": 1,
-        "model": name,
-        "system_fingerprint": FINGERPRINT,
-    }
-
-
-def _text(index: int) -> str:
-    return WORDS[index % len(WORDS)]
-
-
-def _usage(tokens: int) -> dict[str, int]:
-    return {"prompt_tokens": 5, "completion_tokens": tokens, "total_tokens": 5 + tokens}
-
-
-def _whole(request: Request, tokens: int) -> dict[str, Any]:
-    text = "".join(map(_text, range(tokens)))
-    choice: dict[str, Any] = {"index": 0, "finish_reason": "stop", "logprobs": None}
-    if _chat(request):
-        choice["message"] = {"role": "assistant", "content": text}
-    else:
-        choice["text"] = text
-    return {**_base(request), "choices": [choice], "usage": _usage(tokens)}
-
-
-def _piece(request: Request, index: int | None) -> dict[str, Any]:
-    """One token; None is the last piece."""
-    text = "" if index is None else _text(index)
-    choice: dict[str, Any] = {"index": 0, "finish_reason": None if index is not None else "stop"}
-    if _chat(request):
-        choice["delta"] = {"content": text} if index else {"role": "assistant", "content": text}
-    else:
-        choice["text"] = text
-    return {**_base(request), "choices": [choice]}
 
 
 def _error(message: str) -> dict[str, Any]:

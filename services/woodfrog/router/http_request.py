@@ -59,10 +59,15 @@ class Arrival:
         return sent.decode() if _REQUEST_ID.fullmatch(sent) else f"req_{secrets.token_hex(16)}"
 
     @property
-    def retry_attributes(self) -> dict[str, int]:
-        """For the span: how often OpenAI's client has sent the request before."""
+    def retries(self) -> int:
+        """How often OpenAI's client has sent the request before."""
         count = self.headers.get(b"x-stainless-retry-count", b"0")
-        return {names.CLIENT_RETRY: int(count)} if _COUNT.fullmatch(count) else {}
+        return int(count) if _COUNT.fullmatch(count) else 0
+
+    @property
+    def retry_attributes(self) -> dict[str, int]:
+        """For the span."""
+        return {names.CLIENT_RETRY: self.retries} if self.retries else {}
 
     def wait_s(self, cap_s: float, *, stream: bool) -> float:
         """How long the client will wait for a replica. A stream's time-out runs anew at each comment, so it is no bound."""
@@ -73,6 +78,14 @@ class Arrival:
         if stream or not read_timeout_s > 0:
             return cap_s
         return min(cap_s, read_timeout_s * _CLIENT_SHARE)
+
+
+def check_media_type(arrival: Arrival) -> None:
+    """Raises Refusal for a form, before anything of it is read. A body without a type, or with curl's, may be JSON."""
+    sent = arrival.headers.get(b"content-type", b"").lower()
+    if sent.startswith(b"multipart/"):
+        text = f"{arrival.path[:200]} takes JSON (content-type: application/json), not a form with files"
+        raise Refusal(415, text, "unsupported_media_type")
 
 
 async def read_body(arrival: Arrival, receive: Receive, *, bytes_max: int, wait_s: float) -> bytes:
@@ -126,15 +139,16 @@ def parse_body(body: bytes) -> tuple[str, bool]:
 
 
 class WhileConnected:
-    """Cancels its body when the client goes away, and then raises Disconnected in place of CancelledError."""
+    """Cancels its body when the client goes away, or who else calls `end`, and then raises why in place of CancelledError."""
 
     def __init__(self, scope: Scope) -> None:
         self._lost: asyncio.Future[None] = scope[LOST]
-        self._gone = False
+        self._task: asyncio.Task[object] | None = None
+        self._why: Exception | None = None
 
     async def __aenter__(self) -> None:
         self._task = asyncio.current_task()
-        self._lost.add_done_callback(self._cancel)
+        self._lost.add_done_callback(self._left)
 
     async def __aexit__(
         self,
@@ -142,14 +156,18 @@ class WhileConnected:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        self._lost.remove_done_callback(self._cancel)
+        self._lost.remove_done_callback(self._left)
         task, self._task = self._task, None
-        if self._gone and task is not None:
+        if self._why is not None and task is not None:
             task.uncancel()
             if kind is not None and issubclass(kind, asyncio.CancelledError):
-                raise Disconnected from error
+                raise self._why from error
 
-    def _cancel(self, _: asyncio.Future[None]) -> None:
-        if self._task is not None:
-            self._gone = True
+    def end(self, why: Exception) -> None:
+        """Outside the body it does nothing; only the first reason counts."""
+        if self._task is not None and self._why is None:
+            self._why = why
             self._task.cancel()
+
+    def _left(self, _: asyncio.Future[None]) -> None:
+        self.end(Disconnected())

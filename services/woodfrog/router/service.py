@@ -19,9 +19,10 @@ from woodfrog.api.router.v1 import (
 from woodfrog.clock import Clock
 from woodfrog.model.spec import ModelSpec
 from woodfrog.router import openai_errors, typed_json
-from woodfrog.router.gateway import Begun, Call, Event, Gateway, Refused, Route, Wake
+from woodfrog.router.gateway import Begun, Call, Event, Gateway, Refused, Wake
 from woodfrog.router.metrics import Metrics
 from woodfrog.router.model_list import ModelList
+from woodfrog.router.routes import Route
 from woodfrog.router.sse import SseReader
 from woodfrog.telemetry import names
 
