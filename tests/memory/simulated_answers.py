@@ -125,7 +125,7 @@ def _response(asked: dict[str, Any], status: str, tokens: int) -> dict[str, Any]
         "tool_choice": "auto",
         "tools": [],
         "top_p": 1.0,
-        "usage": usage if done else None,
+        **({"usage": usage} if done else {}),
     }
 
 

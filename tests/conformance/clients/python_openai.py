@@ -13,8 +13,8 @@ from typing import Any
 
 import openai
 
-MESSAGES: Any = [{"role": "user", "content": "Say a word."}]
-SHORT = {"temperature": 0, "max_tokens": 8}
+MESSAGES: Any = [{"role": "user", "content": "What is the capital of France?"}]
+SHORT = {"temperature": 0, "max_tokens": 64}  # the helpers refuse an answer that was cut
 
 
 def chat(client: Any, model: str) -> None:
@@ -45,8 +45,10 @@ def chat(client: Any, model: str) -> None:
 
 
 def completions(client: Any, model: str) -> None:
-    whole = client.completions.create(model=model, prompt="Once", **SHORT)
-    stream = client.completions.create(model=model, prompt="Once", stream=True, **SHORT)
+    whole = client.completions.create(model=model, prompt="Once", max_tokens=8, temperature=0)
+    stream = client.completions.create(
+        model=model, prompt="Once", stream=True, max_tokens=8, temperature=0
+    )
     assert "".join(chunk.choices[0].text for chunk in stream) == whole.choices[0].text
 
 
