@@ -16,6 +16,7 @@ from woodfrog.router import openai_errors, routes
 from woodfrog.router.gateway import Begun, Call, Event, Gateway, Refused, Waiting, Wake
 from woodfrog.router.http_request import (
     Arrival,
+    Bodies,
     Disconnected,
     Receive,
     Scope,
@@ -44,11 +45,13 @@ _OURS = frozenset(  # headers of the engine's response that do not go on: this h
 )
 _CLIENT_CLOSED = 499
 _FALLBACK_CHARS_MAX = 200
+_EVENT_END_BYTES = 4  # an empty line may come torn
 
 
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
     body_bytes_max: int
+    bodies_bytes_max: int
     body_wait_s: float
     wake_wait_s: float
 
@@ -75,7 +78,7 @@ class Reply:
         )
 
     async def write(self, data: bytes) -> None:
-        self._last = data
+        self._last = data if len(data) >= _EVENT_END_BYTES else self._last[-3:] + data
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self) -> None:
@@ -113,6 +116,7 @@ class HttpApp:
         self._readiness = readiness
         self._limits = limits
         self._places = Places()
+        self._bodies = Bodies(limits.bodies_bytes_max)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http", scope["type"]
@@ -182,11 +186,13 @@ class HttpApp:
             [(b"x-request-id", request_id.encode()), (b"x-woodfrog-trace-id", trace_id.encode())],
         )
         model = ""
+        room = self._bodies.room()
         try:
             check_media_type(arrival)
             body = await read_body(
                 arrival,
                 receive,
+                room,
                 bytes_max=self._limits.body_bytes_max,
                 wait_s=self._limits.body_wait_s,
             )
@@ -214,6 +220,7 @@ class HttpApp:
             text = f"internal error; the log has it under trace {trace_id}"
             await self._fail(errors.Internal("INTERNAL", text), route, reply, span)
         finally:
+            room.leave()
             status = reply.status or _CLIENT_CLOSED  # 0: cancelled because the router stops
             span.set_attribute(names.HTTP_STATUS, status)
             span.end()

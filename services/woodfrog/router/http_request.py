@@ -31,6 +31,45 @@ class Disconnected(Exception):
     """The client went away."""
 
 
+class Bodies:
+    """How much memory the bodies of all requests have together, from their first byte until their request ends."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self.held_bytes = 0
+
+    def room(self) -> "Room":
+        return Room(self)
+
+    def take(self, size: int) -> None:
+        if self.held_bytes + size > self._bytes_max:
+            text = f"the router holds {self.held_bytes} bytes of other requests, its limit is {self._bytes_max}; ask again soon"
+            raise Refusal(
+                429,
+                text,
+                "router_full",
+                type_="rate_limit_error",
+                headers=[(b"retry-after-ms", b"1000")],
+            )
+        self.held_bytes += size
+
+
+class Room:
+    """What one request has of it; leave it once."""
+
+    def __init__(self, bodies: Bodies) -> None:
+        self._bodies = bodies
+        self._size = 0
+
+    def take(self, size: int) -> None:
+        """Raises Refusal when there is no more."""
+        self._bodies.take(size)
+        self._size += size
+
+    def leave(self) -> None:
+        self._bodies.held_bytes -= self._size
+
+
 @dataclass(frozen=True, slots=True)
 class Arrival:
     method: str
@@ -88,8 +127,10 @@ def check_media_type(arrival: Arrival) -> None:
         raise Refusal(415, text, "unsupported_media_type")
 
 
-async def read_body(arrival: Arrival, receive: Receive, *, bytes_max: int, wait_s: float) -> bytes:
-    """Raises Refusal when it is too long or too slow, Disconnected when it ends early."""
+async def read_body(
+    arrival: Arrival, receive: Receive, room: Room, *, bytes_max: int, wait_s: float
+) -> bytes:
+    """Raises Refusal when it is too long, too slow or one too many, Disconnected when it ends early."""
     declared = arrival.headers.get(b"content-length", b"0").lstrip(b"0")  # HTTP allows any number
     # On a connection that ends with the answer, a client would lose the answer over bytes that nobody read.
     closes = arrival.headers.get(b"connection", b"").lower() == b"close"
@@ -109,6 +150,7 @@ async def read_body(arrival: Arrival, receive: Receive, *, bytes_max: int, wait_
                 if size > read_max or (size > bytes_max and not more):
                     raise _too_long(bytes_max)
                 if size <= bytes_max:
+                    room.take(len(message["body"]))
                     parts.append(message["body"])
                 if not more:
                     return b"".join(parts)

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 _IDLE_MAX = 64  # connections kept for one replica
 _HEAD_BYTES_MAX = 64 << 10
 _BUFFER_BYTES_MAX = (
-    256 << 10
+    64 << 10
 )  # of a body whose client is slow; then the replica's socket is not read
 _CONNECT_S = 5.0
 
