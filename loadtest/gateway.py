@@ -20,25 +20,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.memory.simulated_scheduler import SimulatedScheduler
-from tests.service.etcd import EtcdServer
-from tests.service.processes import ServiceProcess, free_addresses
+from tests.service import router_process
+from tests.service.processes import free_addresses
+from tests.service.router_process import child, cpu_s, until
 
 from loadtest.load_client import Load
 from loadtest.report import Bench, quantile
-from woodfrog.catalog import Catalog
 from woodfrog.cli import commands, models, options, supervisor, up
 from woodfrog.cli.cluster import Cluster
-from woodfrog.clock import SystemClock
-from woodfrog.coordination import Session
 from woodfrog.errors import WoodfrogError
-from woodfrog.model import digest
-from woodfrog.model.placement import ReadyReplica
 from woodfrog.model.spec import ModelSpec
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -94,12 +89,6 @@ class Rounds:
 
 
 Measured = Mapping[str, Rounds]  # by target
-
-
-def cpu_s(pid: int) -> float:
-    """User and system seconds that a process and its threads have had."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def load(
@@ -206,37 +195,13 @@ async def simulated(bench: Bench, connections: Sequence[int], seconds: float) ->
 
 @asynccontextmanager
 async def simulated_targets(folder: Path) -> AsyncIterator[list[Target]]:
-    engine_socket = folder / "engine.sock"
-    http, grpc = free_addresses(2)
-    async with AsyncExitStack() as stack:
-        engine = await stack.enter_async_context(
-            child("tests.memory.simulated_engine", str(engine_socket))
-        )
-        hop = await stack.enter_async_context(hop_before(engine_socket))
-        etcd = await stack.enter_async_context(EtcdServer(folder))
-        scheduler = await stack.enter_async_context(SimulatedScheduler())
-        async with Session([etcd.endpoint], SystemClock()) as session:
-            spec = ModelSpec(name=_NAME, weights=digest.of_bytes(b""), weights_bytes=0)
-            await Catalog(session).add_model(spec)
-        await until(engine_socket.exists, "the simulated engine")
-        await scheduler.announce(
-            ReadyReplica("simulated", _NAME, "node-1", str(engine_socket), _SLOTS)
-        )
-        env = {
-            "WOODFROG_ROUTER_LISTEN": http,
-            "WOODFROG_ROUTER_GRPC_LISTEN": grpc,
-            "WOODFROG_ROUTER_ETCD": etcd.endpoint,
-            "WOODFROG_ROUTER_SCHEDULER": scheduler.address,
-        }
-        router = await stack.enter_async_context(
-            ServiceProcess("woodfrog.router", grpc, env, folder)
-        )
-        await scheduler.until(lambda state: state.routers == 1)
-        yield [
-            Target("direct", f"unix:{engine_socket}", engine),
-            hop,
-            Target("woodfrog", http, router.pid),
-        ]
+    async with router_process.opened(folder, _NAME, _SLOTS) as router:
+        async with hop_before(router.engine_socket) as hop:
+            yield [
+                Target("direct", f"unix:{router.engine_socket}", router.engine_pid),
+                hop,
+                Target("woodfrog", router.http, router.pid),
+            ]
 
 
 def real(bench: Bench, connections: Sequence[int], seconds: float, model: Path) -> None:
@@ -303,32 +268,11 @@ async def hop_before(engine_socket: Path) -> AsyncIterator[Target]:
         yield Target("hop", address, pid)
 
 
-@asynccontextmanager
-async def child(module: str, *arguments: str) -> AsyncIterator[int]:
-    """A Python process that dies with this one."""
-    command = ["setpriv", "--pdeathsig", "KILL", sys.executable, "-m", module, *arguments]
-    process = await asyncio.create_subprocess_exec(*command, cwd=_ROOT)
-    try:
-        yield process.pid
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-
-
 def listens(address: str) -> bool:
     host, _, port = address.rpartition(":")
     wanted = f"{int(port):04X} 00000000:0000 0A "
     assert host == "127.0.0.1"
     return f"0100007F:{wanted}" in Path("/proc/net/tcp").read_text()
-
-
-async def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + _WAIT_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"waited {_WAIT_S:.0f} s for {what}")
-        await asyncio.sleep(0.02)
 
 
 def arguments() -> argparse.Namespace:

@@ -51,6 +51,16 @@ def events(path: str, asked: dict[str, Any], tokens: int) -> Iterator[bytes]:
     yield b"data: [DONE]\n\n"
 
 
+def with_text(event: bytes, text: str) -> bytes:
+    """An event of a chat, with another text, which is not escaped."""
+    if not event.startswith(b"data: {"):
+        return event
+    value = json.loads(event[6:])
+    for choice in value["choices"]:
+        choice["delta"]["content"] = text
+    return b"data: %b\n\n" % json.dumps(value, ensure_ascii=False).encode()
+
+
 def _data(value: dict[str, Any]) -> bytes:
     return b"data: %b\n\n" % json.dumps(value).encode()
 

@@ -2,7 +2,8 @@
 
 A request's own field `simulate` scripts it: `tokens`, `interval_s`, `status` (an error response), `hold` (answer only when
 `let_go()` is called, or after the first token when `hold` is "mid"), `die` (drop the connection after that many tokens; 0 is
-before the first byte). Run as a process it serves until it is killed: `python -m tests.memory.simulated_engine SOCKET`.
+before the first byte), `text` (what each token of a
+chat is), `torn` (each byte comes in a chunk of its own). Run as a process it serves until it is killed: `python -m tests.memory.simulated_engine SOCKET`.
 """
 
 import asyncio
@@ -161,7 +162,11 @@ class _Connection(asyncio.Protocol):
                 return
             if script.get("hold") == "mid" and index == 1:
                 await self._engine.held()
-            self._event(event)
+            if "text" in script:
+                event = answers.with_text(event, script["text"])
+            for piece in (event,) if not script.get("torn") else map(bytes, zip(event)):
+                self._event(piece)
+                await asyncio.sleep(0)
             await self._writable.wait()
             await asyncio.sleep(script.get("interval_s", 0))
         self._transport.write(b"0\r\n\r\n")
