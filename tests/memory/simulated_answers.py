@@ -1,16 +1,24 @@
 """What the SIMULATED engine answers: OpenAI's shapes, made-up words and numbers."""
 
 import base64
+import functools
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 FINGERPRINT = "simulated-engine"
 WORDS = ("once", " upon", " a", " pond", " there", " sat", " a", " frog")
 _CHAT, _COMPLETION, _RESPONSE = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+_TOKENS_MAX = 256
 _VECTOR = (0.5, -0.25, 0.125, 1.0)
 _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+
+
+def tokens(asked: dict[str, Any]) -> int:
+    """Of an answer whose length no script says."""
+    wanted = asked.get("max_tokens")
+    return min(wanted, _TOKENS_MAX) if type(wanted) is int and wanted > 0 else len(WORDS)
 
 
 def streams(path: str) -> bool:
@@ -36,17 +44,29 @@ def whole(path: str, asked: dict[str, Any], tokens: int) -> dict[str, Any]:
     return {"object": "list", "path": path, "data": []}
 
 
-def events(path: str, asked: dict[str, Any], tokens: int) -> Iterator[bytes]:
+def events(path: str, asked: dict[str, Any], tokens: int) -> Iterable[bytes]:
     """The server-sent events of an answer, the first `tokens` of which carry one each, but for /v1/responses."""
     if path == _RESPONSE:
-        yield from _response_events(asked, tokens)
-        return
-    chat = path == _CHAT
-    base = _base(asked, "chat.completion.chunk" if chat else "text_completion")
+        return _response_events(asked, tokens)
+    options = asked.get("stream_options")
+    usage = isinstance(options, dict) and bool(options.get("include_usage"))
+    if tokens <= _TOKENS_MAX:
+        return _kept_events(path == _CHAT, str(asked["model"]), tokens, usage)
+    return _events(path == _CHAT, str(asked["model"]), tokens, usage)
+
+
+@functools.lru_cache(64)
+def _kept_events(chat: bool, model: str, tokens: int, usage: bool) -> tuple[bytes, ...]:
+    """So that under load it is not the engine that is measured."""
+    return (*_events(chat, model, tokens, usage),)
+
+
+def _events(chat: bool, model: str, tokens: int, usage: bool) -> Iterator[bytes]:
+    base = _base({"model": model}, "chat.completion.chunk" if chat else "text_completion")
     for index in range(tokens):
         yield _data({**base, "choices": [_piece(chat, index)]})
     yield _data({**base, "choices": [_piece(chat, None)]})
-    if (asked.get("stream_options") or {}).get("include_usage"):
+    if usage:
         yield _data({**base, "choices": [], "usage": _usage(tokens)})
     yield b"data: [DONE]\n\n"
 

@@ -3,7 +3,7 @@
 A request's own field `simulate` scripts it: `tokens`, `interval_s`, `status` (an error response), `hold` (answer only when
 `let_go()` is called, or after the first token when `hold` is "mid"), `die` (drop the connection after that many tokens; 0 is
 before the first byte), `text` (what each token of a
-chat is), `torn` (each byte comes in a chunk of its own). Run as a process it serves until it is killed: `python -m tests.memory.simulated_engine SOCKET`.
+chat is), `torn` (each byte comes in a chunk of its own). Run as a process it serves until it is killed: `python -m tests.memory.simulated_engine SOCKET [HOST:PORT]`.
 """
 
 import asyncio
@@ -45,6 +45,12 @@ class SimulatedEngine:
             lambda: _Connection(self), self.socket_path, backlog=1024
         )
         return self
+
+    async def listen(self, address: str) -> None:
+        """On TCP too, for clients that know nothing else; until the process ends."""
+        host, _, port = address.rpartition(":")
+        loop = asyncio.get_running_loop()
+        await loop.create_server(lambda: _Connection(self), host, int(port), backlog=1024)
 
     async def __aexit__(self, *_: object) -> None:
         self.kill()
@@ -150,12 +156,13 @@ class _Connection(asyncio.Protocol):
             await self._stream(request, script)
         else:  # as engines do, whole, whatever `stream` says of a path that does not stream
             await asyncio.sleep(script.get("interval_s", 0))
-            self._json(200, answers.whole(request.path, request.json, script.get("tokens", 8)), {})
+            tokens = script.get("tokens") or answers.tokens(request.json)
+            self._json(200, answers.whole(request.path, request.json, tokens), {})
 
     async def _stream(self, request: Request, script: dict[str, Any]) -> None:
         head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
         self._transport.write(head)
-        tokens = script.get("tokens", 8)
+        tokens = script.get("tokens") or answers.tokens(request.json)
         for index, event in enumerate(answers.events(request.path, request.json, tokens)):
             if script.get("die") == index:
                 self.abort()
@@ -164,12 +171,18 @@ class _Connection(asyncio.Protocol):
                 await self._engine.held()
             if "text" in script:
                 event = answers.with_text(event, script["text"])
-            for piece in (event,) if not script.get("torn") else map(bytes, zip(event)):
-                self._event(piece)
-                await asyncio.sleep(0)
+            if script.get("torn"):
+                await self._torn(event)
+            else:
+                self._event(event)
             await self._writable.wait()
             await asyncio.sleep(script.get("interval_s", 0))
         self._transport.write(b"0\r\n\r\n")
+
+    async def _torn(self, event: bytes) -> None:
+        for byte in event:
+            self._event(bytes((byte,)))
+            await asyncio.sleep(0)
 
     def _event(self, event: bytes) -> None:
         self._transport.write(b"%x\r\n%b\r\n" % (len(event), event))
@@ -188,10 +201,12 @@ def _error(message: str) -> dict[str, Any]:
     }
 
 
-async def main(socket_path: str) -> None:
-    async with SimulatedEngine(socket_path):
+async def main(socket_path: str, address: str = "") -> None:
+    async with SimulatedEngine(socket_path) as engine:
+        if address:
+            await engine.listen(address)
         await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    uvloop.run(main(sys.argv[1]))
+    uvloop.run(main(*sys.argv[1:]))

@@ -32,6 +32,7 @@ class RouterProcess:
     http: str  # host and port
     pid: int
     engine_socket: Path
+    engine: str  # its host and port, for who knows no unix sockets
     engine_pid: int
     scheduler: SimulatedScheduler
 
@@ -42,10 +43,10 @@ async def opened(
 ) -> AsyncIterator[RouterProcess]:
     """`settings` by variable. The model has one replica that is ready."""
     engine_socket = folder / "engine.sock"
-    http, grpc = free_addresses(2)
+    http, grpc, engine = free_addresses(3)
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
-        engine_pid = await enter(child("tests.memory.simulated_engine", str(engine_socket)))
+        engine_pid = await enter(child("tests.memory.simulated_engine", str(engine_socket), engine))
         etcd = await enter(EtcdServer(folder))
         scheduler = await enter(SimulatedScheduler())
         async with Session([etcd.endpoint], SystemClock()) as session:
@@ -64,7 +65,7 @@ async def opened(
         }
         router = await enter(ServiceProcess("woodfrog.router", grpc, env, folder))
         await scheduler.until(lambda state: state.routers == 1)
-        yield RouterProcess(http, router.pid, engine_socket, engine_pid, scheduler)
+        yield RouterProcess(http, router.pid, engine_socket, engine, engine_pid, scheduler)
 
 
 @asynccontextmanager
