@@ -57,6 +57,6 @@ async def load(
     if process.returncode:
         raise RuntimeError(f"wrk failed on {address}: {(told or printed).decode()[-400:]}")
     seen = WrkLoad(**json.loads(told))
-    if seen.failed or not seen.requests:
+    if seen.failed or not (seen.requests or "stream" in request):
         raise RuntimeError(f"{seen.failed} of {seen.requests} requests to {address} failed")
     return seen

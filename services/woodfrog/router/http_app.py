@@ -78,7 +78,9 @@ class Reply:
         )
 
     async def write(self, data: bytes) -> None:
-        self._last = data if len(data) >= _EVENT_END_BYTES else self._last[-3:] + data
+        self._last = (
+            data[-_EVENT_END_BYTES:] if len(data) >= _EVENT_END_BYTES else self._last[-3:] + data
+        )
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self) -> None:

@@ -24,7 +24,7 @@ class Place:
 
 class Places:
     def __init__(self) -> None:
-        self._places: dict[_Question, list[Place]] = {}  # the longest there first
+        self._places: dict[_Question, dict[Place, None]] = {}  # the longest there first
 
     @contextmanager
     def take(self, arrival: Arrival, body: bytes, request: WhileConnected) -> Iterator[Place]:
@@ -37,17 +37,17 @@ class Places:
         secret = arrival.headers.get(b"authorization", b"")
         question = (secret, arrival.path, key, body)
         place = Place(arrival.retries, request)
-        places = self._places.setdefault(question, [])
-        for old in places:
+        places = self._places.setdefault(question, {})
+        for old in places if key or place.retries else ():
             if not old.answered and (key or old.retries < place.retries):
                 old.answered = True
                 old.request.end(_superseded())
                 break
-        places.append(place)
+        places[place] = None
         try:
             yield place
         finally:
-            places.remove(place)
+            del places[place]
             if not places:
                 del self._places[question]
 

@@ -17,9 +17,9 @@ from woodfrog.errors import DeadlineExceeded
 log = logging.getLogger(__name__)
 _IDLE_MAX = 64  # connections kept for one replica
 _HEAD_BYTES_MAX = 64 << 10
-_BUFFER_BYTES_MAX = 32 << 10  # of a body whose client is slow; then its replica is not read
+_BUFFER_BYTES_MAX = 16 << 10  # of a body whose client is slow; then its replica is not read
 _READ_BUFFER = memoryview(
-    bytearray(32 << 10)
+    bytearray(16 << 10)
 )  # of all connections, each of which empties it at once
 _CONNECT_S = 5.0
 
