@@ -4,7 +4,7 @@
 
 Two back ends. `simulated`: an engine that answers at once from memory and says that it is simulated, behind a real router
 process with a real etcd and a simulated scheduler: here the gateway is what is measured, by wrk. `paced` rows are of the same,
-asked 25 times a second in all, so that nothing queues. Without that word: the real engine in a real cluster, where what counts
+asked 30 times a second in all, so that nothing queues. Without that word: the real engine in a real cluster, where what counts
 is the added latency. The targets are `direct`, the engine's own socket; `hop`, a process that only copies bytes; `woodfrog`,
 the router; and `litellm`, LiteLLM's proxy before the simulated engine, if `deploy/clients.sh proxy` has installed it. They
 are asked in turn by the same client: round by round, so that each has the machine for itself; the real ones, with one
@@ -54,7 +54,7 @@ _WHOLE = {"model": _NAME, "messages": _MESSAGES, "max_tokens": 1, "temperature":
 _STREAM = {**_WHOLE, "stream": True, "max_tokens": _STREAM_TOKENS}
 _STREAM_EVENTS = _STREAM_TOKENS + 2  # with the reason of its end, and [DONE]
 _LITELLM_SLOWNESS = 5
-_PACED_RATE, _PACED_CLIENTS_MAX = 25, 32
+_PACED_RATE, _PACED_CLIENTS_MAX = 30, 32
 _HOP_NOTE = "a process in between that only copies bytes, same run"
 _NOISE_NOTE = "; 0 where it is less than the noise"
 
@@ -279,7 +279,7 @@ async def real_rounds(
         ours = Target("woodfrog", f"127.0.0.1:{cluster.http_port}", router)
         together = [[direct, hop, ours]]
         alone = [[direct], [hop], [ours]]  # many requests at once get in step with the engine
-        for count in connections:
+        for count in (count for count in connections if count <= _REAL_SLOTS):
             groups = together if count == 1 else alone
             add_latency(
                 bench,
