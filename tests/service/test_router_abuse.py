@@ -18,7 +18,7 @@ from tests.service.test_router import error_of, post
 
 MIB = 1 << 20
 SLOW_READERS = 100  # loadtest.slow_readers has ten thousand
-READER_BYTES_MAX = MIB // 2  # a quarter was seen
+READER_BYTES_MAX = MIB // 2  # a sixth was seen
 
 
 @pytest.fixture

@@ -78,9 +78,8 @@ class Reply:
         )
 
     async def write(self, data: bytes) -> None:
-        self._last = (
-            data[-_EVENT_END_BYTES:] if len(data) >= _EVENT_END_BYTES else self._last[-3:] + data
-        )
+        end = data[-_EVENT_END_BYTES:]
+        self._last = end if len(end) == _EVENT_END_BYTES else (self._last + end)[-_EVENT_END_BYTES:]
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self) -> None:
@@ -212,6 +211,7 @@ class HttpApp:
             reply.status = _CLIENT_CLOSED
         except Refusal as refusal:
             if reply.status:
+                reply.status = refusal.status
                 await reply.event_error(refusal.body, route)
             else:
                 await reply.refuse(refusal)

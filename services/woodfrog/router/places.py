@@ -17,9 +17,7 @@ _Question = tuple[bytes, str, bytes, bytes]
 class Place:
     retries: int  # how often the client had asked before
     request: WhileConnected
-    answered: bool = (
-        False  # something of the answer went to the client, so that it is no more to be replaced
-    )
+    answered: bool = False  #: something of the answer went out; or another has this place already
 
 
 class Places:

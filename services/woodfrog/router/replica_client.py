@@ -18,9 +18,7 @@ log = logging.getLogger(__name__)
 _IDLE_MAX = 64  # connections kept for one replica
 _HEAD_BYTES_MAX = 64 << 10
 _BUFFER_BYTES_MAX = 16 << 10  # of a body whose client is slow; then its replica is not read
-_READ_BUFFER = memoryview(
-    bytearray(16 << 10)
-)  # of all connections, each of which empties it at once
+_READ_BUFFER = memoryview(bytearray(16 << 10))  # of all connections: each empties it at once
 _CONNECT_S = 5.0
 
 Headers = Sequence[tuple[bytes, bytes]]
