@@ -8,6 +8,7 @@ demo: setup protos
 	@$(PY) -m woodfrog.cli demo
 
 test: setup protos
+	@bash deploy/clients.sh
 	@bash deploy/test.sh
 
 protos:

@@ -1,12 +1,14 @@
 """What the gateway adds to a request, and how many it carries.
 
-    python -m loadtest.gateway [--connections 1,32] [--seconds 5] [--simulated | --real]
+    python -m loadtest.gateway [--connections 1,32,256] [--seconds 5] [--simulated | --real]
 
-Two back ends. `simulated`: an engine that answers at once from memory, behind a real router process with a real etcd and a
-simulated scheduler: here the gateway is what is measured. Without that word: the real engine in a real cluster, where what
-counts is the added latency. The targets are `direct`, the engine's own unix socket; `hop`, a process that only copies
-bytes; and `woodfrog`, the router. They are asked in turn by the same client: round by round, so that each has the machine
-for itself; the real ones, with one connection, request by request, for there the engine's own time varies most.
+Two back ends. `simulated`: an engine that answers at once from memory and says that it is simulated, behind a real router
+process with a real etcd and a simulated scheduler: here the gateway is what is measured, by wrk. `paced` rows are of the same,
+asked 30 times a second in all, so that nothing queues. Without that word: the real engine in a real cluster, where what counts
+is the added latency. The targets are `direct`, the engine's own socket; `hop`, a process that only copies bytes; `woodfrog`,
+the router; and `litellm`, LiteLLM's proxy before the simulated engine, if `deploy/clients.sh proxy` has installed it. They
+are asked in turn by the same client: round by round, so that each has the machine for itself; the real ones, with one
+connection, request by request, for there the engine's own time varies most.
 """
 
 import argparse
@@ -20,31 +22,27 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.memory.simulated_scheduler import SimulatedScheduler
-from tests.service.etcd import EtcdServer
-from tests.service.processes import ServiceProcess, free_addresses
+from tests.service import router_process
+from tests.service.processes import free_addresses
+from tests.service.router_process import child, cpu_s, until
 
+from loadtest import litellm_proxy, wrk
 from loadtest.load_client import Load
 from loadtest.report import Bench, quantile
-from woodfrog.catalog import Catalog
 from woodfrog.cli import commands, models, options, supervisor, up
 from woodfrog.cli.cluster import Cluster
-from woodfrog.clock import SystemClock
-from woodfrog.coordination import Session
 from woodfrog.errors import WoodfrogError
-from woodfrog.model import digest
-from woodfrog.model.placement import ReadyReplica
 from woodfrog.model.spec import ModelSpec
 
 _ROOT = Path(__file__).resolve().parent.parent
 _MODEL = _ROOT / ".woodfrog" / "models" / "smollm2-135m"
 _NAME = "bench"
-_SLOTS = 256
+_SLOTS = 512
 _REAL_SLOTS = 32
 _STREAM_TOKENS = 64
 _ROUNDS = 5
@@ -53,7 +51,10 @@ _WAIT_S = 60.0
 _P99_SAMPLES_MIN = 100
 _MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
 _WHOLE = {"model": _NAME, "messages": _MESSAGES, "max_tokens": 1, "temperature": 0}
-_STREAM = {**_WHOLE, "stream": True, "simulate": {"tokens": _STREAM_TOKENS}}
+_STREAM = {**_WHOLE, "stream": True, "max_tokens": _STREAM_TOKENS}
+_STREAM_EVENTS = _STREAM_TOKENS + 2  # with the reason of its end, and [DONE]
+_LITELLM_SLOWNESS = 5
+_PACED_RATE, _PACED_CLIENTS_MAX = 30, 32
 _HOP_NOTE = "a process in between that only copies bytes, same run"
 _NOISE_NOTE = "; 0 where it is less than the noise"
 
@@ -63,6 +64,7 @@ class Target:
     name: str
     address: str  # for the load client
     pid: int  # whose CPU is counted
+    slowness: int = 1  # its rounds of wrk last so many times as long, those of streams thrice that
 
 
 @dataclass(slots=True)
@@ -78,36 +80,39 @@ class Rounds:
     def latencies(self) -> list[float]:
         return sorted(latency for load in self.loads for latency in load.latencies_ms)
 
-    def requests_per_s(self) -> list[float]:
-        return [len(load.latencies_ms) / load.seconds for load in self.loads]
 
-    def events_per_s(self) -> list[float]:
-        return [load.events / load.seconds for load in self.loads]
+@dataclass(slots=True)
+class Carried:
+    """What one target did under wrk, round by round."""
+
+    loads: list[wrk.WrkLoad] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
+
+    def added(self, direct: "Carried", metric: str) -> list[float]:
+        pairs = zip(self.loads, direct.loads, strict=True)
+        return [getattr(ours, metric) - getattr(least, metric) for ours, least in pairs]
+
+    def requests_per_s(self) -> list[float]:
+        return [load.requests / load.seconds for load in self.loads]
 
     def requests_per_s_core(self) -> list[float]:
-        pairs = zip(self.loads, self.cpu_s, strict=True)
-        return [load.requests_all / cpu for load, cpu in pairs]
-
-    def events_per_s_core(self) -> list[float]:
-        pairs = zip(self.loads, self.cpu_s, strict=True)
-        return [load.events_all / cpu for load, cpu in pairs]
+        return [load.requests / cpu for load, cpu in zip(self.loads, self.cpu_s, strict=True)]
 
 
 Measured = Mapping[str, Rounds]  # by target
 
 
-def cpu_s(pid: int) -> float:
-    """User and system seconds that a process and its threads have had."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 async def load(
-    targets: Sequence[Target], clients: int, seconds: float, request: Mapping[str, object]
+    targets: Sequence[Target],
+    clients: int,
+    seconds: float,
+    request: Mapping[str, object],
+    rate: float = 0,
 ) -> list[tuple[Load, float]]:
     """One round: of each target what the clients saw, and its CPU seconds. Raises RuntimeError."""
     addresses = ",".join(target.address for target in targets)
-    command = [sys.executable, "-m", "loadtest.load_client", addresses, str(clients), str(seconds)]
+    command = [sys.executable, "-m", "loadtest.load_client", addresses]
+    command += [str(clients), str(seconds), str(rate)]
     before = [cpu_s(target.pid) for target in targets]
     process = await asyncio.create_subprocess_exec(
         *command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -126,7 +131,11 @@ async def load(
 
 
 async def in_turn(
-    groups: Sequence[Sequence[Target]], clients: int, seconds: float, request: Mapping[str, object]
+    groups: Sequence[Sequence[Target]],
+    clients: int,
+    seconds: float,
+    request: Mapping[str, object],
+    rate: float = 0,
 ) -> Measured:
     """`seconds` for each target, in rounds; those of one group share theirs."""
     measured = {target.name: Rounds() for group in groups for target in group}
@@ -134,7 +143,7 @@ async def in_turn(
         for group in groups:
             for target, (seen, cpu) in zip(
                 group,
-                await load(group, clients, seconds * len(group) / _ROUNDS, request),
+                await load(group, clients, seconds * len(group) / _ROUNDS, request, rate),
                 strict=True,
             ):
                 measured[target.name].loads.append(seen)
@@ -142,18 +151,19 @@ async def in_turn(
     return measured
 
 
-def add_latency(bench: Bench, case: str, measured: Measured) -> None:
+def add_latency(bench: Bench, case: str, measured: Measured, target: str = "woodfrog") -> None:
     """What is added is the difference to `direct`: of the medians round by round, of the p99 over all rounds."""
-    direct, hop, ours = (measured[name] for name in ("direct", "hop", "woodfrog"))
+    direct, hop, ours = (measured[name] for name in ("direct", "hop", target))
     added = [a - b for a, b in zip(ours.p50s(), direct.p50s(), strict=True)]
     floors = [a - b for a, b in zip(hop.p50s(), direct.p50s(), strict=True)]
-    bench.add(f"direct/{case}", "p50_ms", direct.p50s())
-    bench.add(f"woodfrog/{case}", "p50_ms", ours.p50s())
+    if target == "woodfrog":
+        bench.add(f"direct/{case}", "p50_ms", direct.p50s())
+    bench.add(f"{target}/{case}", "p50_ms", ours.p50s())
     if statistics.median(added) < 0 or max(added) - min(added) > 2 * abs(statistics.median(added)):
         print(f"{case}: what is added cannot be told from the engine's own spread")
         return
     bench.add(
-        f"woodfrog/{case}",
+        f"{target}/{case}",
         "added_p50_ms",
         added,
         floor=max(0.0, statistics.median(floors)),
@@ -163,7 +173,7 @@ def add_latency(bench: Bench, case: str, measured: Measured) -> None:
     if min(map(len, pooled)) >= _P99_SAMPLES_MIN:
         least, floor, most = (quantile(ordered, 0.99) for ordered in pooled)
         bench.add(
-            f"woodfrog/{case}",
+            f"{target}/{case}",
             "added_p99_ms",
             [most - least],
             floor=max(0.0, floor - least),
@@ -171,72 +181,79 @@ def add_latency(bench: Bench, case: str, measured: Measured) -> None:
         )
 
 
-def add_rates(bench: Bench, case: str, whole: Measured, stream: Measured) -> None:
-    for metric, measured, of in (
-        ("requests_per_s", whole, Rounds.requests_per_s),
-        ("requests_per_s_core", whole, Rounds.requests_per_s_core),
-        ("sse_events_per_s", stream, Rounds.events_per_s),
-        ("sse_events_per_s_core", stream, Rounds.events_per_s_core),
-    ):
-        rivals = {}
-        if not metric.endswith("_core"):
-            rivals["direct"] = statistics.median(of(measured["direct"]))
-        bench.add(
-            f"woodfrog/{case}",
-            metric,
-            of(measured["woodfrog"]),
-            floor=statistics.median(of(measured["hop"])),
-            floor_note=_HOP_NOTE,
-            rivals=rivals,
-        )
-
-
 async def simulated(bench: Bench, connections: Sequence[int], seconds: float) -> None:
-    """A router process before a simulated engine's process."""
+    """A router process before a simulated engine's process, LiteLLM's proxy before the same."""
     with tempfile.TemporaryDirectory(prefix="woodfrog-load-") as name:
         async with simulated_targets(Path(name)) as targets:
             for count in connections:
-                case = f"c{count}/simulated-engine-and-scheduler"
-                alone = [[target] for target in targets]
-                whole = await in_turn(alone, count, seconds, _WHOLE)
-                stream = await in_turn(alone, count, seconds, _STREAM)
-                add_latency(bench, case, whole)
-                add_rates(bench, case, whole, stream)
+                whole = await wrk_in_turn(targets, count, seconds, _WHOLE)
+                stream = await wrk_in_turn(targets, count, seconds, _STREAM)
+                add_simulated(bench, f"c{count}", whole, stream)
+            for count in connections:
+                if count <= _PACED_CLIENTS_MAX:
+                    alone = [[target] for target in targets]
+                    paced = await in_turn(alone, count, seconds, _WHOLE, rate=_PACED_RATE)
+                    for target in gateways(targets):
+                        add_latency(bench, f"c{count}/paced", paced, target)
+
+
+def gateways(targets: Sequence[Target]) -> list[str]:
+    return [target.name for target in targets if target.name not in ("direct", "hop")]
+
+
+def add_simulated(
+    bench: Bench, case: str, whole: Mapping[str, Carried], stream: Mapping[str, Carried]
+) -> None:
+    for name in (name for name in whole if name != "hop"):
+        if name != "direct":
+            for metric in ("p50_ms", "p99_ms"):
+                floor = statistics.median(whole["hop"].added(whole["direct"], metric))
+                bench.add(
+                    f"{name}/{case}",
+                    f"added_{metric}",
+                    whole[name].added(whole["direct"], metric),
+                    floor=max(0.0, floor),
+                    floor_note=_HOP_NOTE + _NOISE_NOTE,
+                )
+        bench.add(f"{name}/{case}", "p50_ms", [load.p50_ms for load in whole[name].loads])
+        bench.add(f"{name}/{case}", "requests_per_s", whole[name].requests_per_s())
+        bench.add(f"{name}/{case}", "requests_per_s_core", whole[name].requests_per_s_core())
+        events = [_STREAM_EVENTS * rate for rate in stream[name].requests_per_s()]
+        bench.add(f"{name}/{case}", "sse_events_per_s", events)
+
+
+async def wrk_in_turn(
+    targets: Sequence[Target], count: int, seconds: float, request: Mapping[str, object]
+) -> dict[str, Carried]:
+    """`seconds` for each target, in rounds of a second at least."""
+    carried = {target.name: Carried() for target in targets}
+    for _ in range(_ROUNDS):
+        for target in targets:
+            before = cpu_s(target.pid)
+            share = seconds / _ROUNDS * target.slowness
+            if target.slowness > 1 and "stream" in request:
+                share *= 3
+            seen = await wrk.load(target.address, count, share, request)
+            carried[target.name].loads.append(seen)
+            carried[target.name].cpu_s.append(cpu_s(target.pid) - before)
+    return carried
 
 
 @asynccontextmanager
 async def simulated_targets(folder: Path) -> AsyncIterator[list[Target]]:
-    engine_socket = folder / "engine.sock"
-    http, grpc = free_addresses(2)
-    async with AsyncExitStack() as stack:
-        engine = await stack.enter_async_context(
-            child("tests.memory.simulated_engine", str(engine_socket))
-        )
-        hop = await stack.enter_async_context(hop_before(engine_socket))
-        etcd = await stack.enter_async_context(EtcdServer(folder))
-        scheduler = await stack.enter_async_context(SimulatedScheduler())
-        async with Session([etcd.endpoint], SystemClock()) as session:
-            spec = ModelSpec(name=_NAME, weights=digest.of_bytes(b""), weights_bytes=0)
-            await Catalog(session).add_model(spec)
-        await until(engine_socket.exists, "the simulated engine")
-        await scheduler.announce(
-            ReadyReplica("simulated", _NAME, "node-1", str(engine_socket), _SLOTS)
-        )
-        env = {
-            "WOODFROG_ROUTER_LISTEN": http,
-            "WOODFROG_ROUTER_GRPC_LISTEN": grpc,
-            "WOODFROG_ROUTER_ETCD": etcd.endpoint,
-            "WOODFROG_ROUTER_SCHEDULER": scheduler.address,
-        }
-        router = await stack.enter_async_context(
-            ServiceProcess("woodfrog.router", grpc, env, folder)
-        )
-        await scheduler.until(lambda state: state.routers == 1)
-        yield [
-            Target("direct", f"unix:{engine_socket}", engine),
-            hop,
-            Target("woodfrog", http, router.pid),
-        ]
+    async with router_process.opened(folder, _NAME, _SLOTS) as router:
+        async with hop_before(router.engine_socket) as hop:
+            targets = [
+                Target("direct", router.engine, router.engine_pid),
+                hop,
+                Target("woodfrog", router.http, router.pid),
+            ]
+            if not litellm_proxy.INSTALLED.exists():
+                print("litellm is left out; deploy/clients.sh proxy installs it")
+                yield targets
+                return
+            async with litellm_proxy.serving(folder, _NAME, router.engine) as (address, pid):
+                yield [*targets, Target("litellm", address, pid, _LITELLM_SLOWNESS)]
 
 
 def real(bench: Bench, connections: Sequence[int], seconds: float, model: Path) -> None:
@@ -262,10 +279,12 @@ async def real_rounds(
         ours = Target("woodfrog", f"127.0.0.1:{cluster.http_port}", router)
         together = [[direct, hop, ours]]
         alone = [[direct], [hop], [ours]]  # many requests at once get in step with the engine
-        for count in connections:
+        for count in (count for count in connections if count <= _REAL_SLOTS):
             groups = together if count == 1 else alone
             add_latency(
-                bench, f"c{count}", await in_turn(groups, count, _REAL_SHARE * seconds, _WHOLE)
+                bench,
+                f"c{count}/real-engine",
+                await in_turn(groups, count, _REAL_SHARE * seconds, _WHOLE),
             )
 
 
@@ -303,19 +322,6 @@ async def hop_before(engine_socket: Path) -> AsyncIterator[Target]:
         yield Target("hop", address, pid)
 
 
-@asynccontextmanager
-async def child(module: str, *arguments: str) -> AsyncIterator[int]:
-    """A Python process that dies with this one."""
-    command = ["setpriv", "--pdeathsig", "KILL", sys.executable, "-m", module, *arguments]
-    process = await asyncio.create_subprocess_exec(*command, cwd=_ROOT)
-    try:
-        yield process.pid
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-
-
 def listens(address: str) -> bool:
     host, _, port = address.rpartition(":")
     wanted = f"{int(port):04X} 00000000:0000 0A "
@@ -323,20 +329,12 @@ def listens(address: str) -> bool:
     return f"0100007F:{wanted}" in Path("/proc/net/tcp").read_text()
 
 
-async def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + _WAIT_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"waited {_WAIT_S:.0f} s for {what}")
-        await asyncio.sleep(0.02)
-
-
 def arguments() -> argparse.Namespace:
     parser = options.Parser(prog="python -m loadtest.gateway", description=__doc__)
     parser.add_argument(
         "--connections",
         type=options.listed(options.whole(1, 8192)),
-        default=[1, 32],
+        default=[1, 32, 256],
         help="numbers, with commas between",
     )
     parser.add_argument(

@@ -1,6 +1,9 @@
 """A load client in a process of its own: N clients, each of which asks again as soon as its answer is whole.
 
-    python -m loadtest.load_client ADDRESS[,ADDRESS…] CLIENTS SECONDS < body.json
+    python -m loadtest.load_client ADDRESS[,ADDRESS…] CLIENTS SECONDS [RATE] < body.json
+
+With RATE, requests a second of all clients together, each asks when its turn is; an answer that comes late makes the next
+request late, and that counts as latency.
 
 ADDRESS is `unix:PATH` or `HOST:PORT`; of several, each client asks one after the other, request by request, so that what
 else happens on the machine meets all alike. It understands of HTTP what our own servers send, no more, so that it costs a
@@ -39,7 +42,11 @@ class Load:
 
 
 class _Run:
-    def __init__(self, request: bytes, seconds: float, addresses: Sequence[str]) -> None:
+    def __init__(
+        self, request: bytes, seconds: float, addresses: Sequence[str], period_s: float
+    ) -> None:
+        """`period_s`: of each client, from one request to the next; 0 as soon as it may."""
+        self.period_s = period_s
         self.request = request
         self.seconds = seconds
         self.loads = [Load(seconds) for _ in addresses]
@@ -73,6 +80,7 @@ class _Connection(asyncio.Protocol):
         self._run = run
         self._load = load
         self.next = self  # in the ring
+        self._due = 0.0  # of the next request, by perf_counter
         self._finished = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -95,16 +103,28 @@ class _Connection(asyncio.Protocol):
         if not whole:
             return
         if self._run.answered(self._load, self._sent, got.count(_EVENT)):
-            self.next.ask()
+            self.next.ask(self._due + self._run.period_s)
         else:
             self._finish()
 
-    def ask(self) -> None:
+    def ask(self, due: float) -> None:
+        """At `due`, or at once when that is over."""
+        self._due = due
+        early_s = due - time.perf_counter() if self._run.period_s else 0.0
+        if early_s > 0:
+            asyncio.get_running_loop().call_later(early_s, self._ask)
+        else:
+            self._ask()
+
+    def _ask(self) -> None:
         self._got = bytearray()
         self._size = (
             -1
         )  # of the whole response; 0 when it comes in chunks, below 0 when not yet known
-        self._sent = time.perf_counter()
+        now = time.perf_counter()
+        self._sent = min(now, self._due) if self._run.period_s else now
+        if self._transport.is_closing():
+            return
         self._transport.write(self._run.request)
 
     def _finish(self) -> None:
@@ -125,18 +145,20 @@ class _Connection(asyncio.Protocol):
         return True
 
 
-async def run(addresses: Sequence[str], clients: int, seconds: float, body: bytes) -> list[Load]:
+async def run(
+    addresses: Sequence[str], clients: int, seconds: float, rate: float, body: bytes
+) -> list[Load]:
     """Raises RuntimeError with what went wrong."""
     head = f"POST {_PATH} HTTP/1.1\r\nhost: load\r\ncontent-type: application/json\r\n"
     request = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
-    run = _Run(request, seconds, addresses)
+    run = _Run(request, seconds, addresses, clients / rate if rate else 0.0)
     rings = [[await _connect(run, *pair) for pair in zip(addresses, run.loads, strict=True)]
              for _ in range(clients)]  # fmt: skip
     run.start()
     for index, ring in enumerate(rings):
         for place, connection in enumerate(ring):
             connection.next = ring[(place + 1) % len(ring)]
-        ring[index % len(ring)].ask()
+        ring[index % len(ring)].ask(time.perf_counter() + index * run.period_s / clients)
     async with asyncio.timeout(_WARM_S + seconds + _LAST_ANSWERS_S):
         await run.done.wait()
     if run.failed:
@@ -155,11 +177,13 @@ async def _connect(run: _Run, address: str, load: Load) -> _Connection:
 
 
 def main() -> None:
-    addresses, clients, seconds = sys.argv[1:]
+    addresses, clients, seconds, *rate = sys.argv[1:]
     body = sys.stdin.buffer.read()
     gc.disable()  # it lives for seconds
     try:
-        loads = uvloop.run(run(addresses.split(","), int(clients), float(seconds), body))
+        loads = uvloop.run(
+            run(addresses.split(","), int(clients), float(seconds), float(*rate or (0,)), body)
+        )
     except (RuntimeError, OSError) as error:
         sys.exit(f"load on {addresses} failed: {error!r}")
     with open(

@@ -18,10 +18,11 @@ from woodfrog.metering import Ledger
 from woodfrog.model.node import ReplicaState
 from woodfrog.model.placement import ANYONE, Acquired, Caller, ReplicaUsage, TrackUpdate
 from woodfrog.model.rung import Rung
-from woodfrog.router.gateway import Begun, Call, Gateway, Limits, Route
+from woodfrog.router.gateway import Begun, Call, Gateway, Limits
 from woodfrog.router.metrics import Metrics
 from woodfrog.router.replica_client import Exchange, Head, ReplicaClient, ReplicaLost
 from woodfrog.router.replicas import ReplicaTable
+from woodfrog.router.routes import Route
 from woodfrog.router.schedulers import Schedulers
 from woodfrog.router.slots import Slots
 from woodfrog.router.usage_records import UsageRecords

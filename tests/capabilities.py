@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 CRIU = Path(os.environ.get("WOODFROG_CRIU", ROOT / ".tools" / "criu.sh"))
 ETCD = Path(os.environ.get("WOODFROG_ETCD_BIN", ROOT / ".tools" / "etcd" / "usr" / "bin" / "etcd"))
+CLIENTS = ROOT / ".tools" / "clients"
 MODEL = Path(os.environ.get("WOODFROG_TEST_MODEL", ROOT / ".woodfrog" / "models" / "smollm2-135m"))
 
 
@@ -36,6 +37,9 @@ def _missing(name: str) -> str | None:
             return (
                 None if (MODEL / "config.json").exists() else f"no model at {MODEL}; run make setup"
             )
+        case "clients":
+            done = len([*CLIENTS.glob("*/.done")])
+            return None if done >= 3 else f"only {done} of 3 in {CLIENTS}; run deploy/clients.sh"
         case "criu":
             if not CRIU.exists():
                 return f"no CRIU at {CRIU}; run make setup"

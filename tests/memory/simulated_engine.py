@@ -2,7 +2,9 @@
 
 A request's own field `simulate` scripts it: `tokens`, `interval_s`, `status` (an error response), `hold` (answer only when
 `let_go()` is called, or after the first token when `hold` is "mid"), `die` (drop the connection after that many tokens; 0 is
-before the first byte), `tells` (false: no comment with the tokens at a stream's end). Run as a process it serves until it is killed: `python -m tests.memory.simulated_engine SOCKET`.
+before the first byte), `tells` (false: no comment with the tokens at a stream's end), `text` (what each token of a chat is),
+`torn` (each byte comes in a chunk of its own). Run as a process it serves until it is killed:
+`python -m tests.memory.simulated_engine SOCKET [HOST:PORT]`.
 """
 
 import asyncio
@@ -12,9 +14,7 @@ from typing import Any
 
 import httptools
 import uvloop
-
-FINGERPRINT = "simulated-engine"
-WORDS = ("once", " upon", " a", " pond", " there", " sat", " a", " frog")
+from tests.memory import simulated_answers as answers
 
 
 class Request:
@@ -46,6 +46,12 @@ class SimulatedEngine:
             lambda: _Connection(self), self.socket_path, backlog=1024
         )
         return self
+
+    async def listen(self, address: str) -> None:
+        """On TCP too, for clients that know nothing else; until the process ends."""
+        host, _, port = address.rpartition(":")
+        loop = asyncio.get_running_loop()
+        await loop.create_server(lambda: _Connection(self), host, int(port), backlog=1024)
 
     async def __aexit__(self, *_: object) -> None:
         self.kill()
@@ -147,38 +153,41 @@ class _Connection(asyncio.Protocol):
             self.abort()
         elif "status" in script:
             self._json(script["status"], _error("simulated error"), {"retry-after-ms": "1500"})
-        elif request.path not in _OF_TEXT:  # as engines do, whole, whatever `stream` says
-            self._json(200, {"object": "list", "path": request.path, "data": []}, {})
-        elif request.json.get("stream"):
+        elif request.json.get("stream") and answers.streams(request.path):
             await self._stream(request, script)
-        else:
+        else:  # as engines do, whole, whatever `stream` says of a path that does not stream
             await asyncio.sleep(script.get("interval_s", 0))
-            self._json(200, _whole(request, script.get("tokens", 8)), {})
+            tokens = script.get("tokens") or answers.tokens(request.json)
+            self._json(200, answers.whole(request.path, request.json, tokens), {})
 
     async def _stream(self, request: Request, script: dict[str, Any]) -> None:
         head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
         self._transport.write(head)
-        for index in range(script.get("tokens", 8)):
+        tokens = script.get("tokens") or answers.tokens(request.json)
+        for index, event in enumerate(answers.events(request.path, request.json, tokens)):
             if script.get("die") == index:
                 self.abort()
                 return
             if script.get("hold") == "mid" and index == 1:
                 await self._engine.held()
-            self._event(json.dumps(_piece(request, index)).encode())
+            if event == b"data: [DONE]\n\n" and script.get("tells", True):
+                self._event(b": usage prompt_tokens=5 completion_tokens=%d\n\n" % tokens)
+            if "text" in script:
+                event = answers.with_text(event, script["text"])
+            if script.get("torn"):
+                await self._torn(event)
+            else:
+                self._event(event)
             await self._writable.wait()
             await asyncio.sleep(script.get("interval_s", 0))
-        self._event(json.dumps(_piece(request, None)).encode())
-        if (request.json.get("stream_options") or {}).get("include_usage"):
-            usage = {**_base(request), "choices": [], "usage": _usage(script.get("tokens", 8))}
-            self._event(json.dumps(usage).encode())
-        if script.get("tells", True):
-            line = b": usage prompt_tokens=5 completion_tokens=%d\n\n" % script.get("tokens", 8)
-            self._transport.write(b"%x\r\n%b\r\n" % (len(line), line))
-        self._event(b"[DONE]")
         self._transport.write(b"0\r\n\r\n")
 
-    def _event(self, data: bytes) -> None:
-        event = b"data: %b\n\n" % data
+    async def _torn(self, event: bytes) -> None:
+        for byte in event:
+            self._event(bytes((byte,)))
+            await asyncio.sleep(0)
+
+    def _event(self, event: bytes) -> None:
         self._transport.write(b"%x\r\n%b\r\n" % (len(event), event))
 
     def _json(self, status: int, value: Any, headers: dict[str, str]) -> None:
@@ -189,66 +198,18 @@ class _Connection(asyncio.Protocol):
         self._transport.write("\r\n".join(lines).encode() + body)
 
 
-_OF_TEXT = ("/v1/chat/completions", "/v1/completions")
-
-
-def _chat(request: Request) -> bool:
-    return request.path == "/v1/chat/completions"
-
-
-def _base(request: Request) -> dict[str, Any]:
-    kind = "chat.completion" if _chat(request) else "text_completion"
-    if _chat(request) and request.json.get("stream"):
-        kind += ".chunk"
-    name = request.json["model"]
-    return {
-        "id": "sim-1",
-        "object": kind,
-        "created": 1,
-        "model": name,
-        "system_fingerprint": FINGERPRINT,
-    }
-
-
-def _text(index: int) -> str:
-    return WORDS[index % len(WORDS)]
-
-
-def _usage(tokens: int) -> dict[str, int]:
-    return {"prompt_tokens": 5, "completion_tokens": tokens, "total_tokens": 5 + tokens}
-
-
-def _whole(request: Request, tokens: int) -> dict[str, Any]:
-    text = "".join(map(_text, range(tokens)))
-    choice: dict[str, Any] = {"index": 0, "finish_reason": "stop", "logprobs": None}
-    if _chat(request):
-        choice["message"] = {"role": "assistant", "content": text}
-    else:
-        choice["text"] = text
-    return {**_base(request), "choices": [choice], "usage": _usage(tokens)}
-
-
-def _piece(request: Request, index: int | None) -> dict[str, Any]:
-    """One token; None is the last piece."""
-    text = "" if index is None else _text(index)
-    choice: dict[str, Any] = {"index": 0, "finish_reason": None if index is not None else "stop"}
-    if _chat(request):
-        choice["delta"] = {"content": text} if index else {"role": "assistant", "content": text}
-    else:
-        choice["text"] = text
-    return {**_base(request), "choices": [choice]}
-
-
 def _error(message: str) -> dict[str, Any]:
     return {
         "error": {"message": message, "type": "server_error", "param": None, "code": "simulated"}
     }
 
 
-async def main(socket_path: str) -> None:
-    async with SimulatedEngine(socket_path):
+async def main(socket_path: str, address: str = "") -> None:
+    async with SimulatedEngine(socket_path) as engine:
+        if address:
+            await engine.listen(address)
         await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    uvloop.run(main(sys.argv[1]))
+    uvloop.run(main(*sys.argv[1:]))

@@ -40,6 +40,7 @@ class SimulatedScheduler(placements_pb2_grpc.PlacementsServicer):
         self.climbs: dict[str, Climb] = {}  # by model
         self.acquires: list[pb.AcquireRequest] = []
         self.waiting = 0  #: Acquires under way
+        self.waiting_most = 0
         self.cancelled = 0  #: Acquires whose caller gave up
         self.released: list[tuple[str, bool]] = []  # placement, replica failed
         self.active: dict[str, int] = {}  # by replica, as routers reported
@@ -81,6 +82,7 @@ class SimulatedScheduler(placements_pb2_grpc.PlacementsServicer):
     async def Acquire(self, request: pb.AcquireRequest, context: Any) -> pb.AcquireResponse:
         self.acquires.append(request)
         self.waiting += 1
+        self.waiting_most = max(self.waiting_most, self.waiting)
         await self._moved()
         try:
             return conversions.acquired_to_pb(await self._acquired(request))

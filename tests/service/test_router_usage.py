@@ -23,10 +23,11 @@ from woodfrog.errors import InvalidArgument
 from woodfrog.metering import Ledger, Row, Usage
 from woodfrog.model.placement import Caller, ReadyReplica
 from woodfrog.model.rung import Rung
-from woodfrog.router.gateway import Call, Gateway, Limits, Route
+from woodfrog.router.gateway import Call, Gateway, Limits
 from woodfrog.router.metrics import Metrics
 from woodfrog.router.replica_client import ReplicaClient
 from woodfrog.router.replicas import ReplicaTable
+from woodfrog.router.routes import Route
 from woodfrog.router.schedulers import Schedulers
 from woodfrog.router.slots import Slots
 from woodfrog.router.usage_records import UsageRecords

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import resource
 from contextlib import AsyncExitStack
 
 from woodfrog import rpc
@@ -17,6 +18,8 @@ _GC_THRESHOLD = 20_000  # the default of 700 is some ten requests, and took 3 % 
 
 
 async def main(stop: asyncio.Event) -> None:
+    _, files_max = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files_max, files_max))
     settings = load(Settings)
     clock = SystemClock()
     async with (

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from enum import Enum
 
 from opentelemetry import trace
 from opentelemetry.trace import Span, StatusCode
@@ -14,6 +13,7 @@ from woodfrog.clock import Clock
 from woodfrog.model.placement import ANYONE, Caller
 from woodfrog.router.metrics import Metrics
 from woodfrog.router.replica_client import Exchange, Head, ReplicaClient, ReplicaLost
+from woodfrog.router.routes import Route
 from woodfrog.router.slots import Slot, Slots
 from woodfrog.router.usage_records import UsageRecord, UsageRecords
 from woodfrog.rpc import propagation
@@ -23,19 +23,6 @@ _RETRIES_MAX = 2
 _QUIESCED_PAUSE_S = 0.02  # the scheduler hears of a descent by its own stream
 _RETRY_AFTER_S = 1.0
 _REFUSAL_BYTES_MAX = 64 << 10
-
-
-class Route(Enum):
-    CHAT = ("/v1/chat/completions", "chat", True)
-    COMPLETION = ("/v1/completions", "text_completion", True)
-    EMBEDDINGS = ("/v1/embeddings", "embeddings", False)
-    IMAGES = ("/v1/images/generations", "generate_content", False)
-    CLASSIFY = ("/v1/classify", "classify", False)
-
-    def __init__(self, path: str, operation: str, streams: bool) -> None:
-        self.path = path
-        self.operation = operation  # gen_ai.operation.name
-        self.streams = streams  # whether a client may ask for server-sent events
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,27 +12,29 @@ from opentelemetry.trace import Span, SpanKind, StatusCode
 from woodfrog import errors, telemetry
 from woodfrog.clock import Clock
 from woodfrog.model.spec import ModelSpec
-from woodfrog.router import openai_errors
+from woodfrog.router import openai_errors, routes
 from woodfrog.router.access import caller_of
 from woodfrog.router.admission import Admission
-from woodfrog.router.gateway import Begun, Call, Event, Gateway, Refused, Route, Waiting, Wake
+from woodfrog.router.gateway import Begun, Call, Event, Gateway, Refused, Waiting, Wake
 from woodfrog.router.http_request import (
     Arrival,
+    Bodies,
     Disconnected,
     Receive,
     Scope,
     Send,
     WhileConnected,
+    check_media_type,
     parse_body,
     read_body,
 )
 from woodfrog.router.metrics import Metrics
 from woodfrog.router.openai_errors import Headers, Refusal
+from woodfrog.router.places import Place, Places
+from woodfrog.router.routes import MODELS, Route
 from woodfrog.telemetry import names
 
 log = logging.getLogger(__name__)
-_ROUTES = {route.path: route for route in Route}
-_MODELS = "/v1/models"
 _JSON = (b"content-type", b"application/json")
 _SSE: Headers = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -44,11 +46,13 @@ _OURS = frozenset(  # headers of the engine's response that do not go on: this h
 )
 _CLIENT_CLOSED = 499
 _FALLBACK_CHARS_MAX = 200
+_EVENT_END_BYTES = 4  # an empty line may come torn
 
 
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
     body_bytes_max: int
+    bodies_bytes_max: int
     body_wait_s: float
     wake_wait_s: float
 
@@ -75,7 +79,8 @@ class Reply:
         )
 
     async def write(self, data: bytes) -> None:
-        self._last = data
+        end = data[-_EVENT_END_BYTES:]
+        self._last = end if len(end) == _EVENT_END_BYTES else (self._last + end)[-_EVENT_END_BYTES:]
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self) -> None:
@@ -88,10 +93,10 @@ class Reply:
     async def refuse(self, refusal: Refusal) -> None:
         await self.whole(refusal.status, refusal.body, [_JSON, *refusal.headers])
 
-    async def event_error(self, body: bytes) -> None:
+    async def event_error(self, body: bytes, route: Route) -> None:
         """Ends a stream with OpenAI's error event and without [DONE]. After a torn event only the connection can end."""
         if self._events and self._last.endswith((b"\n\n", b"\r\n\r\n")):
-            await self.write(b"data: " + body + b"\n\n")
+            await self.write(openai_errors.event(body, typed=route is Route.RESPONSE))
             await self.end()
 
 
@@ -114,11 +119,13 @@ class HttpApp:
         self._clock = clock
         self._readiness = readiness
         self._limits = limits
+        self._places = Places()
+        self._bodies = Bodies(limits.bodies_bytes_max)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http", scope["type"]
         arrival = Arrival.of(scope)
-        route = _ROUTES.get(arrival.path)
+        route = routes.find(arrival.path)
         if route is not None and arrival.method == "POST":
             await self._complete(route, arrival, scope, receive, send)
             return
@@ -133,9 +140,9 @@ class HttpApp:
     async def _look(self, route: Route | None, arrival: Arrival, reply: Reply) -> None:
         """Answers what needs no replica."""
         path = arrival.path
-        known = path in ("/health", "/ready", "/metrics", _MODELS) or path.startswith(_MODELS + "/")
+        known = path in ("/health", "/ready", "/metrics", MODELS) or path.startswith(MODELS + "/")
         if route is None and not known:
-            raise Refusal(404, f"there is no route {path[:200]}", "route_not_found")
+            raise routes.no_route(path)
         allowed = ("POST",) if route is not None else ("GET", "HEAD")
         if arrival.method not in allowed:
             text = f"{path[:200]} does not take {arrival.method}, it takes {' and '.join(allowed)}"
@@ -152,14 +159,14 @@ class HttpApp:
                 accept = arrival.headers.get(b"accept", b"").decode("latin-1")
                 body, content_type = self._metrics.render(accept)
                 await reply.whole(200, body, [(b"content-type", content_type.encode())])
-            case str() if path == _MODELS:
+            case str() if path == MODELS:
                 tenant = self._access.tenant(arrival.authorization)
                 data = [_model(spec) for spec in self._models.all(tenant)]
                 body = json.dumps({"object": "list", "data": data}).encode()
                 await reply.whole(200, body, [_JSON])
             case _:
                 tenant = self._access.tenant(arrival.authorization)
-                spec = self._models.get(path.removeprefix(_MODELS + "/"), tenant)
+                spec = self._models.get(path.removeprefix(MODELS + "/"), tenant)
                 await reply.whole(200, json.dumps(_model(spec)).encode(), [_JSON])
 
     async def _complete(
@@ -168,12 +175,12 @@ class HttpApp:
         arrived = self._clock.now()
         request_id = arrival.request_id
         span = telemetry.tracer().start_span(
-            f"POST {route.path}",
+            f"POST {route.name}",
             arrival.parent,
             kind=SpanKind.SERVER,
             attributes={
                 names.HTTP_METHOD: "POST",
-                names.HTTP_ROUTE: route.path,
+                names.HTTP_ROUTE: route.name,
                 names.GENAI_OPERATION: route.operation,
                 names.REQUEST_ID: request_id,
                 **arrival.retry_attributes,
@@ -185,11 +192,14 @@ class HttpApp:
             [(b"x-request-id", request_id.encode()), (b"x-woodfrog-trace-id", trace_id.encode())],
         )
         model = ""
+        room = self._bodies.room()
         try:
             tenant = self._access.tenant(arrival.authorization)
+            check_media_type(arrival)
             body = await read_body(
                 arrival,
                 receive,
+                room,
                 bytes_max=self._limits.body_bytes_max,
                 wait_s=self._limits.body_wait_s,
             )
@@ -200,27 +210,35 @@ class HttpApp:
             wait_s = arrival.wait_s(self._limits.wake_wait_s, stream=stream)
             caller = caller_of(tenant)
             call = Call(route, model, body, stream, wait_s, arrived, request_id, span, caller)
-            with self._admission.entered(tenant):
+            wanted = WhileConnected(scope)
+            with self._admission.entered(tenant), self._places.take(arrival, body, wanted) as place:
                 reply.headers += self._admission.quotas.headers(tenant)
-                async with WhileConnected(scope), aclosing(self._gateway.answer(call)) as events:
-                    await _pass_on(call, events, reply)
+                async with wanted, aclosing(self._gateway.answer(call)) as events:
+                    await _pass_on(call, events, reply, place)
         except Disconnected:
             reply.status = _CLIENT_CLOSED
         except Refusal as refusal:
-            await reply.refuse(refusal)
+            if reply.status:
+                reply.status = refusal.status
+                await reply.event_error(refusal.body, route)
+            else:
+                await reply.refuse(refusal)
         except errors.WoodfrogError as error:
-            await self._fail(error, reply, span)
+            await self._fail(error, route, reply, span)
         except Exception as error:  # the outermost frame of a request
             log.error("request failed", extra={"trace_id": trace_id}, exc_info=error)
             text = f"internal error; the log has it under trace {trace_id}"
-            await self._fail(errors.Internal("INTERNAL", text), reply, span)
+            await self._fail(errors.Internal("INTERNAL", text), route, reply, span)
         finally:
+            room.leave()
             status = reply.status or _CLIENT_CLOSED  # 0: cancelled because the router stops
             span.set_attribute(names.HTTP_STATUS, status)
             span.end()
-            self._metrics.ended(route.path, self._models.label(model), status)
+            self._metrics.ended(route.name, self._models.label(model), status)
 
-    async def _fail(self, error: errors.WoodfrogError, reply: Reply, span: Span) -> None:
+    async def _fail(
+        self, error: errors.WoodfrogError, route: Route, reply: Reply, span: Span
+    ) -> None:
         """As a response, or inside the stream that has begun; a body of known length is cut off instead."""
         refusal = openai_errors.refusal(error)
         span.set_attribute(names.ERROR_TYPE, error.reason)
@@ -230,11 +248,14 @@ class HttpApp:
             await reply.refuse(refusal)
         else:
             reply.status = refusal.status
-            await reply.event_error(refusal.body)
+            await reply.event_error(refusal.body, route)
 
 
-async def _pass_on(call: Call, events: AsyncGenerator[Event, None], reply: Reply) -> None:
+async def _pass_on(
+    call: Call, events: AsyncGenerator[Event, None], reply: Reply, place: Place
+) -> None:
     async for event in events:
+        place.answered = place.answered or not isinstance(event, Waiting)
         if isinstance(event, bytes):
             await reply.write(event)
         elif isinstance(event, Begun):
@@ -247,7 +268,7 @@ async def _pass_on(call: Call, events: AsyncGenerator[Event, None], reply: Reply
         elif isinstance(event, Refused):
             if reply.status:
                 reply.status = event.head.status
-                await reply.event_error(event.body.strip())
+                await reply.event_error(event.body.strip(), call.route)
                 return
             headers = _engine_headers(event.head.headers, event.wake)
             headers = [header for header in headers if header[0] != b"content-length"]

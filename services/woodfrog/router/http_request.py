@@ -31,6 +31,45 @@ class Disconnected(Exception):
     """The client went away."""
 
 
+class Bodies:
+    """How much memory the bodies of all requests have together, from their first byte until their request ends."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self.held_bytes = 0
+
+    def room(self) -> "Room":
+        return Room(self)
+
+    def take(self, size: int) -> None:
+        if self.held_bytes + size > self._bytes_max:
+            text = f"the router holds {self.held_bytes} bytes of other requests, its limit is {self._bytes_max}; ask again soon"
+            raise Refusal(
+                429,
+                text,
+                "router_full",
+                type_="rate_limit_error",
+                headers=[(b"retry-after-ms", b"1000")],
+            )
+        self.held_bytes += size
+
+
+class Room:
+    """What one request has of it; leave it once."""
+
+    def __init__(self, bodies: Bodies) -> None:
+        self._bodies = bodies
+        self._size = 0
+
+    def take(self, size: int) -> None:
+        """Raises Refusal when there is no more."""
+        self._bodies.take(size)
+        self._size += size
+
+    def leave(self) -> None:
+        self._bodies.held_bytes -= self._size
+
+
 @dataclass(frozen=True, slots=True)
 class Arrival:
     method: str
@@ -63,10 +102,15 @@ class Arrival:
         return sent.decode() if _REQUEST_ID.fullmatch(sent) else f"req_{secrets.token_hex(16)}"
 
     @property
-    def retry_attributes(self) -> dict[str, int]:
-        """For the span: how often OpenAI's client has sent the request before."""
+    def retries(self) -> int:
+        """How often OpenAI's client has sent the request before."""
         count = self.headers.get(b"x-stainless-retry-count", b"0")
-        return {names.CLIENT_RETRY: int(count)} if _COUNT.fullmatch(count) else {}
+        return int(count) if _COUNT.fullmatch(count) else 0
+
+    @property
+    def retry_attributes(self) -> dict[str, int]:
+        """For the span."""
+        return {names.CLIENT_RETRY: self.retries} if self.retries else {}
 
     def wait_s(self, cap_s: float, *, stream: bool) -> float:
         """How long the client will wait for a replica. A stream's time-out runs anew at each comment, so it is no bound."""
@@ -79,8 +123,18 @@ class Arrival:
         return min(cap_s, read_timeout_s * _CLIENT_SHARE)
 
 
-async def read_body(arrival: Arrival, receive: Receive, *, bytes_max: int, wait_s: float) -> bytes:
-    """Raises Refusal when it is too long or too slow, Disconnected when it ends early."""
+def check_media_type(arrival: Arrival) -> None:
+    """Raises Refusal for a form, before anything of it is read. A body without a type, or with curl's, may be JSON."""
+    sent = arrival.headers.get(b"content-type", b"").lower()
+    if sent.startswith(b"multipart/"):
+        text = f"{arrival.path[:200]} takes JSON (content-type: application/json), not a form with files"
+        raise Refusal(415, text, "unsupported_media_type")
+
+
+async def read_body(
+    arrival: Arrival, receive: Receive, room: Room, *, bytes_max: int, wait_s: float
+) -> bytes:
+    """Raises Refusal when it is too long, too slow or one too many, Disconnected when it ends early."""
     declared = arrival.headers.get(b"content-length", b"0").lstrip(b"0")  # HTTP allows any number
     # On a connection that ends with the answer, a client would lose the answer over bytes that nobody read.
     closes = arrival.headers.get(b"connection", b"").lower() == b"close"
@@ -100,6 +154,7 @@ async def read_body(arrival: Arrival, receive: Receive, *, bytes_max: int, wait_
                 if size > read_max or (size > bytes_max and not more):
                     raise _too_long(bytes_max)
                 if size <= bytes_max:
+                    room.take(len(message["body"]))
                     parts.append(message["body"])
                 if not more:
                     return b"".join(parts)
@@ -130,15 +185,16 @@ def parse_body(body: bytes) -> tuple[str, bool]:
 
 
 class WhileConnected:
-    """Cancels its body when the client goes away, and then raises Disconnected in place of CancelledError."""
+    """Cancels its body when the client goes away, or who else calls `end`, and then raises why in place of CancelledError."""
 
     def __init__(self, scope: Scope) -> None:
         self._lost: asyncio.Future[None] = scope[LOST]
-        self._gone = False
+        self._task: asyncio.Task[object] | None = None
+        self._why: Exception | None = None
 
     async def __aenter__(self) -> None:
         self._task = asyncio.current_task()
-        self._lost.add_done_callback(self._cancel)
+        self._lost.add_done_callback(self._left)
 
     async def __aexit__(
         self,
@@ -146,14 +202,18 @@ class WhileConnected:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        self._lost.remove_done_callback(self._cancel)
+        self._lost.remove_done_callback(self._left)
         task, self._task = self._task, None
-        if self._gone and task is not None:
+        if self._why is not None and task is not None:
             task.uncancel()
             if kind is not None and issubclass(kind, asyncio.CancelledError):
-                raise Disconnected from error
+                raise self._why from error
 
-    def _cancel(self, _: asyncio.Future[None]) -> None:
-        if self._task is not None:
-            self._gone = True
+    def end(self, why: Exception) -> None:
+        """Outside the body it does nothing; only the first reason counts."""
+        if self._task is not None and self._why is None:
+            self._why = why
             self._task.cancel()
+
+    def _left(self, _: asyncio.Future[None]) -> None:
+        self.end(Disconnected())

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75
 _DISCARDED_BYTES_MAX = 64 << 20  # of a refused body: read on, so that the client sees why
+_UNSENT_BYTES_MAX = 16 << 10  # of an answer whose client is slow; then no more is asked for
+_SEND_BUFFER_BYTES = 128 << 10  # the kernel doubles it: 2.5 MB/s to a client 100 ms away
 _UPGRADE = re.compile(rb"(?i)\r\nupgrade:")
 
 
@@ -70,6 +72,8 @@ class HttpServer:
                 f"cannot listen on {self._listen}: {error.strerror}; stop what uses it or choose another",
                 address=self._listen,
             ) from None
+        # Else the kernel keeps megabytes for each client that does not read.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         self.port = bound.getsockname()[1]
         self._serving = asyncio.create_task(self._server.serve([bound]))
         await self._server.serves.wait()
@@ -141,6 +145,7 @@ class _Protocol(HttpToolsProtocol):
         super().connection_made(_JoinedWrites(transport, self.loop))  # type: ignore[arg-type]
         self._lost = self.loop.create_future()
         self._begin_timing()
+        transport.set_write_buffer_limits(high=_UNSENT_BYTES_MAX)
         if len(self.connections) > self.limits.connections_max:
             transport.abort()
 

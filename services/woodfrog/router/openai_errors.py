@@ -8,6 +8,9 @@ from woodfrog import errors
 
 _INVALID = "invalid_request_error"
 _SERVER = "server_error"
+_RETRY_AFTER_S_MAX = (
+    60.0  # a longer one OpenAI's clients do not obey: old ones come at once, new ones never
+)
 _TABLE: dict[type[errors.WoodfrogError], tuple[int, str]] = {
     errors.InvalidArgument: (400, _INVALID),
     errors.Unauthenticated: (401, _INVALID),
@@ -62,9 +65,10 @@ def refusal(error: errors.WoodfrogError) -> Refusal:
     status, type_ = _TABLE[type(error)]
     headers: Headers = []
     if error.retry_after_s is not None:
+        after_s = min(error.retry_after_s, _RETRY_AFTER_S_MAX)
         headers = [
-            (b"retry-after-ms", b"%d" % math.ceil(error.retry_after_s * 1e3)),
-            (b"retry-after", b"%d" % math.ceil(error.retry_after_s)),
+            (b"retry-after-ms", b"%d" % math.ceil(after_s * 1e3)),
+            (b"retry-after", b"%d" % math.ceil(after_s)),
         ]
     if isinstance(error, errors.FailedPrecondition) or error.reason == "INSUFFICIENT_QUOTA":
         headers.append((b"x-should-retry", b"false"))
@@ -81,6 +85,18 @@ def from_event(value: dict[str, Any]) -> errors.WoodfrogError:
     """The class for the error object of an SSE event, which has no status of its own."""
     status = next((code for code, kind in _TABLE.values() if kind == value.get("type")), 500)
     return _from_object(status, value, None)
+
+
+def event(body: bytes, *, typed: bool) -> bytes:
+    """An error response's body as a server-sent event. `typed`: as streams of /v1/responses have it, whose readers may
+    look for its type; OpenAI's clients look for `error` in either.
+    """
+    if not typed:
+        return b"data: " + body + b"\n\n"
+    error = object_in(body)
+    said = {name: error.get(name) for name in ("code", "message", "param")}
+    value = json.dumps({"type": "error", **said, "error": error})
+    return b"event: error\ndata: " + value.encode() + b"\n\n"
 
 
 def object_in(body: bytes) -> dict[str, Any]:

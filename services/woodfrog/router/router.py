@@ -95,7 +95,12 @@ async def running(
         metrics,
         clock,
         lambda: {"scheduler": schedulers.delivered, "catalog": models.known},
-        HttpLimits(settings.body_bytes_max, settings.body_wait_s, settings.wake_wait_s),
+        HttpLimits(
+            settings.body_bytes_max,
+            settings.bodies_bytes_max,
+            settings.body_wait_s,
+            settings.wake_wait_s,
+        ),
     )
     connections = ConnectionLimits(
         settings.head_bytes_max,

@@ -22,8 +22,9 @@ from woodfrog.model.tenant import Tenant
 from woodfrog.router import openai_errors, typed_json
 from woodfrog.router.access import caller_of
 from woodfrog.router.admission import Admission
-from woodfrog.router.gateway import Begun, Call, Event, Gateway, Refused, Route, Wake
+from woodfrog.router.gateway import Begun, Call, Event, Gateway, Refused, Wake
 from woodfrog.router.metrics import Metrics
+from woodfrog.router.routes import Route
 from woodfrog.router.sse import SseReader
 from woodfrog.telemetry import names
 

@@ -40,6 +40,8 @@ class Settings(ServiceSettings):
     """A streaming client gets its first comment after this wait, and then one each time. Shorter wakes keep their headers."""
     body_bytes_max: int = Field(default=2 << 20, gt=0)
     """A long chat fits. Reading one that is all brackets holds the loop up for 50 ms a MiB."""
+    bodies_bytes_max: int = Field(default=512 << 20, gt=0)
+    """Bodies of all requests together, also while they wait for a climb; above it clients get 429."""
     body_wait_s: float = Field(default=30.0, gt=0)
     """A request's head and body must arrive within it."""
     unread_wait_s: float = Field(default=60.0, gt=0)
