@@ -21,6 +21,16 @@ class Sampling:
     """How many alternatives to report with each token; None reports nothing."""
 
 
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """What every answer must be."""
+
+    text: str
+    """A JSON schema."""
+    param: str
+    """The field of the request that it came in."""
+
+
 GREEDY = Sampling(temperature=0.0)
 
 
@@ -38,6 +48,7 @@ class GenerationRequest:
     stream: bool
     include_usage: bool
     ignore_eos: bool
+    schema: Schema | None = None
 
 
 @dataclass(frozen=True, slots=True)

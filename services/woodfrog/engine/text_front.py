@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from woodfrog.clock import Clock
 from woodfrog.engine.admission import Ticket
@@ -12,6 +13,9 @@ from woodfrog.engine.parse import chat_request, completion_request
 from woodfrog.engine.reply import Emit, Reply
 from woodfrog.engine.request import GenerationRequest
 from woodfrog.engine.sampling import Sampler
+
+if TYPE_CHECKING:
+    from woodfrog.engine.constraint import Constraint
 
 _BODY_BYTES = 1 << 20  # tokenizing blocks the loop, some 0.3 s for this much
 _BYTES_PER_TOKEN = 16  # on top of it, for long contexts
@@ -34,6 +38,10 @@ class TextFront:
             request = chat_request(body, engine.limits, engine.tokenizer.encode_chat)
         else:
             request = completion_request(body, engine.limits, engine.tokenizer.encode)
+        constraint = None
+        if request.schema is not None:
+            assert engine.grammars is not None  # its limits say so
+            constraint = engine.grammars.constraint(request.schema)
         tickets = engine.admission.take(len(request.prompts) * request.n)
         try:
             reply = Reply(
@@ -43,18 +51,26 @@ class TextFront:
                 engine.fingerprint,
                 engine.tokenizer.bytes_of,
             )
-            await reply.send(lambda emit: self._run(request, tickets, emit), answer)
+            await reply.send(lambda emit: self._run(request, constraint, tickets, emit), answer)
         finally:
             for ticket in tickets:
                 ticket.give_back()
 
-    async def _run(self, request: GenerationRequest, tickets: list[Ticket], emit: Emit) -> None:
+    async def _run(
+        self,
+        request: GenerationRequest,
+        constraint: "Constraint | None",
+        tickets: list[Ticket],
+        emit: Emit,
+    ) -> None:
         """All answers at once, each in its own slot; the first failure ends the others."""
         engine = self._engine
 
         async def run(index: int, ticket: Ticket) -> None:
             prompt = request.prompts[index // request.n]
-            choice = Choice(request, prompt, Sampler(request.sampling, prompt, stream=index))
+            own = constraint.copy() if constraint is not None else None
+            sampler = Sampler(request.sampling, prompt, stream=index, constraint=own)
+            choice = Choice(request, prompt, sampler)
             try:
                 await choice.run(
                     engine.batcher, engine.tokenizer.decode, ticket, lambda p: emit(index, p)
