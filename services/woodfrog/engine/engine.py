@@ -110,6 +110,7 @@ class TextEngine:
             min(known, computed),
             arguments.slots,
             schemas=self.grammars is not None,
+            tool_format=self.tokenizer.tool_format,
         )
         self._stages = {
             "import_s": round(imported - began, 3),

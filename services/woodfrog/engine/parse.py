@@ -5,9 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from woodfrog.engine.accepted import check_chat, check_completion
 from woodfrog.engine.fields import Body, bad, boolean, integer, number, unsupported
 from woodfrog.engine.formats import answer_schema
-from woodfrog.engine.request import GenerationRequest, Sampling, Schema
+from woodfrog.engine.request import GenerationRequest, Sampling
+from woodfrog.engine.tools import ToolFormat, message_calls, tool_use
 from woodfrog.errors import InvalidArgument
 
 _ROLES = {"system", "developer", "user", "assistant", "tool", "function"}
@@ -26,23 +28,30 @@ class Limits:
     """Most answers to one request, over all its prompts."""
     schemas: bool = False
     """Answers can be kept to a JSON schema."""
+    tool_format: ToolFormat | None = None
+    """How the model writes calls of functions, if it can."""
 
 
 def chat_request(
     body: Body,
     limits: Limits,
-    encode: Callable[[list[dict[str, Any]]], list[int]],
+    encode: Callable[..., list[int]],
     *,
     images_max: int | None = None,
 ) -> GenerationRequest:
-    """`encode` turns checked messages into tokens. Raises InvalidArgument with `param`.
+    """`encode` turns checked messages, and where there are `tools` these and an `opening`, into tokens.
+
+    Raises InvalidArgument with `param`.
 
     With `images_max`, of one request, each content is a list of parts: {"type": "text", "text"} and
     {"type": "image", "url", "place"}, where `place` is the name of the field.
     """
     messages = _messages(body.get("messages"), images_max)
-    prompt = encode(messages)
-    _refuse_unsupported(body)
+    tools = tool_use(body, limits.tool_format, limits.schemas)
+    prompt = (
+        encode(messages, tools=tools.tools, opening=tools.opening) if tools else encode(messages)
+    )
+    check_chat(body)
     wanted = integer(body, "max_completion_tokens", 1, None)
     if wanted is None:
         wanted = integer(body, "max_tokens", 1, None)
@@ -54,22 +63,28 @@ def chat_request(
     schema = answer_schema(body.get("response_format"), "response_format")
     if schema is not None and not limits.schemas:
         unsupported("response_format", 'is not supported by this model beyond {"type": "text"}')
-    return _request(body, limits, [prompt], wanted, logprobs, schema=schema)
+    if tools is not None:
+        if tools.forced is None and schema is not None:
+            unsupported(
+                "response_format",
+                'cannot go with tools that need not be called; set tool_choice to "none", "required" or a function',
+            )
+        schema = tools.forced  # the answer is the call, whatever form another answer would have
+    return _request(body, limits, [prompt], wanted, logprobs, schema=schema, tools=tools)
 
 
 def completion_request(
-    body: Body, limits: Limits, encode: Callable[[str], list[int]]
+    body: Body,
+    limits: Limits,
+    encode: Callable[[str], list[int]],
+    decode: Callable[[list[int]], str],
 ) -> GenerationRequest:
     prompts = _prompts(body.get("prompt"), limits, encode)
-    if boolean(body, "echo"):
-        bad("echo", "is not supported")
-    if body.get("suffix") is not None:
-        bad("suffix", "is not supported")
-    if integer(body, "best_of", 1, None) not in (None, integer(body, "n", 1, None) or 1):
-        bad("best_of", "is not supported beyond n")
+    check_completion(body)
     wanted = integer(body, "max_tokens", 1, None) or _COMPLETION_TOKENS
     logprobs = integer(body, "logprobs", 0, _LOGPROBS_MAX)
-    return _request(body, limits, prompts, wanted, logprobs, chat=False)
+    echoes = [decode(prompt) for prompt in prompts] if boolean(body, "echo") else None
+    return _request(body, limits, prompts, wanted, logprobs, chat=False, echoes=echoes)
 
 
 def _request(
@@ -80,8 +95,9 @@ def _request(
     logprobs: int | None,
     *,
     chat: bool = True,
-    schema: Schema | None = None,
+    **more: Any,
 ) -> GenerationRequest:
+    """`more` are fields of the request that one of the two kinds has."""
     param = "messages" if chat else "prompt"
     if not all(prompts):
         bad(param, "is empty")
@@ -105,7 +121,7 @@ def _request(
     if options is not None and not (stream and isinstance(options, dict)):
         bad("stream_options", "is an object and needs stream: true")
     ignore_eos = boolean(body, "ignore_eos")
-    if ignore_eos and schema is not None:
+    if ignore_eos and more.get("schema") is not None:
         bad("ignore_eos", "cannot go with an answer that must be JSON, which ends")
     return GenerationRequest(
         chat=chat,
@@ -117,7 +133,7 @@ def _request(
         stream=stream,
         include_usage=boolean(options or {}, "include_usage"),
         ignore_eos=ignore_eos,
-        schema=schema,
+        **more,
     )
 
 
@@ -159,7 +175,13 @@ def _messages(value: Any, images_max: int | None) -> list[dict[str, Any]]:
         if image_count > (images_max or 0):
             bad("messages", f"have more than {images_max} images")
         content = parts if images_max is not None else "".join(part["text"] for part in parts)
-        messages.append({"role": "system" if role == "developer" else role, "content": content})
+        messages.append(
+            {
+                "role": "system" if role == "developer" else role,
+                "content": content,
+                **_about_calls(message, role, place),
+            }
+        )
     return messages
 
 
@@ -189,13 +211,18 @@ def _part(part: Any, place: str, images: bool) -> dict[str, str]:
     return {"type": "image", "url": url, "place": f"{place}.image_url"}
 
 
-def _refuse_unsupported(body: Body) -> None:
-    """What would change the meaning of the answer if it were ignored."""
-    for name in ("tool_choice", "function_call"):
-        if body.get(name) not in (None, "none", "auto"):
-            bad(name, "is not supported: this model calls no tools")
-    if body.get("modalities") not in (None, ["text"]):
-        bad("modalities", 'is not supported beyond ["text"]')
+def _about_calls(message: dict[str, Any], role: str, place: str) -> dict[str, Any]:
+    """What a message says of calls that were made."""
+    about: dict[str, Any] = {}
+    if role == "assistant" and message.get("tool_calls"):
+        about["tool_calls"] = message_calls(message["tool_calls"], f"{place}.tool_calls")
+    if role == "tool":
+        if not isinstance(message.get("tool_call_id"), str):
+            bad(f"{place}.tool_call_id", "is the id of the call that this answers")
+        about["tool_call_id"] = message["tool_call_id"]
+    if isinstance(message.get("name"), str):
+        about["name"] = message["name"]
+    return about
 
 
 def _prompts(value: Any, limits: Limits, encode: Callable[[str], list[int]]) -> list[list[int]]:

@@ -1,6 +1,10 @@
 """What a client asked for, checked. Pure values."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from woodfrog.engine.tools import ToolUse
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,11 @@ class GenerationRequest:
     include_usage: bool
     ignore_eos: bool
     schema: Schema | None = None
+    """What each answer must be; of a call that must be made too."""
+    tools: "ToolUse | None" = None
+    """What may be called, and how calls are read."""
+    echoes: list[str] | None = None
+    """Text before each prompt's answers, where that is asked for."""
 
 
 @dataclass(frozen=True, slots=True)

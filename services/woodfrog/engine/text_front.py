@@ -13,6 +13,7 @@ from woodfrog.engine.parse import chat_request, completion_request
 from woodfrog.engine.reply import Emit, Reply
 from woodfrog.engine.request import GenerationRequest
 from woodfrog.engine.sampling import Sampler
+from woodfrog.engine.transcript import Decode
 
 if TYPE_CHECKING:
     from woodfrog.engine.constraint import Constraint
@@ -37,7 +38,9 @@ class TextFront:
         if path == "/v1/chat/completions":
             request = chat_request(body, engine.limits, engine.tokenizer.encode_chat)
         else:
-            request = completion_request(body, engine.limits, engine.tokenizer.encode)
+            request = completion_request(
+                body, engine.limits, engine.tokenizer.encode, engine.tokenizer.decode
+            )
         constraint = None
         if request.schema is not None:
             assert engine.grammars is not None  # its limits say so
@@ -65,6 +68,9 @@ class TextFront:
     ) -> None:
         """All answers at once, each in its own slot; the first failure ends the others."""
         engine = self._engine
+        decode: Decode = engine.tokenizer.decode
+        if request.tools is not None:
+            decode = engine.tokenizer.decoder_showing(request.tools.marks)
 
         async def run(index: int, ticket: Ticket) -> None:
             prompt = request.prompts[index // request.n]
@@ -72,9 +78,7 @@ class TextFront:
             sampler = Sampler(request.sampling, prompt, stream=index, constraint=own)
             choice = Choice(request, prompt, sampler)
             try:
-                await choice.run(
-                    engine.batcher, engine.tokenizer.decode, ticket, lambda p: emit(index, p)
-                )
+                await choice.run(engine.batcher, decode, ticket, lambda p: emit(index, p))
             finally:
                 ticket.give_back()
 
