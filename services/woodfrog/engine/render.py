@@ -104,6 +104,18 @@ class Renderer:
             choice["text"] = self._echo(index) * first + text
         return self._chunk([choice])
 
+    def events(self, index: int, piece: Piece) -> list[dict[str, Any]]:
+        chunk = self.chunk(index, piece)
+        return [] if chunk is None else [chunk]
+
+    def last(self) -> list[dict[str, Any] | str]:
+        """What ends a stream."""
+        return [*([self.usage_chunk()] if self._request.include_usage else []), "[DONE]"]
+
+    def failure(self, error: WoodfrogError) -> list[dict[str, Any]]:
+        """Nothing of its own: every route has the same error event."""
+        return []
+
     def usage_chunk(self) -> dict[str, Any]:
         return {**self._chunk([]), "usage": self._usage()}
 
@@ -159,20 +171,10 @@ class Renderer:
             return None
         if self._request.chat:
             return {
-                "content": [self._chat_logprob(entry) for entry in piece.logprobs],
+                "content": [chat_logprob(entry, self._bytes_of) for entry in piece.logprobs],
                 "refusal": None,
             }
         return self._text_logprobs(index, piece.logprobs)
-
-    def _chat_logprob(self, entry: TokenLogprob) -> dict[str, Any]:
-        return {
-            **self._token(entry.token, entry.logprob),
-            "top_logprobs": [self._token(token, logprob) for token, logprob in entry.top],
-        }
-
-    def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        raw = self._bytes_of(token)
-        return {"token": raw.decode(errors="replace"), "logprob": logprob, "bytes": list(raw)}
 
     def _text_logprobs(self, index: int, entries: list[TokenLogprob]) -> dict[str, Any]:
         texts = [self._text(entry.token) for entry in entries]
@@ -193,6 +195,17 @@ class Renderer:
 
     def _text(self, token: int) -> str:
         return self._bytes_of(token).decode(errors="replace")
+
+
+def chat_logprob(entry: TokenLogprob, bytes_of: Callable[[int], bytes]) -> dict[str, Any]:
+    """As chats and responses have it."""
+
+    def shown(token: int, logprob: float) -> dict[str, Any]:
+        raw = bytes_of(token)
+        return {"token": raw.decode(errors="replace"), "logprob": logprob, "bytes": list(raw)}
+
+    top = [shown(token, logprob) for token, logprob in entry.top]
+    return {**shown(entry.token, entry.logprob), "top_logprobs": top}
 
 
 def _without_index(call: dict[str, Any]) -> dict[str, Any]:
