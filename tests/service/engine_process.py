@@ -47,7 +47,7 @@ class Engine:
 
         async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             up, down = await asyncio.open_unix_connection(self.socket)
-            with closing(writer), closing(down):
+            with closing(writer), closing(down), suppress(asyncio.CancelledError):
                 await asyncio.gather(_copy(reader, down), _copy(up, writer))
 
         async with await asyncio.start_server(relay, "127.0.0.1") as server:

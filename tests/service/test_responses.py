@@ -1,19 +1,16 @@
 """`/v1/responses` of the engine with the real model, as the official client asks and reads it."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pydantic
 import pytest
 from tests.capabilities import need
-from tests.memory.tool_templates import with_tools
-from tests.service.engine_process import Engine, running
+from tests.service.engine_process import Engine
 
 pytestmark = need("model")
 
-PATH = "/v1/responses"
 ASKED: dict[str, Any] = {
     "model": "frog",
     "input": "What is the capital of France?",
@@ -38,15 +35,8 @@ class Frog(pydantic.BaseModel):
     wakes: bool
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    folder = tmp_path_factory.mktemp("engine")
-    with running(folder, with_tools(folder / "model"), PATH) as engine:
-        yield engine
-
-
-async def test_the_client_reads_a_response(engine: Engine) -> None:
-    async with engine.client() as client:
+async def test_the_client_reads_a_response(api_engine: Engine) -> None:
+    async with api_engine.client() as client:
         response = await client.responses.create(**ASKED, instructions="Answer in one sentence.")
         chat = await client.chat.completions.create(
             model="frog",
@@ -65,8 +55,8 @@ async def test_the_client_reads_a_response(engine: Engine) -> None:
     assert (response.model, response.store) == ("frog", False)
 
 
-async def test_a_streamed_response_is_the_same_one(engine: Engine) -> None:
-    async with engine.client() as client:
+async def test_a_streamed_response_is_the_same_one(api_engine: Engine) -> None:
+    async with api_engine.client() as client:
         whole = await client.responses.create(**ASKED)
         async with client.responses.stream(**ASKED) as stream:
             events = [event async for event in stream]
@@ -79,28 +69,28 @@ async def test_a_streamed_response_is_the_same_one(engine: Engine) -> None:
     assert final.usage == whole.usage
 
 
-async def test_the_limit_makes_it_incomplete(engine: Engine) -> None:
-    async with engine.client() as client:
+async def test_the_limit_makes_it_incomplete(api_engine: Engine) -> None:
+    async with api_engine.client() as client:
         response = await client.responses.create(**{**ASKED, "max_output_tokens": 2})
     assert response.status == "incomplete"
     assert response.incomplete_details
     assert response.incomplete_details.reason == "max_output_tokens"
 
 
-async def test_a_form_is_kept_and_parsed(engine: Engine) -> None:
-    async with engine.client() as client:
+async def test_a_form_is_kept_and_parsed(api_engine: Engine) -> None:
+    async with api_engine.client() as client:
         response = await client.responses.parse(
             model="frog", input="Describe a frog.", text_format=Frog, temperature=0
         )
     assert isinstance(response.output_parsed, Frog)
 
 
-async def test_a_call_and_its_result(engine: Engine) -> None:
+async def test_a_call_and_its_result(api_engine: Engine) -> None:
     asked: dict[str, Any] = {
         "model": "frog", "tools": [POND], "temperature": 0, "max_output_tokens": 40,
         "input": [{"role": "user", "content": "What lives in the pond?"}],
     }  # fmt: skip
-    async with engine.client() as client:
+    async with api_engine.client() as client:
         async with client.responses.stream(**asked, tool_choice="required") as stream:
             kinds = [event.type async for event in stream]
             response = await stream.get_final_response()
@@ -128,8 +118,10 @@ async def test_a_call_and_its_result(engine: Engine) -> None:
         ("max_output_tokens", {"max_output_tokens": 0}),
     ],
 )  # fmt: skip
-async def test_refusals_name_the_field(engine: Engine, param: str, body: dict[str, Any]) -> None:
-    async with engine.client() as client:
+async def test_refusals_name_the_field(
+    api_engine: Engine, param: str, body: dict[str, Any]
+) -> None:
+    async with api_engine.client() as client:
         with pytest.raises(openai.BadRequestError) as refusal:
             await client.responses.create(**{**ASKED, **body})
     assert refusal.value.param == param

@@ -1,18 +1,15 @@
 """Calls of functions by the engine with the real model, whose template shows tools, read by the official client."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 from tests.capabilities import need
-from tests.memory.tool_templates import with_tools
-from tests.service.engine_process import Engine, running
+from tests.service.engine_process import Engine
 
 pytestmark = need("model")
 
-CHAT = "/v1/chat/completions"
 POND: Any = {
     "type": "function",
     "function": {
@@ -44,13 +41,6 @@ MESSAGES: Any = [{"role": "user", "content": "What lives in the pond?"}]
 ASKED: dict[str, Any] = {"model": "frog", "messages": MESSAGES, "tools": [POND, TREE]}
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    folder = tmp_path_factory.mktemp("engine")
-    with running(folder, with_tools(folder / "model"), CHAT) as engine:
-        yield engine
-
-
 def check(name: str, arguments: str) -> None:
     given = json.loads(arguments)
     if name == "climb_tree":
@@ -63,8 +53,8 @@ def check(name: str, arguments: str) -> None:
 
 
 @pytest.mark.parametrize("choice", ["required", NAMED])
-async def test_a_call_that_must_be_made_is_made(engine: Engine, choice: Any) -> None:
-    async with engine.client() as client:
+async def test_a_call_that_must_be_made_is_made(api_engine: Engine, choice: Any) -> None:
+    async with api_engine.client() as client:
         answer = await client.chat.completions.create(
             **ASKED, tool_choice=choice, temperature=1.3, seed=1, n=2
         )
@@ -79,9 +69,9 @@ async def test_a_call_that_must_be_made_is_made(engine: Engine, choice: Any) -> 
             assert call.function.name == "climb_tree"
 
 
-async def test_a_streamed_call_is_the_same_one(engine: Engine) -> None:
+async def test_a_streamed_call_is_the_same_one(api_engine: Engine) -> None:
     asked = {**ASKED, "tool_choice": "required", "temperature": 0}
-    async with engine.client() as client:
+    async with api_engine.client() as client:
         whole = await client.chat.completions.create(**asked)
         async with client.chat.completions.stream(**asked) as stream:
             deltas = [event.type async for event in stream]
@@ -97,7 +87,7 @@ async def test_a_streamed_call_is_the_same_one(engine: Engine) -> None:
     assert deltas.count("tool_calls.function.arguments.delta") > 2
 
 
-async def test_calls_and_their_results_reach_the_template(engine: Engine) -> None:
+async def test_calls_and_their_results_reach_the_template(api_engine: Engine) -> None:
     call = {
         "id": "call_1",
         "type": "function",
@@ -109,7 +99,7 @@ async def test_calls_and_their_results_reach_the_template(engine: Engine) -> Non
         {"role": "tool", "tool_call_id": "call_1", "content": "Two frogs."},
     ]
     asked = {**ASKED, "max_tokens": 8, "temperature": 0}
-    async with engine.client() as client:
+    async with api_engine.client() as client:
         short = await client.chat.completions.create(**asked)
         answer = await client.chat.completions.create(**{**asked, "messages": told})
         bare = await client.chat.completions.create(**{**asked, "tool_choice": "none"})
@@ -120,7 +110,7 @@ async def test_calls_and_their_results_reach_the_template(engine: Engine) -> Non
     assert bare.usage.prompt_tokens < short.usage.prompt_tokens < answer.usage.prompt_tokens
 
 
-async def test_a_call_of_its_own_accord(engine: Engine) -> None:
+async def test_a_call_of_its_own_accord(api_engine: Engine) -> None:
     """The model has seen it done twice; nothing forces it."""
     example = {
         "id": "call_1",
@@ -134,7 +124,7 @@ async def test_a_call_of_its_own_accord(engine: Engine) -> None:
         {"role": "assistant", "content": "Two frogs live there."},
     ]
     asked = {**ASKED, "messages": [*turn, *turn, *MESSAGES], "temperature": 0, "max_tokens": 60}
-    async with engine.client() as client:
+    async with api_engine.client() as client:
         answer = await client.chat.completions.create(**asked)
     (choice,) = answer.choices
     (call,) = choice.message.tool_calls or []
@@ -143,9 +133,9 @@ async def test_a_call_of_its_own_accord(engine: Engine) -> None:
     assert choice.finish_reason == "tool_calls"
 
 
-async def test_parameters_that_cannot_be_followed_are_refused(engine: Engine) -> None:
+async def test_parameters_that_cannot_be_followed_are_refused(api_engine: Engine) -> None:
     bad: Any = {"type": "function", "function": {"name": "x", "parameters": {"type": "frog"}}}
-    async with engine.client() as client:
+    async with api_engine.client() as client:
         with pytest.raises(openai.BadRequestError) as refusal:
             await client.chat.completions.create(
                 **{**ASKED, "tools": [bad], "tool_choice": "required"}

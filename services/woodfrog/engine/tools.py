@@ -80,7 +80,7 @@ def tool_use(body: Body, known: ToolFormat | None, schemas: bool) -> ToolUse | N
     tools = _tools(body.get("tools"))
     parallel = body.get("parallel_tool_calls") is None or boolean(body, "parallel_tool_calls")
     for name in ("functions", "function_call"):
-        if body.get(name) not in (None, "none", []):
+        if body.get(name) not in (None, "none", "auto", []):
             unsupported(name, "is the old form; use tools and tool_choice")
     choice = body.get("tool_choice")
     if choice is None or choice == "auto":
