@@ -30,11 +30,13 @@ class Grammars:
         try:
             grammar = LLMatcher.grammar_from_json_schema(schema.text, overrides=_STYLE)
             matcher = LLMatcher(self._words, grammar, log_level=0)
-            reason = matcher.get_error()
+            # Some schemas are found to allow nothing only then.
+            first = any(matcher.compute_logit_bias())
+            reason = matcher.get_error() or ("" if first else "no answer fits it")
         except ValueError as error:
             reason = str(error)
         if reason:
-            said = " ".join(reason.split())[:_REASON_CHARACTERS]
+            said = " ".join(reason.partition("<state>")[0].split())[:_REASON_CHARACTERS]
             raise InvalidArgument(
                 "INVALID_JSON_SCHEMA",
                 f"'{schema.param}' has a schema that cannot be followed: {said}",

@@ -72,7 +72,9 @@ def test_one_that_cannot_go_on_fails_alone(tokenizer: Tokenizer, grammars: Gramm
     assert failure.value.reason == "SCHEMA_TOO_COMPLEX"
 
 
-@pytest.mark.parametrize("text", ['{"type": "frog"}', '{"enum": []}', "[" * 500, "NaN"])
+@pytest.mark.parametrize(
+    "text", ['{"type": "frog"}', '{"enum": []}', '{"$ref": "#"}', "[" * 500, "NaN"]
+)
 def test_what_cannot_be_followed_is_refused(grammars: Grammars, text: str) -> None:
     with pytest.raises(InvalidArgument) as refusal:
         grammars.constraint(Schema(text, "text.format"))
