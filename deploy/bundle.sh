@@ -18,7 +18,7 @@ download() { "$VENV/bin/pip" download -q --disable-pip-version-check --no-deps "
 # Exactly the versions that are installed here, but for what comes with PyTorch and what only tests and setup need.
 names="accelerate aiohappyeyeballs aiohttp aiosignal annotated-types attrs click compressed-tensors cslab-etcd3 diffusers frozenlist
  googleapis-common-protos grpcio grpcio-health-checking grpcio-reflection grpcio-status h11 highspy httptools idna
- importlib_metadata loguru multidict opentelemetry-api opentelemetry-exporter-otlp-common
+ importlib_metadata llguidance loguru multidict opentelemetry-api opentelemetry-exporter-otlp-common
  opentelemetry-exporter-otlp-proto-common opentelemetry-exporter-otlp-proto-grpc opentelemetry-proto opentelemetry-sdk
  opentelemetry-semantic-conventions outcome prometheus_client propcache protobuf psutil pydantic pydantic_core
  pydantic-settings python-dotenv sniffio sortedcontainers transformers trio typing_extensions typing-inspection uvicorn

@@ -70,12 +70,13 @@ class Running:
 
         asyncio.run(work())
 
-    def ask(self, question: str, name: str = NAME, max_tokens: int = 16) -> "Answer":
+    def ask(self, question: str, name: str = NAME, max_tokens: int = 16, **more: Any) -> "Answer":
         raw = self.client.chat.completions.with_raw_response.create(
             model=name,
             messages=[{"role": "user", "content": question}],
             max_tokens=max_tokens,
             temperature=0,
+            **more,
         )
         return Answer(raw.parse().choices[0].message.content or "", dict(raw.headers))
 

@@ -31,6 +31,10 @@ def test_a_woken_model_answers_token_for_token_what_it_answered_cold(running: Ru
     assert woken[0].climb_ms > 0
     assert woken[1].rung == "serving"
     assert [answer.text for answer in woken] == [answer.text for answer in cold]
+    # What keeps an answer to a schema came with the snapshot.
+    form = {"type": "json_schema", "json_schema": {"name": "frog", "schema": {"enum": ["awake"]}}}
+    kept = running.ask(QUESTION, "cold-and-woken", response_format=form)
+    assert kept.text == '"awake"'
     running.remove("cold-and-woken")
 
 

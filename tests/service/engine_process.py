@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import openai
 
 from woodfrog.errors import WoodfrogError
 from woodfrog.replica.client import ControlClient
@@ -40,11 +41,35 @@ class Engine:
         assert status == 200, answer
         return dict(answer)
 
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[openai.AsyncOpenAI]:
+        """The official client, on a port of the loopback that leads to the socket."""
+
+        async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            up, down = await asyncio.open_unix_connection(self.socket)
+            with closing(writer), closing(down), suppress(asyncio.CancelledError):
+                await asyncio.gather(_copy(reader, down), _copy(up, writer))
+
+        async with await asyncio.start_server(relay, "127.0.0.1") as server:
+            port = server.sockets[0].getsockname()[1]
+            async with openai.AsyncOpenAI(
+                base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0
+            ) as client:
+                yield client
+
     async def lowered_and_thawed(self, verb: str) -> dict[str, Any]:
         """By "quiesce" or, after it, "park"; what `thaw` says."""
         await self.call(verb)
         entropy = os.urandom(64).hex()
         return await self.call("thaw", replica_id=verb, entropy=entropy, canary=True)
+
+
+async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    with suppress(ConnectionError):
+        while data := await source.read(1 << 16):
+            target.write(data)
+            await target.drain()
+        target.write_eof()
 
 
 @contextmanager

@@ -39,12 +39,13 @@ class Answer:
         await self._send({"type": "http.response.body", "body": data})
 
     async def event(self, data: Any) -> None:
-        """One server-sent event; the first one starts the stream."""
+        """One server-sent event, named by its `type` if it has one; the first one starts the stream."""
         await self._begin(
             200, {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
         )
         text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
-        body = f"data: {text}\n\n".encode()
+        name = f"event: {data['type']}\n" if isinstance(data, dict) and "type" in data else ""
+        body = f"{name}data: {text}\n\n".encode()
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
     async def usage(self, prompt_tokens: int, completion_tokens: int) -> None:

@@ -19,6 +19,7 @@ from woodfrog.replica.weights import WeightMemory
 if TYPE_CHECKING:  # imported by load(), which the control socket does not wait for
     from woodfrog.engine.batching import Batcher
     from woodfrog.engine.brief import BriefCanary
+    from woodfrog.engine.constraint import Grammars
     from woodfrog.engine.tokenizer import Tokenizer
     from woodfrog.replica.device import DeviceMemory
 
@@ -38,6 +39,8 @@ class TextEngine:
     batcher: "Batcher"
     brief: "BriefCanary"
     tokenizer: "Tokenizer"
+    grammars: "Grammars | None"
+    """None for a model that cannot say that an answer is over."""
     limits: Limits
     close_connections: Callable[[], Awaitable[None]]
 
@@ -62,6 +65,7 @@ class TextEngine:
         from woodfrog.engine import loading
         from woodfrog.engine.batching import Batcher
         from woodfrog.engine.brief import BriefCanary
+        from woodfrog.engine.constraint import Grammars
         from woodfrog.engine.tokenizer import Tokenizer
 
         arguments = self.settings.arguments
@@ -95,8 +99,19 @@ class TextEngine:
         self.batcher = Batcher(model, eos, arguments, self._memory)
         if graphs is not None:
             self.batcher.regions.append(graphs.pool)
-        words = min(self.tokenizer.vocabulary_size, model.get_input_embeddings().num_embeddings)
-        self.limits = Limits(arguments.context_tokens, words, arguments.slots)
+        known, computed = (
+            self.tokenizer.vocabulary_size,
+            model.get_input_embeddings().num_embeddings,
+        )
+        folder = self.settings.model
+        self.grammars = Grammars(folder, max(known, computed), eos) if eos else None
+        self.limits = Limits(
+            arguments.context_tokens,
+            min(known, computed),
+            arguments.slots,
+            schemas=self.grammars is not None,
+            tool_format=self.tokenizer.tool_format,
+        )
         self._stages = {
             "import_s": round(imported - began, 3),
             "weights_s": round(perf_counter() - imported, 3),

@@ -1,6 +1,10 @@
 """What a client asked for, checked. Pure values."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from woodfrog.engine.tools import ToolUse
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +25,16 @@ class Sampling:
     """How many alternatives to report with each token; None reports nothing."""
 
 
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """What every answer must be."""
+
+    text: str
+    """A JSON schema."""
+    param: str
+    """The field of the request that it came in."""
+
+
 GREEDY = Sampling(temperature=0.0)
 
 
@@ -38,6 +52,12 @@ class GenerationRequest:
     stream: bool
     include_usage: bool
     ignore_eos: bool
+    schema: Schema | None = None
+    """What each answer must be; of a call that must be made too."""
+    tools: "ToolUse | None" = None
+    """What may be called, and how calls are read."""
+    echoes: list[str] | None = None
+    """Text before each prompt's answers, where that is asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Per-request sampling inside the batching manager, which itself shares one sampler between all requests."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.generation.continuous_batching.cb_logits_processors import (
@@ -11,6 +11,9 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 from woodfrog.engine.request import Sampling, TokenLogprob
 from woodfrog.errors import Internal
 
+if TYPE_CHECKING:
+    from woodfrog.engine.constraint import Constraint
+
 _LEAST = -9999.0  # OpenAI's log-probability of what cannot be; JSON has no infinity
 _NUCLEUS_FIRST = 256  # candidates tried before the whole vocabulary is sorted for top_p
 
@@ -18,11 +21,18 @@ _NUCLEUS_FIRST = 256  # candidates tried before the whole vocabulary is sorted f
 class Sampler:
     """Chooses the tokens of one sequence and keeps what choosing needs: counts, generator, log-probabilities."""
 
-    def __init__(self, sampling: Sampling, prompt: list[int], stream: int = 0) -> None:
-        """`stream` tells apart the answers to one request, which share its seed."""
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompt: list[int],
+        stream: int = 0,
+        constraint: "Constraint | None" = None,
+    ) -> None:
+        """`stream` tells apart the answers to one request, which share its seed; each has a `constraint` of its own."""
         self.logprobs: list[TokenLogprob] = []  # one for each chosen token, if asked for
         self._overflowed = False
         self._sampling = sampling
+        self._constraint = constraint
         self._counts: dict[int, int] = {}  # of tokens in the answer
         self._prompt = set(prompt) if sampling.repetition_penalty != 1.0 else set()
         self._plain = sampling.temperature == 0.0 and not (
@@ -31,6 +41,7 @@ class Sampler:
             or sampling.logit_bias
             or sampling.repetition_penalty != 1.0
         )
+        self._easy = self._plain and sampling.logprobs is None and constraint is None
         self._generator = torch.Generator()
         if sampling.temperature > 0.0:
             # Without a seed: drawn from the process's generator, which every thaw seeds afresh.
@@ -45,23 +56,32 @@ class Sampler:
 
         Raises nothing, because others share the step; whoever takes the tokens calls `check`.
         """
-        easy = self._plain and self._sampling.logprobs is None
-        if easy and logits.is_cuda:
+        if self._easy and logits.is_cuda:
             return None
         logits = logits.cpu()  # from a GPU half a megabyte; its own launches would take longer
         self._overflowed |= not math.isfinite(float(logits.max()))
-        if easy or self._overflowed:
+        if self._easy or self._overflowed:
             return None
-        token = int(logits.argmax()) if self._plain else self._draw(self._adjusted(logits))
+        weights = logits if self._plain else self._adjusted(logits)
+        if self._constraint is not None:
+            weights = self._constraint.allowed(weights)
+        token = int(weights.argmax()) if self._plain else self._draw(weights)
+        if self._constraint is not None:
+            self._constraint.advance(token)
         self._counts[token] = self._counts.get(token, 0) + 1
         if self._sampling.logprobs is not None:
             self.logprobs.append(_logprob(logits, token, self._sampling.logprobs))
         return token
 
     def check(self) -> None:
-        """Raises Internal NOT_FINITE once it chose from what is no number: any token would follow."""
+        """Raises Internal once any token would follow: NOT_FINITE, it chose from what is no number; SCHEMA_TOO_COMPLEX."""
         if self._overflowed:
             raise Internal("NOT_FINITE", "the model's numbers overflowed at this request")
+        if self._constraint is not None and self._constraint.broken:
+            raise Internal(
+                "SCHEMA_TOO_COMPLEX",
+                "the answer cannot be kept to its JSON schema; ask with a simpler one",
+            )
 
     def _adjusted(self, logits: torch.Tensor) -> torch.Tensor:
         sampling = self._sampling

@@ -1,6 +1,7 @@
 """Tokens, text and the chat template, straight from the model's folder without Transformers' tokenizer classes."""
 
 import json
+from collections.abc import Callable, Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,16 @@ from typing import Any
 from jinja2 import TemplateError
 from tokenizers import Tokenizer as FastTokenizer
 
+from woodfrog.engine.tools import ToolFormat, format_of
 from woodfrog.errors import InvalidArgument
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 class Tokenizer:
+    tool_format: ToolFormat | None
+    """How the model writes calls of functions, if it can."""
+
     def __init__(self, folder: Path) -> None:
         self._fast = FastTokenizer.from_file(str(folder / "tokenizer.json"))
         self._fast.no_truncation()  # some files ask for it; a text that is too long is refused, not cut
@@ -22,6 +27,7 @@ class Tokenizer:
         self._template_variables = {name: _content(config.get(name)) for name in _SPECIAL_TOKENS}
         source = _template_source(folder, config)
         self._template = _compile(source) if source else None
+        self.tool_format = format_of(source)
 
     @property
     def has_template(self) -> bool:
@@ -39,15 +45,23 @@ class Tokenizer:
             raise InvalidArgument("INVALID_TEXT", "the text is not valid Unicode") from None
         return list(self._fast.encode(text, add_special_tokens=special).ids)
 
-    def encode_chat(self, messages: list[dict[str, Any]]) -> list[int]:
-        """Raises InvalidArgument when the model's template does not take the messages."""
+    def encode_chat(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        opening: str = "",
+    ) -> list[int]:
+        """`opening` is what the answer begins with. Raises InvalidArgument when the model's template refuses."""
         if self._template is None:
             raise InvalidArgument(
                 "NO_CHAT_TEMPLATE", "this model has no chat template; use /v1/completions"
             )
         try:
             text = self._template.render(
-                messages=messages, add_generation_prompt=True, **self._template_variables
+                messages=messages,
+                tools=tools,
+                add_generation_prompt=True,
+                **self._template_variables,
             )
         except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
             raise InvalidArgument(
@@ -55,11 +69,21 @@ class Tokenizer:
                 f"the model's chat template refuses the messages: {error}",
                 param="messages",
             ) from None
-        return self.encode(text, special=False)
+        return self.encode(text + opening, special=False)
 
     def decode(self, tokens: list[int]) -> str:
         """Special tokens leave no text."""
         return str(self._fast.decode(tokens, skip_special_tokens=True))
+
+    def decoder_showing(self, marks: Collection[str]) -> Callable[[list[int]], str]:
+        """As `decode`, but `marks` leave text also where they are special tokens."""
+        added = self._fast.get_added_tokens_decoder()
+        hidden = {n for n, t in added.items() if t.special and t.content not in marks}
+        if not any(token.special and token.content in marks for token in added.values()):
+            return self.decode
+        return lambda tokens: str(
+            self._fast.decode([t for t in tokens if t not in hidden], skip_special_tokens=False)
+        )
 
     def bytes_of(self, token: int) -> bytes:
         """The token's own bytes, which need not be whole characters."""

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from woodfrog.engine.fields import Body
 from woodfrog.engine.module_engine import ModuleEngine, Stop
-from woodfrog.engine.parse import Body, Limits, chat_request
+from woodfrog.engine.parse import Limits, chat_request
 from woodfrog.engine.pictures import SMALL_SIZE, pattern
 from woodfrog.engine.render import fingerprint
 from woodfrog.engine.request import GREEDY, GenerationRequest, Piece

@@ -22,7 +22,9 @@ def chat(**body: Any) -> GenerationRequest:
 
 
 def completion(**body: Any) -> GenerationRequest:
-    return completion_request(body, LIMITS, lambda text: list(text.encode()))
+    return completion_request(
+        body, LIMITS, lambda text: list(text.encode()), lambda tokens: bytes(tokens).decode()
+    )
 
 
 def test_an_empty_chat_request_gets_openai_defaults() -> None:
@@ -132,7 +134,7 @@ def test_what_a_chat_request_may_not_say(field: str, value: Any) -> None:
         ("prompt", {"prompt": [-1]}),
         ("prompt", {"prompt": ["a"] * 5}),
         ("n", {"prompt": ["a", "b"], "n": 3}),
-        ("echo", {"prompt": "a", "echo": True}),
+        ("echo", {"prompt": "a", "echo": True, "logprobs": 1}),
         ("suffix", {"prompt": "a", "suffix": "b"}),
         ("best_of", {"prompt": "a", "best_of": 2}),
         ("logprobs", {"prompt": "a", "logprobs": 21}),
