@@ -1,6 +1,7 @@
 """How long a model takes to its first token, from each rung of the ladder, on a real local cluster.
 
     python -m loadtest.coldstart [--runs 7] [--cases cold,parked,frozen,stored,clones4,clones16]
+                                 [--engine transformers|llamacpp]
 
 A request is one streamed chat of 37 prompt tokens over a fresh TCP connection to the gateway; the clock runs from its
 first byte sent to the first token received. The floor of a wake is what no implementation of this design can avoid: one
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.lab import (
+    MODEL,
     REST_S,
     WAIT_S,
     Lab,
@@ -31,10 +33,12 @@ from loadtest.lab import (
 )
 from loadtest.report import Bench
 from woodfrog.cli import models, options
+from woodfrog.cli.import_model import find_smollm2
 from woodfrog.cli.show import rule, table
 from woodfrog.clients.node_agent import NodeAgentClient
 from woodfrog.model.rung import Rung
 from woodfrog.model.snapshot import SnapshotPointer
+from woodfrog.model.spec import ENGINES
 
 CASES = ("cold", "parked", "frozen", "stored", "clones4", "clones16")
 _COLD, _FROG = "cold", "frog"
@@ -76,15 +80,17 @@ def run_clones(lab: Lab, count: int, pointer: SnapshotPointer) -> tuple[float, l
 def main() -> None:
     parser = options.Parser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--runs", type=options.whole(1, 10_000), default=7)
+    parser.add_argument("--engine", type=options.one_of(ENGINES), default=ENGINES[0])
     parser.add_argument("--cases", type=options.listed(options.one_of(CASES)), default=list(CASES))
     args = parser.parse_args()
     with laboratory() as lab:
-        measure(lab, args.runs, args.cases)
+        measure(lab, args.runs, args.cases, args.engine)
 
 
-def measure(lab: Lab, runs: int, cases: list[str]) -> None:
-    bench = Bench("coldstart")
-    lab.add(_FROG, "eager")
+def measure(lab: Lab, runs: int, cases: list[str], engine: str) -> None:
+    bench = Bench("coldstart" if engine == ENGINES[0] else f"coldstart.{engine}")
+    folder = find_smollm2() if engine == "llamacpp" else MODEL
+    lab.add(_FROG, "eager", folder, engine=engine)
     lab.ask(_FROG)
     pointer = lab.snapshot(_FROG)
     lab.descend(_FROG, Rung.FROZEN)
@@ -99,7 +105,7 @@ def measure(lab: Lab, runs: int, cases: list[str]) -> None:
     )
     cold: list[float] = []
     if "cold" in cases:
-        lab.add(_COLD, "never")
+        lab.add(_COLD, "never", folder, engine=engine)
         lab.ask(_COLD)  # brings the weights into the page cache and the bytecode into being
         for _ in range(runs):
             lab.descend(_COLD, Rung.FROZEN)

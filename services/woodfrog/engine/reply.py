@@ -4,9 +4,9 @@ import os
 from collections.abc import Awaitable, Callable
 
 from woodfrog.clock import Clock
-from woodfrog.engine.app import Answer
 from woodfrog.engine.render import Envelope, Renderer
 from woodfrog.engine.request import GenerationRequest, Piece
+from woodfrog.replica.app import Answer
 
 Emit = Callable[[int, Piece], Awaitable[None]]  # which answer, and some more of it
 Run = Callable[[Emit], Awaitable[None]]

@@ -4,14 +4,14 @@ import asyncio
 from collections.abc import Mapping
 
 from woodfrog.clock import Clock
-from woodfrog.engine.admission import Ticket
-from woodfrog.engine.app import Answer, json_object
 from woodfrog.engine.choice import Choice
 from woodfrog.engine.engine import TextEngine
 from woodfrog.engine.parse import chat_request, completion_request
 from woodfrog.engine.reply import Emit, Reply
 from woodfrog.engine.request import GenerationRequest
 from woodfrog.engine.sampling import Sampler
+from woodfrog.replica.admission import Ticket
+from woodfrog.replica.app import Answer, json_object
 
 _BODY_BYTES = 1 << 20  # tokenizing blocks the loop, some 0.3 s for this much
 _BYTES_PER_TOKEN = 16  # on top of it, for long contexts

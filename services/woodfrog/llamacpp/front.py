@@ -1,0 +1,122 @@
+"""What a model answers to: llama.cpp's own API, behind slots, the gate and OpenAI's errors."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import aiohttp
+
+from woodfrog.clock import Clock
+from woodfrog.errors import InvalidArgument
+from woodfrog.llamacpp.engine import LlamaEngine
+from woodfrog.replica.app import Answer, json_object
+from woodfrog.replica.openai_errors import error_object
+
+_BODY_BYTES = 32 << 20
+_PIECE_BYTES = 1 << 16
+#: Path → whether it computes, and so needs slots. Others of llama.cpp show what other clients ask, or change it for them.
+_COMPUTES = {
+    "/v1/chat/completions": True,
+    "/v1/completions": True,
+    "/v1/responses": True,
+    "/v1/messages": True,
+    "/v1/embeddings": True,
+    "/v1/rerank": True,
+    "/completion": True,
+    "/infill": True,
+    "/embedding": True,
+    "/v1/messages/count_tokens": False,
+    "/apply-template": False,
+    "/tokenize": False,
+    "/detokenize": False,
+}
+#: Fields that reach over the request: into what others left in a slot, or into the model.
+_OURS = ("cache_prompt", "id_slot", "n_cache_reuse", "lora")
+_CODES = {
+    "exceed_context_size_error": "context_length_exceeded",
+    "not_supported_error": "unsupported",
+    "invalid_request_error": "invalid_value",
+}
+
+
+class LlamaFront:
+    def __init__(self, engine: LlamaEngine, clock: Clock) -> None:
+        self.methods: Mapping[str, str] = dict.fromkeys(_COMPUTES, "POST")
+        self.body_bytes_max = _BODY_BYTES
+        self._engine = engine
+
+    async def handle(self, path: str, raw: bytes, answer: Answer) -> None:
+        """Raises woodfrog.errors classes."""
+        body = json_object(raw)
+        for name in _OURS:
+            body.pop(name, None)
+        body |= {"cache_prompt": False, "model": self._engine.settings.model_name}
+        if not _COMPUTES[path]:
+            await self._pass_on(path, body, answer)
+            return
+        tickets = self._engine.admission.take(self._sequences(body))
+        try:
+            for ticket in tickets:
+                await ticket.granted
+            async with tickets[0]:  # how long it holds them is what others are told to wait
+                await self._pass_on(path, body, answer)
+        finally:
+            for ticket in tickets:
+                ticket.give_back()
+
+    def _sequences(self, body: dict[str, Any]) -> int:
+        """That llama.cpp runs at once for it. Raises InvalidArgument when they are more than slots."""
+        slots = self._engine.admission.slots
+        count = body.get("n")
+        count = 1 if count is None else count
+        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= slots:
+            raise InvalidArgument(
+                "INVALID_VALUE", f"n is a whole number from 1 to {slots}", param="n"
+            )
+        count *= _prompts(body.get("prompt"))
+        if count > slots:
+            raise InvalidArgument(
+                "INVALID_VALUE",
+                f"prompts and n ask for {count} answers at once, this model gives {slots}",
+                param="prompt",
+            )
+        return count
+
+    async def _pass_on(self, path: str, body: dict[str, Any], answer: Answer) -> None:
+        async with self._engine.inner.request("POST", path, body) as response:
+            if response.content_type == "text/event-stream":
+                await _stream(response, answer)
+                return
+            data = await response.read()
+        if response.status >= 400:
+            await answer.json(response.status, _error(data, response.status))
+        else:
+            await answer.json(response.status, data)
+
+
+def _prompts(prompt: Any) -> int:
+    """A list of token numbers, or of those and texts, is one prompt; a list of texts or lists is as many as it has."""
+    if isinstance(prompt, list) and not any(isinstance(part, int) for part in prompt):
+        return max(1, len(prompt))
+    return 1
+
+
+async def _stream(response: aiohttp.ClientResponse, answer: Answer) -> None:
+    await answer.begin(
+        response.status,
+        {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"},
+    )
+    async for data in response.content.iter_any():
+        await answer.piece(data)
+    await answer.end()
+
+
+def _error(data: bytes, status: int) -> dict[str, Any]:
+    """llama.cpp's error in OpenAI's form."""
+    try:
+        said = json.loads(data)["error"]
+        message, kind = str(said["message"]), str(said["type"])
+    except (ValueError, LookupError, TypeError):
+        message, kind = "llama.cpp failed at this request", "server_error"
+    shown = "invalid_request_error" if status < 500 else "server_error"
+    return error_object(message, shown, None, _CODES.get(kind, kind))
