@@ -4,12 +4,14 @@ import asyncio
 import mmap
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from tests.capabilities import GGUF, need
 from tests.cluster.conftest import Running, descend, replica_pid, wait
 from tests.cluster.replicas import control, mappings, restore_twice
 from woodfrog.errors import InvalidArgument
+from woodfrog.model.node import Replica
 
 pytestmark = need("llamacpp")
 
@@ -57,6 +59,8 @@ def _clones_share_all_but_chance(running: Running) -> None:
         drawn = [asyncio.run(control(replica, "draw")) for replica in replicas]
         assert drawn[0]["openssl"] != drawn[1]["openssl"]
         assert drawn[0]["torch"] is None
+        told = [asyncio.run(_told(replica)) for replica in replicas]
+        assert told[0] != told[1]  # llama.cpp's own chance, too
         for replica in replicas:
             maps = mappings(replica_pid(Path(replica.socket_path)))
             weights = maps[f"/run/woodfrog/weights/{GGUF.name}"]
@@ -66,6 +70,15 @@ def _clones_share_all_but_chance(running: Running) -> None:
     finally:
         for replica in replicas:
             asyncio.run(descend(running.cluster, replica.replica_id))
+
+
+async def _told(replica: Replica) -> str:
+    """A story without a seed."""
+    connector = aiohttp.UnixConnector(path=replica.socket_path)
+    body = {"prompt": "Once upon a time", "max_tokens": 24, "temperature": 1.5}
+    async with aiohttp.ClientSession("http://replica", connector=connector) as client:
+        async with client.post("/v1/completions", json=body) as response:
+            return str((await response.json())["choices"][0]["text"])
 
 
 def test_what_is_no_gguf_is_refused(running: Running, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 from tests.capabilities import GGUF, need
+from tests.memory import tiny_gguf
 from tests.service.engine_process import DEADLINE_S, Engine, running
 
 from woodfrog.errors import ResourceExhausted
@@ -219,6 +220,10 @@ def test_a_folder_without_a_model_is_one_sentence(tmp_path: Path) -> None:
     ended = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=DEADLINE_S)
     assert ended.returncode == 2
     assert "it ends too early" in ended.stderr.splitlines()[-1]
+    (tmp_path / "bad.gguf").write_bytes(GGUF.read_bytes()[: 40 << 20])
+    ended = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=DEADLINE_S)
+    assert ended.returncode == 2
+    assert "llama.cpp does not load bad.gguf" in ended.stderr.splitlines()[-1]
 
 
 async def _asked_at_rest(engine: Engine) -> tuple[str, int, str]:
@@ -288,3 +293,26 @@ def _written(pid: int, area: tuple[int, int]) -> bool:
                 if any(memory.read(mmap.PAGESIZE)):
                     return True
     return False
+
+
+@pytest.fixture
+def embedder(tmp_path: Path) -> Iterator[Engine]:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    tiny_gguf.embedder(folder / "tiny.gguf")
+    with running(tmp_path, folder, "/v1/embeddings", MODULE) as engine:
+        yield engine
+
+
+async def test_a_model_that_pools_answers_with_vectors(embedder: Engine) -> None:
+    answer = await embedder.ask(input=["a b c", "d e", "a b c"])
+    one, other, again = [entry["embedding"] for entry in answer["data"]]
+    assert len(one) == tiny_gguf.WIDTH
+    assert sum(number * number for number in one) == pytest.approx(1, abs=1e-3)
+    assert one == pytest.approx(again, abs=1e-4)
+    assert one != pytest.approx(other, abs=1e-2)
+    canary = await embedder.call("canary")
+    thawed = await embedder.lowered_and_thawed("park")
+    assert thawed["brief"] == canary["brief"]
+    after = (await embedder.ask(input="a b c"))["data"][0]["embedding"]
+    assert after == pytest.approx(one, abs=1e-4)

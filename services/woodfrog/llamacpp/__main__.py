@@ -18,6 +18,8 @@ from woodfrog.replica.replica import Replica
 
 def main() -> int:
     gc.disable()  # until everything is loaded: nothing of it is garbage
+    # Read when llama.cpp gives up: it would call a debugger, and its own sentence would not be the last.
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     ring = LogRing()
     logging.basicConfig(level=logging.INFO, handlers=[ring, logging.StreamHandler()])
     try:

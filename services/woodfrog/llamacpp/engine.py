@@ -11,7 +11,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from woodfrog.errors import FailedPrecondition, Internal
+from woodfrog.errors import FailedPrecondition, Internal, InvalidArgument
 from woodfrog.llamacpp.gguf_header import Header
 from woodfrog.llamacpp.inner import Inner
 from woodfrog.llamacpp.kv import KvMemory
@@ -64,7 +64,14 @@ class LlamaEngine:
         imported = perf_counter()
         with suppress(FileNotFoundError):  # llama.cpp does not start over an old one
             self.settings.inner.unlink()
-        self._server = xllamacpp.Server(self._parameters(xllamacpp))
+        try:
+            self._server = xllamacpp.Server(self._parameters(xllamacpp))
+        except RuntimeError:
+            raise InvalidArgument(
+                "GGUF_NOT_LOADED",
+                f"llama.cpp does not load {self.settings.model.name} (architecture {self.header.architecture}): it is cut"
+                " short or damaged, or this version does not know its architecture; download it again or take another one",
+            ) from None
         self.inner = Inner(self.settings.inner)
         self._stages = {
             "import_s": round(imported - began, 3),
@@ -87,8 +94,11 @@ class LlamaEngine:
         )
         own.n_batch = own.n_ubatch = _BATCH_TOKENS
         own.embedding = self.header.pools
-        if own.embedding:  # a text is one batch
-            own.n_batch = own.n_ubatch = max(_BATCH_TOKENS, self.context_tokens)
+        if (
+            own.embedding
+        ):  # a text is one batch; llama.cpp aborts where a batch does not divide by sequences
+            tokens = max(_BATCH_TOKENS, self.context_tokens)
+            own.n_batch = own.n_ubatch = -(-tokens // sequences) * sequences
         for threads in (own.cpuparams, own.cpuparams_batch):
             threads.n_threads, threads.poll = arguments.threads, 0  # at rest nothing spins
         own.n_threads_http = 2 * sequences  # one for each stream, and for what needs no slot
@@ -104,11 +114,10 @@ class LlamaEngine:
     async def warm(self) -> None:
         """Run what the first request will need: connection, prefill, decode."""
         began = perf_counter()
-        if not self.header.pools:  # those keep nothing from text to text
-            self.kv.watch()
-            await self.canary()
-            await self._computed()
-            self.kv.find()
+        self.kv.watch()
+        await self.canary()
+        await self._computed()
+        self.kv.find()
         await self.canary()
         self.brief_canary()
         entropy.draw()  # a generator that was never used hides that clones share it
@@ -165,16 +174,15 @@ class LlamaEngine:
 
     async def canary(self) -> list[int]:
         if self.header.pools:
-            return self.brief_canary()
+            answer = await self.inner.json("POST", "/v1/embeddings", {"input": CANARY["prompt"]})
+            return _numbers(answer)
         answer = await self.inner.json("POST", "/completion", _certain(CANARY))
         return [int(token) for token in answer["tokens"]]
 
     def brief_canary(self) -> list[int]:
         """In this thread, and not over HTTP: a thaw waits for it."""
         if self.header.pools:
-            answer = self._server.handle_embeddings({"input": CANARY["prompt"]})
-            vector = answer["data"][0]["embedding"]
-            return [round(number * 256) for number in vector[:64]]
+            return _numbers(self._server.handle_embeddings({"input": CANARY["prompt"]}))
         answer = self._server.handle_completions(_certain(BRIEF_CANARY))
         choices = answer.get("choices")
         if not choices:
@@ -185,6 +193,12 @@ class LlamaEngine:
         self._server = None  # waits for its threads
         with suppress(FileNotFoundError):
             os.unlink(self.settings.inner)
+
+
+def _numbers(answer: dict[str, Any]) -> list[int]:
+    """Of a vector of length 1 where its largest number is, by size: company in its batch changes last digits only."""
+    sizes = [abs(number) for number in answer["data"][0]["embedding"]]
+    return [sizes.index(max(sizes))]
 
 
 def _certain(body: dict[str, Any]) -> dict[str, Any]:

@@ -73,6 +73,13 @@ class LlamaFront:
             raise InvalidArgument(
                 "INVALID_VALUE", f"n is a whole number from 1 to {slots}", param="n"
             )
+        for name in (
+            "input",
+            "documents",
+            "content",
+        ):  # texts to embed or to rank take turns in the slots
+            if isinstance(texts := body.get(name), list):
+                return min(max(1, len(texts)), slots)
         count *= _prompts(body.get("prompt"))
         if count > slots:
             raise InvalidArgument(

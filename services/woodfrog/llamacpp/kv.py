@@ -59,7 +59,8 @@ class KvMemory:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES_MIN)
         self._path = library
         self._library = ctypes.CDLL(str(library))
-        self._memory: int | None = None
+        self._asked = False
+        self._memory: int | None = None  # stays so for a model that has none
         self._buffers: list[Buffer] = []
         self._released = False
         for name in ("ggml_backend_buffer_get_base", "llama_get_memory"):
@@ -80,6 +81,7 @@ class KvMemory:
 
         def asked(context: int) -> int | None:
             watching.end()
+            self._asked = True
             self._memory = own(context)
             return self._memory
 
@@ -87,8 +89,10 @@ class KvMemory:
 
     def find(self) -> None:
         """After the first request; nothing of it is left then. Raises Internal when that told nothing."""
-        if self._memory is None:
+        if not self._asked:
             raise Internal("KV_NOT_FOUND", "llama.cpp did not ask for its KV memory at a request")
+        if self._memory is None:
+            return
 
         def zeroed(buffer: int, value: int) -> None:
             address = self._library.ggml_backend_buffer_get_base(buffer)
