@@ -141,7 +141,8 @@ def _measure(
             "cold", "first_token_s", cold,
             floor=statistics.median(warm), floor_note="one warm request", rivals=beside.get("cold"),
         )  # fmt: skip
-    rivals = {"cold start, same engine": statistics.median(cold)} if cold else {}
+    own = {"cold start, same engine": statistics.median(cold)} if cold else {}
+    rivals = {case: {**own, **beside.get(case, {})} for case in CASES}
     note = "one warm request + copying what the replica owns at this machine's memcpy rate"
     for case in ("parked", "frozen", "stored"):
         if case in cases:
@@ -156,25 +157,12 @@ def _measure(
                 at += first / store_rate(lab.cluster, pointer.manifest)
                 why += ", and fetching the first-touch bytes at the store's rate"
             samples = [t.first_token_s for t in timed]
-            bench.add(
-                case,
-                "first_token_s",
-                samples,
-                floor=at,
-                floor_note=why,
-                rivals={**rivals, **beside.get(case, {})},
-            )
+            bench.add(case, "first_token_s", samples, floor=at, floor_note=why, rivals=rivals[case])
             added = [woken.first_token_s - warm for warm, woken in pairs]
             bench.add(
                 case, "over_warm_s", added, floor=0.0, floor_note="the warm request just before"
             )
-            before, stages = stages_of(lab, timed)
-            bench.add(case, "before_forward_s", before)
-            for name, _, durations in stages:
-                bench.add(case, f"stage {name}", durations)
-            print(rule(f"{case}: where the time goes, medians"))
-            rows = [(n, f"{at * 1e3:.1f}", f"{median_ms(took):.1f}") for n, at, took in stages]
-            print(table(("stage", "starts at ms", "lasts ms"), rows))
+            _add_stages(lab, bench, case, timed)
     for case in ("clones4", "clones16"):
         if case in cases:
             count = int(case.removeprefix("clones"))
@@ -182,14 +170,19 @@ def _measure(
             results = [run_clones(lab, count, pointer) for _ in range(runs)]
             last = [took for took, _ in results]
             bench.add(
-                case,
-                "first_token_s",
-                last,
-                floor=floor,
-                floor_note=note,
-                rivals={**rivals, **beside.get(case, {})},
+                case, "first_token_s", last, floor=floor, floor_note=note, rivals=rivals[case]
             )
             bench.add(case, "private_bytes", [float(b) for _, owned in results for b in owned])
+
+
+def _add_stages(lab: Lab, bench: Bench, case: str, timed: list[Timed]) -> None:
+    before, stages = stages_of(lab, timed)
+    bench.add(case, "before_forward_s", before)
+    for name, _, durations in stages:
+        bench.add(case, f"stage {name}", durations)
+    print(rule(f"{case}: where the time goes, medians"))
+    rows = [(n, f"{at * 1e3:.1f}", f"{median_ms(took):.1f}") for n, at, took in stages]
+    print(table(("stage", "starts at ms", "lasts ms"), rows))
 
 
 def _cold(lab: Lab, runs: int, folder: Path, engine: str) -> list[float]:

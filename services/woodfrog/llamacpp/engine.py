@@ -87,21 +87,17 @@ class LlamaEngine:
         own.model.path = str(self.settings.model)
         own.model_alias = {self.settings.model_name}
         own.hostnames = [str(self.settings.inner)]
-        own.n_ctx, own.n_parallel, own.kv_unified = (
-            self.context_tokens * sequences,
-            sequences,
-            False,
-        )
+        own.n_ctx, own.n_parallel = self.context_tokens * sequences, sequences
+        own.kv_unified = False
         own.n_batch = own.n_ubatch = _BATCH_TOKENS
         own.embedding = self.header.pools
-        if (
-            own.embedding
-        ):  # a text is one batch; llama.cpp aborts where a batch does not divide by sequences
+        if own.embedding:
+            # A text is one batch, and llama.cpp aborts where a batch does not divide by sequences.
             tokens = max(_BATCH_TOKENS, self.context_tokens)
             own.n_batch = own.n_ubatch = -(-tokens // sequences) * sequences
         for threads in (own.cpuparams, own.cpuparams_batch):
             threads.n_threads, threads.poll = arguments.threads, 0  # at rest nothing spins
-        own.n_threads_http = 2 * sequences  # one for each stream, and for what needs no slot
+        own.n_threads_http = sequences + 2  # one for each request, and some for what needs no slot
         # Weights are mapped as they lie: another order of theirs would be memory of the process.
         own.load_mode = xllamacpp.llama_load_mode.LLAMA_LOAD_MODE_MMAP
         own.no_extra_bufts, own.n_gpu_layers, own.fit_params = True, 0, False
@@ -154,7 +150,12 @@ class LlamaEngine:
     async def drain(self) -> None:
         await self.admission.empty()
         await self.close_connections()
+        await self._disconnected()
         await self._computed()
+        await self._disconnected()
+
+    async def _disconnected(self) -> None:
+        """llama.cpp cancels a request, and only then ends its side of the connection."""
         while self.inner.connected():
             await asyncio.sleep(_POLL_S)
 

@@ -13,7 +13,6 @@ from woodfrog.replica.app import Answer, json_object
 from woodfrog.replica.openai_errors import error_object
 
 _BODY_BYTES = 32 << 20
-_PIECE_BYTES = 1 << 16
 #: Path → whether it computes, and so needs slots. Others of llama.cpp show what other clients ask, or change it for them.
 _COMPUTES = {
     "/v1/chat/completions": True,
@@ -32,6 +31,8 @@ _COMPUTES = {
 }
 #: Fields that reach over the request: into what others left in a slot, or into the model.
 _OURS = ("cache_prompt", "id_slot", "n_cache_reuse", "lora")
+#: Where a request has many texts, which take turns in the slots.
+_TEXTS = {"/v1/embeddings": "input", "/embedding": "content", "/v1/rerank": "documents"}
 _CODES = {
     "exceed_context_size_error": "context_length_exceeded",
     "not_supported_error": "unsupported",
@@ -54,7 +55,7 @@ class LlamaFront:
         if not _COMPUTES[path]:
             await self._pass_on(path, body, answer)
             return
-        tickets = self._engine.admission.take(self._sequences(body))
+        tickets = self._engine.admission.take(self._sequences(path, body))
         try:
             for ticket in tickets:
                 await ticket.granted
@@ -64,23 +65,18 @@ class LlamaFront:
             for ticket in tickets:
                 ticket.give_back()
 
-    def _sequences(self, body: dict[str, Any]) -> int:
+    def _sequences(self, path: str, body: dict[str, Any]) -> int:
         """That llama.cpp runs at once for it. Raises InvalidArgument when they are more than slots."""
         slots = self._engine.admission.slots
+        if path in _TEXTS:
+            return min(_texts(body.get(_TEXTS[path])), slots)
         count = body.get("n")
         count = 1 if count is None else count
         if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= slots:
             raise InvalidArgument(
                 "INVALID_VALUE", f"n is a whole number from 1 to {slots}", param="n"
             )
-        for name in (
-            "input",
-            "documents",
-            "content",
-        ):  # texts to embed or to rank take turns in the slots
-            if isinstance(texts := body.get(name), list):
-                return min(max(1, len(texts)), slots)
-        count *= _prompts(body.get("prompt"))
+        count *= _texts(body.get("prompt"))
         if count > slots:
             raise InvalidArgument(
                 "INVALID_VALUE",
@@ -101,10 +97,10 @@ class LlamaFront:
             await answer.json(response.status, data)
 
 
-def _prompts(prompt: Any) -> int:
-    """A list of token numbers, or of those and texts, is one prompt; a list of texts or lists is as many as it has."""
-    if isinstance(prompt, list) and not any(isinstance(part, int) for part in prompt):
-        return max(1, len(prompt))
+def _texts(value: Any) -> int:
+    """A list of token numbers, or of those and texts, is one; a list of texts or lists is as many as it has."""
+    if isinstance(value, list) and not any(isinstance(part, int) for part in value):
+        return max(1, len(value))
     return 1
 
 
