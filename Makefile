@@ -1,11 +1,12 @@
 .PHONY: setup demo test protos fmt lint types layers down
 PY := .venv/bin/python
+ENGINE ?= transformers
 
 setup:
 	@bash deploy/setup.sh
 
 demo: setup protos
-	@$(PY) -m woodfrog.cli demo
+	@$(PY) -m woodfrog.cli demo --engine $(ENGINE)
 
 test: setup protos
 	@bash deploy/clients.sh

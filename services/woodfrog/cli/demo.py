@@ -36,16 +36,18 @@ class Answer:
     trace_id: str
 
 
-def run(home: Path) -> int:
+def run(home: Path, engine: str) -> int:
     up.check_machine()
-    folder = home / "models" / MODEL
-    with progress("SmolLM2-135M-Instruct from its GGUF file (once)"):
-        import_gguf(find_smollm2(), folder)  # does nothing when it is there
+    path = find_smollm2()
+    if engine != "llamacpp":
+        with progress("SmolLM2-135M-Instruct from its GGUF file (once)"):
+            import_gguf(path, home / "models" / MODEL)  # does nothing when it is there
+        path = home / "models" / MODEL
     cluster = Cluster.open(home)
     with progress("starting etcd and the five services"):
         up.start(cluster)
     try:
-        asyncio.run(_fresh_model(cluster, folder))
+        asyncio.run(_fresh_model(cluster, path, engine))
         with progress(f"cold: {QUESTIONS[0]}"):
             cold = ask(cluster, QUESTIONS[0])
         print(f"  {cold.text}\n")
@@ -189,12 +191,13 @@ def memory(node: str) -> tuple[int, int, int]:
     return private, pages, weights
 
 
-async def _fresh_model(cluster: Cluster, folder: Path) -> None:
+async def _fresh_model(cluster: Cluster, path: Path, engine: str) -> None:
     """The model as it was never served: an earlier demo's snapshot would spoil the cold start."""
     spec = ModelSpec(
         name=MODEL,
         weights="sha256:" + "0" * 64,
         weights_bytes=0,
+        engine=engine,
         engine_args={"context_tokens": 2048},
         park_after_s=_PARK_S,
         freeze_after_s=_FREEZE_S,
@@ -202,7 +205,7 @@ async def _fresh_model(cluster: Cluster, folder: Path) -> None:
     async with models.connect(cluster) as cell:
         with suppress(NotFound):
             await models.remove(cell, MODEL)
-        await models.add(cell, spec, folder, lambda line: print(f"  {line}"))
+        await models.add(cell, spec, path, lambda line: print(f"  {line}"))
     await commands.wait_known(cluster, MODEL)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from woodfrog.catalog import Catalog
+from woodfrog.cli import gguf
 from woodfrog.cli.cluster import Cluster
 from woodfrog.cli.convert import convert
 from woodfrog.cli.import_model import import_gguf
@@ -136,6 +137,7 @@ async def add(
 ) -> ModelSpec:
     """Adds a folder or a GGUF file under `spec.name`; the spec with its weights. Raises woodfrog.errors classes.
 
+    For the llamacpp engine a GGUF file stays as it is.
     With `dtype`, one of `convert.DTYPES`, the weights are converted first. Int4 weights for a GPU are tiled.
     """
     try:
@@ -144,6 +146,9 @@ async def add(
         raise InvalidArgument("BAD_SPEC", str(error)) from None
     if any(known.name == spec.name for known in await cell.catalog.list_models()):
         raise _exists(spec.name)
+    if spec.engine == "llamacpp":
+        names = gguf.check(spec, path, dtype)
+        return await _ingest(cell, spec, path.parent, names, progress)
     if path.suffix == ".gguf" and path.is_file():
         with tempfile.TemporaryDirectory(prefix="woodfrog-import-") as temporary:
             progress("converting the GGUF file to safetensors")
@@ -180,7 +185,8 @@ async def _converted(
     with tempfile.TemporaryDirectory(prefix="woodfrog-convert-") as temporary:
         out = Path(temporary) / "model"
         on_gpu = spec.gpu_bytes > 0
-        return await _ingest(cell, spec, changed(folder, out, progress, dtype, on_gpu), progress)
+        folder = changed(folder, out, progress, dtype, on_gpu)
+        return await _ingest(cell, spec, folder, check_folder(folder), progress)
 
 
 def changed(folder: Path, out: Path, progress: Progress, dtype: str | None, on_gpu: bool) -> Path:
@@ -199,8 +205,9 @@ def changed(folder: Path, out: Path, progress: Progress, dtype: str | None, on_g
     return folder
 
 
-async def _ingest(cell: Cell, spec: ModelSpec, folder: Path, progress: Progress) -> ModelSpec:
-    names = check_folder(folder)
+async def _ingest(
+    cell: Cell, spec: ModelSpec, folder: Path, names: Sequence[str], progress: Progress
+) -> ModelSpec:
     progress("reading the weights and taking their digests")
     manifest = build_manifest(Kind.WEIGHTS, folder, {"model": spec.name}, names)
     progress(f"bringing {manifest.size_bytes / 1e6:.0f} MB into the store")

@@ -53,8 +53,8 @@ async def serve(settings: Settings, ring: LogRing) -> None:
             await asyncio.get_running_loop().run_in_executor(pool, engine.load)
         try:
             await engine.warm()
-            from woodfrog.engine.app import App
-            from woodfrog.engine.server import HttpServer
+            from woodfrog.replica.app import App
+            from woodfrog.replica.server import HttpServer
 
             def listening() -> None:
                 gc.freeze()  # collections in a clone must not touch, and so copy, what it shares

@@ -3,11 +3,11 @@
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 
-from woodfrog.engine.admission import Ticket
 from woodfrog.engine.batching import Batcher
 from woodfrog.engine.request import GenerationRequest, Piece
 from woodfrog.engine.sampling import Sampler
 from woodfrog.engine.transcript import Decode, Transcript
+from woodfrog.replica.admission import Ticket
 
 Emit = Callable[[Piece], Awaitable[None]]
 

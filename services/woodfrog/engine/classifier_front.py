@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from woodfrog.clock import Clock
-from woodfrog.engine.app import Answer, json_object
 from woodfrog.errors import InvalidArgument
+from woodfrog.replica.app import Answer, json_object
 
 if TYPE_CHECKING:
     from woodfrog.engine.classifier import ClassifierEngine

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from woodfrog.clock import Clock
-from woodfrog.engine.app import Answer, json_object
 from woodfrog.errors import InvalidArgument
+from woodfrog.replica.app import Answer, json_object
 
 if TYPE_CHECKING:
     from woodfrog.engine.embeddings import EmbeddingsEngine

@@ -8,12 +8,12 @@ from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from woodfrog.engine.admission import Admission
 from woodfrog.engine.parse import Limits
 from woodfrog.engine.render import fingerprint
 from woodfrog.engine.request import GREEDY, Sampling
 from woodfrog.engine.settings import Settings
 from woodfrog.replica import entropy
+from woodfrog.replica.admission import Admission
 from woodfrog.replica.weights import WeightMemory
 
 if TYPE_CHECKING:  # imported by load(), which the control socket does not wait for

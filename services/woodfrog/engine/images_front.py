@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from woodfrog.clock import Clock
-from woodfrog.engine.app import Answer, json_object
 from woodfrog.engine.drawing import STEPS_DEFAULT, Drawing
 from woodfrog.engine.module_engine import Stop
 from woodfrog.errors import InvalidArgument
+from woodfrog.replica.app import Answer, json_object
 
 if TYPE_CHECKING:
     from woodfrog.engine.images import ImagesEngine

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from woodfrog.engine.admission import Admission
 from woodfrog.engine.settings import Settings
 from woodfrog.replica import entropy
+from woodfrog.replica.admission import Admission
 from woodfrog.replica.weights import WeightMemory
 
 if TYPE_CHECKING:

@@ -8,20 +8,7 @@ from typing import Any
 from woodfrog.engine.calls import Arguments, Begun, CallReader
 from woodfrog.engine.request import GenerationRequest, Piece, TokenLogprob
 from woodfrog.engine.tools import ToolFormat
-from woodfrog.errors import (
-    InvalidArgument,
-    NotFound,
-    ResourceExhausted,
-    Unavailable,
-    WoodfrogError,
-)
-
-_STATUS: dict[type[WoodfrogError], tuple[int, str]] = {
-    InvalidArgument: (400, "invalid_request_error"),
-    NotFound: (404, "invalid_request_error"),
-    ResourceExhausted: (429, "rate_limit_error"),
-    Unavailable: (503, "server_error"),
-}
+from woodfrog.errors import WoodfrogError
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,15 +202,3 @@ def fingerprint(model_name: str, versions: Mapping[str, str]) -> str:
     """OpenAI's system_fingerprint: the same wherever the same answers may be expected."""
     parts = [model_name, *sorted(versions.items())]
     return "fp_" + hashlib.sha256(repr(parts).encode()).hexdigest()[:10]
-
-
-def error(kind: WoodfrogError) -> tuple[int, dict[str, Any]]:
-    """HTTP status and OpenAI's error object."""
-    status, name = next(
-        (s for c, s in _STATUS.items() if isinstance(kind, c)), (500, "server_error")
-    )
-    return status, error_object(kind.message, name, kind.metadata.get("param"), kind.reason.lower())
-
-
-def error_object(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

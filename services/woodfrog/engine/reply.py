@@ -5,12 +5,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from woodfrog.clock import Clock
-from woodfrog.engine.app import Answer
 from woodfrog.engine.fields import Body
 from woodfrog.engine.render import Envelope, Renderer
 from woodfrog.engine.request import GenerationRequest, Piece
 from woodfrog.engine.responses_render import ResponseRenderer
 from woodfrog.errors import WoodfrogError
+from woodfrog.replica.app import Answer
 
 Emit = Callable[[int, Piece], Awaitable[None]]  # which answer, and some more of it
 Run = Callable[[Emit], Awaitable[None]]

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from woodfrog.clock import Clock
-from woodfrog.engine.admission import Ticket
-from woodfrog.engine.app import Answer, json_object
 from woodfrog.engine.choice import Choice
 from woodfrog.engine.engine import TextEngine
 from woodfrog.engine.parse import chat_request, completion_request
@@ -16,6 +14,8 @@ from woodfrog.engine.responses import renamed, response_request
 from woodfrog.engine.sampling import Sampler
 from woodfrog.engine.transcript import Decode
 from woodfrog.errors import InvalidArgument
+from woodfrog.replica.admission import Ticket
+from woodfrog.replica.app import Answer, json_object
 
 if TYPE_CHECKING:
     from woodfrog.engine.constraint import Constraint

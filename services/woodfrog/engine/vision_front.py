@@ -6,10 +6,10 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from woodfrog.clock import Clock
-from woodfrog.engine.app import Answer, json_object
 from woodfrog.engine.module_engine import Stop
 from woodfrog.engine.reply import Emit, Reply
 from woodfrog.engine.request import GenerationRequest, Piece
+from woodfrog.replica.app import Answer, json_object
 
 if TYPE_CHECKING:
     from woodfrog.engine.vision import VisionEngine

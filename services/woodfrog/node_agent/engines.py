@@ -9,7 +9,8 @@ from pathlib import Path
 from woodfrog.model.spec import ModelSpec
 from woodfrog.node_agent.sandbox import FIRST_PID, REPLICA, WEIGHTS, Sandbox
 
-ENGINES = {"transformers": "woodfrog.engine"}  # the module that is run
+#: The module that is run.
+ENGINES = {"transformers": "woodfrog.engine", "llamacpp": "woodfrog.llamacpp"}
 STDERR = REPLICA / "stderr"
 #: A process that has opened a GPU cannot be dumped by CRIU alone.
 CPU: Mapping[str, str] = {"CUDA_VISIBLE_DEVICES": ""}

@@ -13,11 +13,15 @@ import woodfrog.replica
 from woodfrog.model import digest
 from woodfrog.model.snapshot import Fingerprint
 from woodfrog.model.spec import ModelSpec
+from woodfrog.node_agent.engines import ENGINES
 
-_PACKAGES = (
-    "accelerate", "compressed-tensors", "cuda-bindings", "diffusers", "jinja2", "numpy", "pillow", "pydantic",
-    "safetensors", "tokenizers", "torch", "tqdm", "transformers", "uvicorn",
-)  # fmt: skip
+_PACKAGES = {
+    "transformers": (
+        "accelerate", "compressed-tensors", "cuda-bindings", "diffusers", "jinja2", "numpy", "pillow", "pydantic",
+        "safetensors", "tokenizers", "torch", "tqdm", "transformers", "uvicorn",
+    ),
+    "llamacpp": ("aiohttp", "frozenlist", "httptools", "multidict", "propcache", "uvicorn", "xllamacpp", "yarl"),
+}  # fmt: skip
 
 
 def of_node(criu_version: str, gpu: str) -> dict[str, str]:
@@ -43,8 +47,8 @@ def of_engine(spec: ModelSpec) -> dict[str, str]:
         "slots": str(spec.slots),
         "python": sys.version.split()[0],
         "executable": sys.executable,
-        "code": _code_digest(),
-        **_versions(),
+        "code": _code_digest(ENGINES[spec.engine]),
+        **_versions(spec.engine),
     }
 
 
@@ -53,10 +57,10 @@ def of_snapshot(node: dict[str, str], spec: ModelSpec) -> Fingerprint:
 
 
 @cache
-def _versions() -> dict[str, str]:
+def _versions(engine: str) -> dict[str, str]:
     """An image maps their libraries, and holds their code. Those that few models need may be missing."""
     found = {}
-    for name in _PACKAGES:
+    for name in _PACKAGES[engine]:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -65,10 +69,11 @@ def _versions() -> dict[str, str]:
 
 
 @cache
-def _code_digest() -> str:
+def _code_digest(module: str) -> str:
     """Of the source that a replica runs: a snapshot holds old code, so a change of code ends it."""
     packages = (woodfrog.replica, woodfrog.errors, woodfrog.clock)
-    folders = [Path(__file__).parent.parent / "engine", *(Path(p.__path__[0]) for p in packages)]
+    services = Path(__file__).parent.parent
+    folders = [services / module.rpartition(".")[2], *(Path(p.__path__[0]) for p in packages)]
     sha = hashlib.sha256()
     for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
         sha.update(path.name.encode() + b"\0" + path.read_bytes())

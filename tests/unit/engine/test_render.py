@@ -2,7 +2,7 @@
 
 import pytest
 
-from woodfrog.engine.render import Envelope, Renderer, error
+from woodfrog.engine.render import Envelope, Renderer
 from woodfrog.engine.request import GenerationRequest, Piece, Sampling, TokenLogprob
 from woodfrog.errors import (
     Internal,
@@ -11,6 +11,7 @@ from woodfrog.errors import (
     Unavailable,
     WoodfrogError,
 )
+from woodfrog.replica.openai_errors import error
 
 
 def renderer(*, chat: bool, logprobs: int | None = None, usage: bool = False) -> Renderer:

@@ -21,7 +21,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from woodfrog.clock import SystemClock
-from woodfrog.engine.app import Answer
 from woodfrog.engine.kinds import Kind, kind_of
 from woodfrog.engine.module_engine import Stop
 from woodfrog.engine.parse import chat_request
@@ -34,6 +33,7 @@ from woodfrog.engine.vision_front import VisionFront
 from woodfrog.errors import Internal, InvalidArgument
 from woodfrog.node_agent.vault.arena import Arena
 from woodfrog.node_agent.vault.vault import Vault
+from woodfrog.replica.app import Answer
 from woodfrog.replica.weights import WeightMemory
 
 SIMULATED = "tests.memory.simulated_gpu:SimulatedMemory"

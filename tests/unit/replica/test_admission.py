@@ -2,8 +2,8 @@
 
 import pytest
 
-from woodfrog.engine.admission import Admission
 from woodfrog.errors import ResourceExhausted
+from woodfrog.replica.admission import Admission
 
 
 async def test_slots_are_granted_in_order() -> None:

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Protocol
 
 from woodfrog.clock import Clock
-from woodfrog.engine.render import error, error_object
 from woodfrog.errors import Internal, InvalidArgument, WoodfrogError
+from woodfrog.replica.openai_errors import error, error_object
 from woodfrog.replica.replica import Replica
 from woodfrog.replica.state import State
 
@@ -35,12 +35,12 @@ class Answer:
         encoded = isinstance(body, bytes)
         data = body if encoded else json.dumps(body, ensure_ascii=False).encode()
         length = {"content-type": "application/json", "content-length": str(len(data))}
-        await self._begin(status, {**length, **(headers or {})})
+        await self.begin(status, {**length, **(headers or {})})
         await self._send({"type": "http.response.body", "body": data})
 
     async def event(self, data: Any) -> None:
         """One server-sent event, named by its `type` if it has one; the first one starts the stream."""
-        await self._begin(
+        await self.begin(
             200, {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
         )
         text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
@@ -53,10 +53,15 @@ class Answer:
         line = f": usage prompt_tokens={prompt_tokens} completion_tokens={completion_tokens}\n\n"
         await self._send({"type": "http.response.body", "body": line.encode(), "more_body": True})
 
+    async def piece(self, data: bytes) -> None:
+        """More of a body that `begin` began."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
     async def end(self) -> None:
         await self._send({"type": "http.response.body", "body": b""})
 
-    async def _begin(self, status: int, headers: dict[str, str]) -> None:
+    async def begin(self, status: int, headers: dict[str, str]) -> None:
+        """Only the first call counts."""
         async with self._beginning:
             if self.begun:
                 return

@@ -1,0 +1,145 @@
+"""What a model answers to: llama.cpp's own API, behind slots, the gate and OpenAI's errors."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import aiohttp
+
+from woodfrog.clock import Clock
+from woodfrog.errors import InvalidArgument
+from woodfrog.llamacpp.engine import LlamaEngine
+from woodfrog.replica.app import Answer, json_object
+from woodfrog.replica.openai_errors import error_object
+
+_BODY_BYTES = 32 << 20
+#: Path → whether it computes, and so needs slots. Others of llama.cpp show what other clients ask, or change it for them.
+_COMPUTES = {
+    "/v1/chat/completions": True,
+    "/v1/completions": True,
+    "/v1/responses": True,
+    "/v1/messages": True,
+    "/v1/embeddings": True,
+    "/v1/rerank": True,
+    "/completion": True,
+    "/infill": True,
+    "/embedding": True,
+    "/v1/messages/count_tokens": False,
+    "/apply-template": False,
+    "/tokenize": False,
+    "/detokenize": False,
+}
+#: Fields that reach over the request: into what others left in a slot, or into the model.
+_OURS = ("cache_prompt", "id_slot", "n_cache_reuse", "lora")
+#: Where a request has many texts, which take turns in the slots.
+_TEXTS = {"/v1/embeddings": "input", "/embedding": "content", "/v1/rerank": "documents"}
+_CODES = {
+    "exceed_context_size_error": "context_length_exceeded",
+    "not_supported_error": "unsupported",
+    "invalid_request_error": "invalid_value",
+}
+
+_DONE = b"data: [DONE]"
+_TAIL_BYTES = 16 << 10  # in which the last event is
+
+
+class LlamaFront:
+    def __init__(self, engine: LlamaEngine, clock: Clock) -> None:
+        self.methods: Mapping[str, str] = dict.fromkeys(_COMPUTES, "POST")
+        self.body_bytes_max = _BODY_BYTES
+        self._engine = engine
+
+    async def handle(self, path: str, raw: bytes, answer: Answer) -> None:
+        """Raises woodfrog.errors classes."""
+        body = json_object(raw)
+        for name in _OURS:
+            body.pop(name, None)
+        body |= {"cache_prompt": False, "model": self._engine.settings.model_name}
+        if not _COMPUTES[path]:
+            await self._pass_on(path, body, answer)
+            return
+        tickets = self._engine.admission.take(self._sequences(path, body))
+        try:
+            for ticket in tickets:
+                await ticket.granted
+            async with tickets[0]:  # how long it holds them is what others are told to wait
+                await self._pass_on(path, body, answer)
+        finally:
+            for ticket in tickets:
+                ticket.give_back()
+
+    def _sequences(self, path: str, body: dict[str, Any]) -> int:
+        """That llama.cpp runs at once for it. Raises InvalidArgument when they are more than slots."""
+        slots = self._engine.admission.slots
+        if path in _TEXTS:
+            return min(_texts(body.get(_TEXTS[path])), slots)
+        count = body.get("n")
+        count = 1 if count is None else count
+        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= slots:
+            raise InvalidArgument(
+                "INVALID_VALUE", f"n is a whole number from 1 to {slots}", param="n"
+            )
+        count *= _texts(body.get("prompt"))
+        if count > slots:
+            raise InvalidArgument(
+                "INVALID_VALUE",
+                f"prompts and n ask for {count} answers at once, this model gives {slots}",
+                param="prompt",
+            )
+        return count
+
+    async def _pass_on(self, path: str, body: dict[str, Any], answer: Answer) -> None:
+        async with self._engine.inner.request("POST", path, body) as response:
+            if response.content_type == "text/event-stream":
+                await _stream(response, answer)
+                return
+            data = await response.read()
+        if response.status >= 400:
+            await answer.json(response.status, _error(data, response.status))
+        else:
+            await answer.json(response.status, data)
+
+
+def _texts(value: Any) -> int:
+    """A list of token numbers, or of those and texts, is one; a list of texts or lists is as many as it has."""
+    if isinstance(value, list) and not any(isinstance(part, int) for part in value):
+        return max(1, len(value))
+    return 1
+
+
+async def _stream(response: aiohttp.ClientResponse, answer: Answer) -> None:
+    await answer.begin(
+        response.status,
+        {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"},
+    )
+    tail = b""
+    async for data in response.content.iter_any():
+        before, end, after = data.partition(_DONE)
+        tail = (tail + before)[-_TAIL_BYTES:]
+        if end:
+            if before:
+                await answer.piece(before)
+            if told := _tokens(tail):
+                await answer.usage(*told)
+        await answer.piece(end + after if end else data)
+    await answer.end()
+
+
+def _tokens(tail: bytes) -> tuple[int, int] | None:
+    """Read and written, as the last event's timings have them. Quotes within texts are escaped, so no text can say it."""
+    read, written = (
+        re.findall(rb'"%b": ?(\d+)' % name, tail) for name in (b"prompt_n", b"predicted_n")
+    )
+    return (int(read[-1]), int(written[-1])) if read and written else None
+
+
+def _error(data: bytes, status: int) -> dict[str, Any]:
+    """llama.cpp's error in OpenAI's form."""
+    try:
+        said = json.loads(data)["error"]
+        message, kind = str(said["message"]), str(said["type"])
+    except (ValueError, LookupError, TypeError):
+        message, kind = "llama.cpp failed at this request", "server_error"
+    shown = "invalid_request_error" if status < 500 else "server_error"
+    return error_object(message, shown, None, _CODES.get(kind, kind))
