@@ -8,15 +8,20 @@ import math
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 _SHOWN_CHARACTERS = 60
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_NEGATIVE = re.compile(r"-(\d*\.?\d+(e[+-]?\d+)?|inf|infinity|nan)$", re.IGNORECASE)
 T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
     """Of any command of ours. An option's `type` is one of those below: argparse would tell another's function name."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._negative_number_matcher = _NEGATIVE  # argparse takes -inf for an option
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see: {self.prog} --help\n")
