@@ -26,13 +26,13 @@ FULL = "full"
 _WHYS = (
     "",
     FULL,
+    "draining",
     "too small",
     "without a GPU",
-    "draining",
     "not answering",
     "not to be tried again",
 )
-_FITS, _FULL, _SMALL, _NO_GPU, _DRAINS, _SILENT, _EXCLUDED = range(len(_WHYS))
+_FITS, _FULL, _DRAINS, _SMALL, _NO_GPU, _SILENT, _EXCLUDED = range(len(_WHYS))
 _Rows = npt.NDArray[np.intp]  # numbers of nodes, in the order of their names
 
 
@@ -117,7 +117,7 @@ class Table:
         found = np.where(small, _SMALL, full * _FULL)
         if spec.gpu_bytes:
             found[self["gpu_bytes_max"] == 0] = _NO_GPU
-        found = np.where(self["away"] > 0, self["away"], found)
+        found = np.maximum(found, self["away"])
         found[[self.rows[name] for name in excluded if name in self.rows]] = _EXCLUDED
         return found
 

@@ -40,7 +40,7 @@ _REFUSING = "refusing"
 SOON_S = 1.0
 _EVER_S = float("inf")
 _SOONER = 2.0  # times
-_LASTING = ("too small", "without a GPU")
+LASTING = ("too small", "without a GPU")
 _SEEN_MAX = 32  # told to people; in a large cell those that were looked at first
 
 
@@ -60,7 +60,7 @@ class NoCapacity:
     @property
     def lasting(self) -> bool:
         """Time will not mend it."""
-        return bool(self.misfits) and all(why in _LASTING for why in self.misfits)
+        return bool(self.misfits) and all(why in LASTING for why in self.misfits)
 
     @property
     def sentence(self) -> str:
@@ -227,12 +227,12 @@ def _misfit(name: str, node: NodeRecord, request: PlaceRequest) -> str | None:
         return "not to be tried again"
     if node.silent:
         return "not answering"
-    if facts.draining:
-        return "draining"
     if spec.gpu_bytes and not facts.gpus:
         return "without a GPU"
     if not could_take(facts, spec) or not facts.replica_count_max:
         return "too small"
+    if facts.draining:
+        return "draining"
     found = best_gpu(node, spec, home=home_of(node, request))
     full = spec.memory_bytes > node.free_bytes or node.free_count < 1
     if full or (spec.gpu_bytes and found is None):
