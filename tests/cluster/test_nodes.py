@@ -101,6 +101,35 @@ def test_what_begins_and_is_ended_at_once_leaves_nothing(tmp_path: Path) -> None
             assert f"woodfrog.cli.supervisor\0{tmp_path}" not in process.read_text()
 
 
+@pytest.mark.parametrize("when", ["up.lock", "supervisor.lock", "pids/router"])
+def test_down_ends_an_up_that_has_not_come_far(when: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "woodfrog.cli", "--home", str(tmp_path), "up"]
+    starting = subprocess.Popen(command, stdout=PIPE, stderr=STDOUT, text=True)
+    wait((tmp_path / when).exists, "it begins")
+    assert supervisor.stop(tmp_path)
+    said, _ = starting.communicate(timeout=up.READY_TIMEOUT_S / 2)
+    assert starting.returncode == 1
+    assert "ended while it started: somebody stopped it" in said
+    assert supervisor.Lock(tmp_path).holder() is None
+    assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
+    assert not Cluster.existing(tmp_path).run_dir.exists()
+
+
+def test_down_sweeps_nothing_away_while_somebody_starts_it(tmp_path: Path) -> None:
+    """What it would sweep may be the new one's."""
+    left = Cluster.open(tmp_path).run_dir / "left"
+    left.mkdir(parents=True)
+    starts = supervisor.Lock(tmp_path, supervisor.UP_LOCK)
+    starts.take()
+    try:
+        assert not supervisor.stop(tmp_path, begin_s=0.05)
+        assert left.exists()
+    finally:
+        starts.release()
+        assert not supervisor.stop(tmp_path)
+    assert not left.exists()
+
+
 def test_a_drain_brings_a_models_bytes_to_the_other_node_first(pair: Running) -> None:
     pair.add()
     expected = pair.ask(QUESTION).text

@@ -210,7 +210,7 @@ def _take_rest(add: options.Parser) -> None:
         type=options.number(0, spec.REST_S_MAX, "seconds"),
         default=0.0,
         metavar="S",
-        help="idle seconds in which it is not lowered below hot, unless another could not be served otherwise",
+        help="idle seconds in which it is not lowered below hot (on the CPU: parked), unless another could not be served otherwise",
     )
     add.add_argument(
         "--priority",

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from woodfrog.catalog import Catalog
 from woodfrog.cli.cluster import Cluster
 from woodfrog.cli.commands import describe
-from woodfrog.cli.show import size, table
+from woodfrog.cli.show import count, size, table
 from woodfrog.clients.node_agent import NodeAgentClient
 from woodfrog.clock import SystemClock
 from woodfrog.coordination import Session
@@ -107,7 +107,7 @@ def left_there(view: ClusterView, node: NodeView) -> str:
     """What keeps a node from being empty, for people; nothing when it is."""
     told = []
     if node.moving:
-        told.append(f"the bytes of {_count(node.moving, 'model')} are on their way to other nodes")
+        told.append(f"the bytes of {count(node.moving, 'model')} are on their way to other nodes")
     told += [
         f"{replica} of {model} is {state}" + (f" ({active} active)" if active else "")
         for model, replica, state, active in _there(view, node.node)
@@ -132,10 +132,6 @@ def _state(node: NodeView, there: list[tuple[str, str, str, int]]) -> str:
     if not node.draining:
         return "takes replicas"
     return "draining" if there or node.moving else "drained"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 @asynccontextmanager

@@ -9,17 +9,22 @@ import re
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 _SHOWN_CHARACTERS = 60
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _SPAN = re.compile(r"([0-9]{1,6})([hd])")
 _HOURS_MAX = 10 * 366 * 24
+_NEGATIVE = re.compile(r"-(\d*\.?\d+(e[+-]?\d+)?|inf|infinity|nan)$", re.IGNORECASE)
 T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
     """Of any command of ours. An option's `type` is one of those below: argparse would tell another's function name."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._negative_number_matcher = _NEGATIVE  # argparse takes -inf for an option
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see: {self.prog} --help\n")

@@ -4,7 +4,7 @@ import re
 from argparse import ArgumentTypeError
 
 from woodfrog.cli.cluster import Cluster
-from woodfrog.cli.show import table
+from woodfrog.cli.show import count, table
 from woodfrog.clients.scheduler import SchedulerClient
 from woodfrog.model.placement import MEMORY_MAX, PRICE_MAX, PlanView, WhatIf
 
@@ -41,7 +41,7 @@ def shown(view: PlanView) -> str:
         for m in view.models
     ]
     return (
-        f"{table(_HEADER, rows)}\n{len(rows)} models by {view.solver} in {view.seconds:.2f} s; in all"
+        f"{table(_HEADER, rows)}\n{count(len(rows), 'model')} by {view.solver} in {view.seconds:.2f} s; in all"
         f" {view.value * 1000:.3f} ms of waiting saved a second, less the price"
     )
 
@@ -52,7 +52,9 @@ def what_if(text: str) -> tuple[str, float]:
     if name == "memory":
         more = re.fullmatch(r"([+-]\d+(?:\.\d+)?)%", said)
         if more is None or not 0 < 1 + float(more[1]) / 100 <= MEMORY_MAX:
-            raise ArgumentTypeError(f"{text[:50]!r}: say how much more or less, as memory=+50%")
+            raise ArgumentTypeError(
+                f"{text[:50]!r}: say how much more or less, above -100%, as memory=+50%"
+            )
         return name, 1 + float(more[1]) / 100
     if name not in _PRICES:
         raise ArgumentTypeError(

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -26,6 +27,8 @@ from woodfrog.host.folders import remove_tree
 
 log = logging.getLogger(__name__)
 STOP_TIMEOUT_S = 10.0
+UP_LOCK = "up.lock"  # of who starts a cluster, until it is ready
+_BEGIN_S = 10.0  # until its supervisor has a lock of its own
 _LOOK_S = 0.1
 _RESTART_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 _CALM_S = 10.0  # a child that lived so long starts again at the shortest pause
@@ -194,26 +197,47 @@ def start_detached(home: Path) -> int:
     return process.pid
 
 
-def stop(home: Path, started: int | None = None) -> bool:
+def stop(home: Path, started: int | None = None, begin_s: float = _BEGIN_S) -> bool:
     """Ends the cluster of `home` and cleans up; whether one was up. Raises Unavailable when it does not end.
 
-    `started` is the supervisor's id, of a caller that has just started it: it may not have its lock yet.
+    `started` is the supervisor's id, of a caller that has just started it, and has UP_LOCK: it may not have its own yet.
     """
     cluster = Cluster.existing(home)
     lock = Lock(cluster.home)
-    pid = started or lock.holder()
+    pid = started or lock.holder() or _begun(cluster.home, begin_s)
     if pid is not None:
-        os.kill(pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):  # it has ended by now
+            os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + STOP_TIMEOUT_S * (len(cluster.children) + 1)
-        while lock.holder() is not None or _alive(pid):
+        while alive(pid):
             if time.monotonic() > deadline:
                 raise Unavailable("NOT_DOWN", f"the supervisor {pid} does not end; see {home}/logs")
             time.sleep(0.05)
-    clean(cluster)
+    starts = Lock(cluster.home, UP_LOCK)
+    if started is None:
+        try:
+            starts.take()
+        except FailedPrecondition:  # whoever starts it cleans up, and nobody else
+            return pid is not None
+    try:
+        if lock.holder() is None:
+            clean(cluster)
+    finally:
+        starts.release()
     return pid is not None
 
 
-def _alive(pid: int) -> bool:
+def _begun(home: Path, within_s: float) -> int | None:
+    """The supervisor that somebody is about to start; None when nobody is."""
+    deadline = time.monotonic() + within_s
+    while Lock(home, UP_LOCK).holder() is not None and time.monotonic() < deadline:
+        if (pid := Lock(home).holder()) is not None:
+            return pid
+        time.sleep(0.02)
+    return None
+
+
+def alive(pid: int) -> bool:
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:

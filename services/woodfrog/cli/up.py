@@ -68,7 +68,7 @@ def _alone(home: Path) -> Iterator[supervisor.Lock]:
         raise FailedPrecondition(
             "HOME_UNUSABLE", f"{home} cannot be made ({error.strerror}); name another with --home"
         ) from None
-    lock = supervisor.Lock(home, "up.lock")
+    lock = supervisor.Lock(home, supervisor.UP_LOCK)
     deadline = time.monotonic() + _OTHER_S
     while True:
         try:
@@ -135,12 +135,12 @@ def _check_tenants(cluster: Cluster) -> None:
 
 
 def _start(cluster: Cluster) -> None:
-    started = None
-    if supervisor.Lock(cluster.home).holder() is None:
+    started, pid = None, supervisor.Lock(cluster.home).holder()
+    if pid is None:
         check_ports(cluster)
-        started = supervisor.start_detached(cluster.home)
+        started = pid = supervisor.start_detached(cluster.home)
     try:
-        asyncio.run(wait_ready(cluster))
+        asyncio.run(wait_ready(cluster, pid))
     except BaseException:
         if started is not None:
             supervisor.stop(cluster.home, started)
@@ -190,18 +190,26 @@ def check_machine() -> None:
             )
 
 
-async def wait_ready(cluster: Cluster) -> None:
-    """Until every service answers SERVING and the gateway is ready."""
+async def wait_ready(cluster: Cluster, supervisor_pid: int | None = None) -> None:
+    """Until every service answers SERVING and the gateway is ready. Raises Unavailable, at once when the supervisor ends."""
     deadline = time.monotonic() + _ready_timeout_s(cluster)
+
+    async def wait(child: str) -> None:
+        if supervisor_pid is not None and not supervisor.alive(supervisor_pid):
+            raise Unavailable(
+                "ENDED",
+                f"the cluster in {cluster.home} ended while it started: somebody stopped it, or"
+                f" {cluster.home}/logs/supervisor.log says why",
+            )
+        if time.monotonic() > deadline:
+            raise _not_ready(cluster, child)
+        await asyncio.sleep(0.05)
+
     for child in cluster.children:
         while not await _serving(cluster.address(child)):
-            if time.monotonic() > deadline:
-                raise _not_ready(cluster, child)
-            await asyncio.sleep(0.05)
+            await wait(child)
     while not await asyncio.to_thread(_gateway_ready, cluster.http_port):
-        if time.monotonic() > deadline:
-            raise _not_ready(cluster, "router")
-        await asyncio.sleep(0.05)
+        await wait("router")
 
 
 async def _serving(address: str) -> bool:

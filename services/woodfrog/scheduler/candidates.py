@@ -26,14 +26,14 @@ FULL = "full"
 _WHYS = (
     "",
     FULL,
+    "draining",
     "too small",
     "without a GPU",
     "for other tenants",
-    "draining",
     "not answering",
     "not to be tried again",
 )
-_FITS, _FULL, _SMALL, _NO_GPU, _OTHERS, _DRAINS, _SILENT, _EXCLUDED = range(len(_WHYS))
+_FITS, _FULL, _DRAINS, _SMALL, _NO_GPU, _OTHERS, _SILENT, _EXCLUDED = range(len(_WHYS))
 _Rows = npt.NDArray[np.intp]  # numbers of nodes, in the order of their names
 
 
@@ -124,7 +124,7 @@ class Table:
         if len(self._tenants) > 1 or spec.dedicated:
             admitting = [n for tenants, n in self._tenants.items() if spec.admitted(tenants)]
             found[~np.isin(self["tenants"], admitting)] = _OTHERS
-        found = np.where(self["away"] > 0, self["away"], found)
+        found = np.maximum(found, self["away"])
         found[[self.rows[name] for name in excluded if name in self.rows]] = _EXCLUDED
         return found
 

@@ -5,7 +5,7 @@ from woodfrog.model.placement import ClusterView, ModelView, NodeView, ReplicaVi
 from woodfrog.model.rung import Rung
 from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler.forecasts import Placement, PlaceRequest
-from woodfrog.scheduler.policy import NoCapacity, place
+from woodfrog.scheduler.policy import Eviction, NoCapacity, make_room, place
 from woodfrog.scheduler.refusals import standing
 from woodfrog.scheduler.state import SchedulerState
 from woodfrog.scheduler.troubles import Troubles
@@ -14,6 +14,7 @@ from woodfrog.scheduler.view import ModelRecord
 _PREDICTIONS_MAX = (
     50_000  # models times nodes; beyond it nobody reads them all, and they would hold up requests
 )
+_ROOMS_MAX = 5_000  # the same where room must be made first, which takes ten times as long to see
 
 
 def describe(state: SchedulerState, now: float, troubles: Troubles) -> ClusterView:
@@ -47,6 +48,8 @@ def _model(
     request = PlaceRequest(spec, pointers)
     found = place(request, view, state.estimates) if predict else None
     predicted_ms = found.predicted_s * 1000 if isinstance(found, Placement) else None
+    if isinstance(found, NoCapacity) and len(view.models) * len(view.nodes) <= _ROOMS_MAX:
+        predicted_ms = _once_there_is_room_ms(state, request)
     if ReplicaState.SERVING in states:
         rung, predicted_ms = Rung.SERVING, 0.0
     elif ReplicaState.HOT in states:
@@ -77,6 +80,15 @@ def _model(
     idle_s = None if model.requested is None or requested is None else now - requested
     told = ("", None) if rung is Rung.SERVING else _trouble(spec, found, troubles, now)
     return ModelView(spec.name, rung, replicas, idle_s, predicted_ms, *told)
+
+
+def _once_there_is_room_ms(state: SchedulerState, request: PlaceRequest) -> float | None:
+    """None where none can be made."""
+    made = make_room(request, state.view, state.estimates)
+    if not isinstance(made, Eviction):
+        return None
+    kind = state.view.nodes[made.placement.node].print_key
+    return (made.placement.predicted_s + state.estimates.lower_s(kind, made.rung)) * 1000
 
 
 def _trouble(

@@ -41,7 +41,7 @@ SOON_S = 1.0
 _EVER_S = float("inf")
 _SOONER = 2.0  # times
 _OTHERS = "for other tenants"
-_LASTING = ("too small", "without a GPU", _OTHERS)
+LASTING = ("too small", "without a GPU", _OTHERS)
 _SEEN_MAX = 32  # told to people; in a large cell those that were looked at first
 
 
@@ -61,7 +61,7 @@ class NoCapacity:
     @property
     def lasting(self) -> bool:
         """Time will not mend it."""
-        return bool(self.misfits) and all(why in _LASTING for why in self.misfits)
+        return bool(self.misfits) and all(why in LASTING for why in self.misfits)
 
     @property
     def sentence(self) -> str:
@@ -232,14 +232,14 @@ def _misfit(name: str, node: NodeRecord, request: PlaceRequest) -> str | None:
         return "not to be tried again"
     if node.silent:
         return "not answering"
-    if facts.draining:
-        return "draining"
     if not spec.admitted(facts.tenants):
         return _OTHERS
     if spec.gpu_bytes and not facts.gpus:
         return "without a GPU"
     if not _large_enough(facts, spec) or not facts.replica_count_max:
         return "too small"
+    if facts.draining:
+        return "draining"
     found = best_gpu(node, spec, home=home_of(node, request))
     full = spec.memory_bytes > node.free_bytes or node.free_count < 1
     if full or (spec.gpu_bytes and found is None):

@@ -4,7 +4,7 @@ from woodfrog import errors
 from woodfrog.model.spec import ModelSpec
 from woodfrog.scheduler.candidates import FULL
 from woodfrog.scheduler.events import Refusal, Refuse
-from woodfrog.scheduler.policy import NoCapacity
+from woodfrog.scheduler.policy import LASTING, NoCapacity
 
 _PASSING = {FULL, "refusing"}
 _CLASSES: dict[Refusal, type[errors.WoodfrogError]] = {
@@ -34,7 +34,7 @@ def no_capacity(
         told = _sentence(spec, found, mend)
         return Refusal.FAILED_PRECONDITION, "NO_NODE_FITS", told, None
     mend = f"try again in {retry_after_s:g} s, or add a node"
-    if {*found.misfits} == {"draining"}:
+    if {*found.misfits}.difference(LASTING) == {"draining"}:
         mend = "let one take replicas again with: woodfrog nodes undrain NAME"
     told = _sentence(spec, found, mend)
     return Refusal.RESOURCE_EXHAUSTED, "NO_CAPACITY", told, retry_after_s

@@ -348,6 +348,8 @@ class SchedulerState:
                 if nodes is None or hope.changed(board, model, nodes):
                     self._serve(model)
         self._ahead.look()
+        for replica_id in board.touched:
+            self._rest.refresh(replica_id)  # what it lifts now tells what is kept until then
         for replica_id in seen:
             self._rest.plan(replica_id)
         for replica_id in board.touched:

@@ -15,7 +15,20 @@ from woodfrog.model import spec
 
 ADD = ["models", "add", "frog", "folder"]
 NOT_NUMERIC = ("home", "what_if", "since", "until", "last", "tenant", "node_tenants")
-NO_NUMBERS = ("x", "", "nan", "inf", "-1e999", "1e400", "1.5.1", "9" * 5000)
+NO_NUMBERS = (
+    "x",
+    "",
+    "nan",
+    "inf",
+    "-inf",
+    "-nan",
+    "-1e999",
+    "-1e5",
+    "-.5e-3",
+    "1e400",
+    "1.5.1",
+    "9" * 5000,
+)
 
 
 def numeric_options() -> Iterator[tuple[list[str], str]]:
@@ -38,14 +51,15 @@ def numeric_options() -> Iterator[tuple[list[str], str]]:
 
 
 @pytest.mark.parametrize("wrong", NO_NUMBERS)
+@pytest.mark.parametrize("apart", [False, True])
 def test_what_is_no_number_is_told_in_one_sentence(
-    wrong: str, capsys: pytest.CaptureFixture[str]
+    apart: bool, wrong: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = list(numeric_options())
     assert len(options) > 11
     for typed, option in options:
         with pytest.raises(SystemExit) as ended:
-            parser().parse_args([*typed, f"{option}={wrong}"])
+            parser().parse_args([*typed, *((option, wrong) if apart else (f"{option}={wrong}",))])
         assert ended.value.code == 2
         said = capsys.readouterr().err
         assert re.fullmatch(
@@ -76,6 +90,8 @@ def test_what_is_no_number_is_told_in_one_sentence(
         (["usage", "--last", "1d", "--since", "2026-01-01"], "not allowed with argument --last;"),
         (["usage", "--by", "day"], "invalid choice: 'day' (choose from"),
         (["models"], "woodfrog models: the following arguments are required: action;"),
+        (["plan", "--what-if", "-inf"], "'-inf' is none of gpu-price,"),
+        ([*ADD, "--slots", "-x"], "argument --slots: expected one argument;"),
         (["ps", "more"], "unrecognized arguments: more;"),
     ],
 )

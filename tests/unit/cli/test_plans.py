@@ -35,7 +35,7 @@ def test_prices_and_memory_may_be_supposed_together() -> None:
         ("gpu-price=dear", "a number of seconds"),
         ("memory=50%", "how much more or less"),
         ("memory=2", "how much more or less"),
-        ("memory=-100%", "how much more or less"),
+        ("memory=-100%", "how much more or less, above -100%"),
     ],
 )
 def test_what_cannot_be_supposed_is_said(
@@ -81,3 +81,5 @@ def test_each_model_is_shown_with_the_reason_for_its_rest() -> None:
     assert last == (
         "2 models by linear program in 0.12 s; in all 11.750 ms of waiting saved a second, less the price"
     )
+    one = plans.shown(PlanView((toad,), "linear program", 0.0, 0.01175)).splitlines()[-1]
+    assert one.startswith("1 model by ")

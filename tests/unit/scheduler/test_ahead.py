@@ -556,6 +556,28 @@ def test_while_a_request_lifts_another_replica_the_one_on_a_node_that_drains_is_
     assert cell.state.view.replicas["f1"].needed
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_idles_on_a_node_that_drains_is_kept_until_others_serve_in_its_place(
+    count: int,
+) -> None:
+    model = replace(ONE, replicas_min=count)
+    cell = Cell(model, nodes=())
+    mine = [replica(f"f{n}", model, "a") for n in range(count)]
+    cell.report("a", *mine)
+    cell.report("b")
+    cell.wait(100.0)  # each has idled for longer than it takes to park
+    drains = cell.report("a", *mine, facts=facts("a", count * 4 * GIB, draining=True))
+    assert not every(on.Descend, drains)
+    starts = every(on.StartClimb, drains)
+    assert starts
+    lowered = []
+    for come in range(1, count + 1):
+        commands = cell.finish(starts.pop(), f"g{come}")
+        starts += every(on.StartClimb, commands)
+        lowered += every(on.Descend, commands)
+        assert len(lowered) == come
+
+
 def test_who_does_not_lead_lifts_and_fetches_nothing() -> None:
     cell = Cell(FROG)
     rested(cell)

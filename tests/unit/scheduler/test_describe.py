@@ -80,6 +80,19 @@ def test_without_room_nothing_is_predicted() -> None:
     assert described(cell).models[0].predicted_ms is None
 
 
+def test_where_room_must_be_made_first_that_is_in_the_prediction() -> None:
+    cell = Cell(FROG, replace(FROG, name="toad"), nodes=())
+    toad = replica("t1", replace(FROG, name="toad"), "a")
+    cell.report("a", toad, facts=facts("a", 4 * GIB))
+    (roomy, _) = described(cell).models
+    cell.report("a", toad, facts=facts("a", 4 * GIB, memory_bytes=4 * GIB))
+    (full, _) = described(cell).models
+    assert full.predicted_ms is not None
+    assert roomy.predicted_ms is not None
+    assert full.predicted_ms > roomy.predicted_ms
+    assert full.trouble == ""
+
+
 def test_what_no_node_can_take_says_so() -> None:
     cell = Cell(replace(FROG, memory_bytes=17 * GIB), nodes=("a", "b"))
     (told,) = described(cell, troubles=_failed(cell)).models

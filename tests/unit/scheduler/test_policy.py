@@ -157,6 +157,7 @@ def test_nothing_is_thawed_on_a_node_that_drains() -> None:
         ({"replica_count_max": 1}, "full"),
         ({"memory_bytes": 3 * GIB}, "too small"),
         ({"tenants": ("acme",)}, "for other tenants"),
+        ({"memory_bytes": 3 * GIB, "draining": True}, "too small"),
     ],
 )
 def test_no_capacity_says_why(told: dict[str, object], why: str) -> None:

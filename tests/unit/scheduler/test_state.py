@@ -108,6 +108,18 @@ def test_what_no_node_could_take_is_refused_for_good(model: ModelSpec, why: str)
     assert cell.acquire() == []  # that one may be larger
 
 
+def test_a_node_that_drains_gives_hope_only_to_what_it_could_take() -> None:
+    huge = replace(FROG, name="huge", memory_bytes=17 * GIB)
+    cell = Cell(FROG, huge, nodes=("a",))
+    cell.report("a", facts=facts("a", draining=True))
+    cell.report("b", facts=facts("b", memory_bytes=GIB))
+    assert only(on.Refuse, cell.acquire("huge")).reason == "NO_NODE_FITS"
+    refuse = only(on.Refuse, cell.acquire())
+    assert refuse.reason == "NO_CAPACITY"
+    assert "1 node is draining, 1 node is too small" in refuse.message
+    assert "undrain" in refuse.message
+
+
 def test_the_queue_is_bounded() -> None:
     cell = Cell(replace(FROG, slots=1), limits=Limits(waiting_max=2))
     cell.acquire()
