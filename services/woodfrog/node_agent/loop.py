@@ -129,7 +129,7 @@ class NodeLoop:
     async def _climb(self, order: state.Order) -> Climbed:
         stages = Stages()
         self._climbing += 1
-        with telemetry.tracer().start_as_current_span("climb") as span:
+        with telemetry.tracer().start_as_current_span(names.CLIMB) as span:
             span.set_attribute(names.MODEL, order.spec.name)
             try:
                 if order.replica_id:
@@ -167,13 +167,13 @@ class NodeLoop:
         bring = command.bring
         folder = await self._parts.climber.weights_of(live) if bring else Path()
         async with self._parts.gpus.bringing(bring, folder) as bringing:
-            with stages.stage("thaw.weights"):
+            with stages.stage(names.THAW_WEIGHTS):
                 fd = None
                 if bring is not None and bringing is not None:
                     await bringing.room
                     if command.stopped:  # a hot one has its weights
                         fd = await self._parts.gpus.hand_over(live, bringing, bring, folder)
-            with stages.stage("thaw"):
+            with stages.stage(names.THAW):
                 await live.thaw(fd)
 
     def _check_alive(self, live: Live) -> None:
@@ -194,7 +194,7 @@ class NodeLoop:
                 return command
             for replica_id, rung in command.replicas:
                 try:
-                    with stages.stage("room"):
+                    with stages.stage(names.ROOM):
                         await self.descend(replica_id, rung)
                 except WoodfrogError as error:  # it is busy, or gone; there may be another way
                     log.info("not lowered", extra={"replica": replica_id, "why": error.message})
@@ -312,7 +312,7 @@ class NodeLoop:
         return None
 
     async def _finish(self, dumped: Dumped, own_print: Fingerprint) -> None:
-        with telemetry.tracer().start_as_current_span("checkpoint"):
+        with telemetry.tracer().start_as_current_span(names.CHECKPOINT):
             try:
                 pointer = await self._parts.checkpointer.finish(
                     dumped, own_print, partial(self._proof_room, dumped)

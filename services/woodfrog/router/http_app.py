@@ -169,6 +169,7 @@ class HttpApp:
             attributes={
                 names.HTTP_METHOD: "POST",
                 names.HTTP_ROUTE: route.path,
+                names.GENAI_PROVIDER: "woodfrog",
                 names.GENAI_OPERATION: route.operation,
                 names.REQUEST_ID: request_id,
                 **arrival.retry_attributes,

@@ -98,7 +98,11 @@ class Asking:
         status = 499  # cancelled, unless another end comes
         span = telemetry.tracer().start_span(
             f"{route.operation} {model[:200]}",
-            attributes={names.GENAI_OPERATION: route.operation, names.GENAI_MODEL: model[:200]},
+            attributes={
+                names.GENAI_PROVIDER: "woodfrog",
+                names.GENAI_OPERATION: route.operation,
+                names.GENAI_MODEL: model[:200],
+            },
         )
         try:
             self._check(model, body)

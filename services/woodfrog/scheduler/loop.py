@@ -336,9 +336,11 @@ class SchedulerLoop:
     def _grant(self, grant: on.Grant) -> None:
         acquired = grant.acquired
         span = self._spans.get(grant.climb) if grant.climb is not None else None
+        caller = self._callers.get(grant.ticket)
         if span is not None:
             acquired = replace(acquired, climb_traceparent=propagation.traceparent(span))
-        caller = self._callers.get(grant.ticket)
+            if caller is not None:  # it shared a climb that another began
+                telemetry.keep(trace.get_current_span(caller.context))
         if caller is not None and not caller.answer.done():
             caller.answer.set_result(acquired)
         else:  # it gave up in this very moment, and its cancellation is still to be told
@@ -355,7 +357,7 @@ class SchedulerLoop:
         elif before is not None:
             parent = trace.set_span_in_context(before, parent)
         span = telemetry.tracer().start_span(
-            "scheduler.place",
+            names.SCHEDULER_PLACE,
             parent,
             start_time=int(began * 1e9),
             attributes={
@@ -366,6 +368,7 @@ class SchedulerLoop:
                 names.ATTEMPT: order.attempt,
             },
         )
+        telemetry.keep(span)  # a climb is in the traces whatever is sampled
         if order.seen and span.is_recording():
             span.set_attribute(names.SEEN, json.dumps([each._asdict() for each in order.seen]))
         span.end()
