@@ -96,6 +96,8 @@ def _chosen(home: Path, port: int | None, node_count: int | None) -> bool:
                 f"the cluster in {cluster.home} is up with {_nodes(cluster)}; stop it first with: {to_type('down', cluster.home)}",
             )
         cluster.with_nodes(node_count).save()
+    elif not was_up:
+        cluster.with_nodes(cluster.node_count).save()  # with ports that an older release had not
     return was_up
 
 

@@ -36,6 +36,7 @@ from woodfrog.node_agent.climb import Climber
 from woodfrog.node_agent.gpu_state import Bring, need_of
 from woodfrog.node_agent.gpus import Gpus
 from woodfrog.node_agent.live import Live
+from woodfrog.node_agent.metrics import Metrics
 from woodfrog.node_agent.sandbox import SandboxPool
 from woodfrog.node_agent.stages import Stages
 from woodfrog.telemetry import names
@@ -62,6 +63,7 @@ class Parts:
     weight_fs: WeightFsClient
     pool: SandboxPool
     gpus: Gpus
+    metrics: Metrics
 
 
 class NodeLoop:
@@ -133,9 +135,13 @@ class NodeLoop:
             span.set_attribute(names.MODEL, order.spec.name)
             try:
                 if order.replica_id:
-                    return await self._thaw(order, stages)
-                return await self._start(order, stages, span)
+                    climbed = await self._thaw(order, stages)
+                else:
+                    climbed = await self._start(order, stages, span)
+                self._parts.metrics.finished(climbed, stages.took_s)
+                return climbed
             except WoodfrogError as error:
+                self._parts.metrics.ended(error.reason, refused=error.reason in _REFUSALS)
                 if error.reason in _REFUSALS:
                     raise
                 raise Unavailable("CLIMB_FAILED", error.message, cause=error.reason) from error
@@ -274,10 +280,9 @@ class NodeLoop:
         except (WoodfrogError, OSError) as error:
             known = error if isinstance(error, WoodfrogError) else None
             reason = known.reason if known else type(error).__name__
-            log.warning(
-                "snapshot passed over",
-                extra={"model": spec.name, "reason": reason, "error": str(error)},
-            )
+            extra = {"model": spec.name, "reason": reason, "error": str(error)}
+            log.warning("snapshot passed over", extra=extra)
+            self._parts.metrics.fallbacks.labels(reason).inc()
             if reason == "CANARY_MISMATCH" and bring and not self._board.shared(bring, replica_id):
                 # Perhaps it is they; the cold start reads them again.
                 await self._parts.gpus.forget(bring.gpu, bring.weights)
@@ -304,7 +309,7 @@ class NodeLoop:
         try:
             return await self._parts.checkpointer.dump(live, stages)
         except (WoodfrogError, OSError) as error:
-            _log_failed(live.spec, error)
+            self._checkpoint_failed(live.spec, error)
         if (await live.control("describe")).get("state") != "serving":
             raise Unavailable(
                 "REPLICA_LOST", f"{live.spec.name} did not go on after its checkpoint failed"
@@ -318,16 +323,17 @@ class NodeLoop:
                     dumped, own_print, partial(self._proof_room, dumped)
                 )
             except (WoodfrogError, OSError) as error:
-                _log_failed(dumped.spec, error)
+                self._checkpoint_failed(dumped.spec, error)
                 return
-        log.info(
-            "snapshot made",
-            extra={
-                "model": pointer.model,
-                "manifest": pointer.manifest,
-                "size_bytes": pointer.size_bytes,
-            },
-        )
+        self._parts.metrics.checkpoints.labels("finished").inc()
+        extra = {"model": pointer.model, "manifest": pointer.manifest}
+        log.info("snapshot made", extra=extra | {"size_bytes": pointer.size_bytes})
+
+    def _checkpoint_failed(self, spec: ModelSpec, error: Exception) -> None:
+        self._parts.metrics.checkpoints.labels("failed").inc()
+        reason = error.reason if isinstance(error, WoodfrogError) else type(error).__name__
+        extra = {"model": spec.name, "reason": reason, "error": str(error)}
+        log.error("checkpoint failed", extra=extra)
 
     @contextmanager
     def _proof_room(self, dumped: Dumped) -> Iterator[Room]:
@@ -482,11 +488,3 @@ class NodeLoop:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return task
-
-
-def _log_failed(spec: ModelSpec, error: Exception) -> None:
-    reason = error.reason if isinstance(error, WoodfrogError) else type(error).__name__
-    log.error(
-        "checkpoint failed",
-        extra={"model": spec.name, "reason": reason, "error": str(error)},
-    )

@@ -216,6 +216,7 @@ class HttpApp:
         """As a response, or inside the stream that has begun; a body of known length is cut off instead."""
         refusal = openai_errors.refusal(error)
         span.set_attribute(names.ERROR_TYPE, error.reason)
+        self._metrics.refused(error.reason)
         if refusal.status >= 500:
             span.set_status(StatusCode.ERROR, error.message)
         if not reply.status:

@@ -116,6 +116,7 @@ class Asking:
         except errors.WoodfrogError as error:
             status = openai_errors.refusal(error).status
             span.set_attribute(names.ERROR_TYPE, error.reason)
+            self._metrics.refused(error.reason)
             raise
         finally:
             span.end()

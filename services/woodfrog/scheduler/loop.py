@@ -76,6 +76,9 @@ class SchedulerLoop:
         self._waits = waits
         self._plans = plans or Plans(state, clock, {})
         self._metrics = metrics or Metrics()
+        self._metrics.view = self._overview
+        self._metrics.waiting = lambda: len(self._callers)
+        self._metrics.leads = lambda: self.leads
         self._group = group
         self._tasks: set[asyncio.Task[Any]] = set()
         self._links = NodeLinks(self.submit, self._spawn, waits.node_patience_s)
@@ -153,6 +156,9 @@ class SchedulerLoop:
 
     def describe(self) -> ClusterView:
         return describe(self._state, self._clock.now(), self._troubles)
+
+    def _overview(self) -> ClusterView:
+        return describe(self._state, self._clock.now(), self._troubles, predict=False)
 
     def start(self, source: catalog.Catalog, election: Election) -> None:
         self._election = election
@@ -328,6 +334,7 @@ class SchedulerLoop:
         if caller is None or caller.answer.done():
             return
         caller.answer.set_exception(refusals.error(refuse))
+        self._metrics.refusals.labels(refuse.reason).inc()
         view = self._state.view
         serves = any(map(view.offered, view.replicas_of(caller.model)))  # only too few of it
         if caller.model in view.models and not serves:
@@ -379,7 +386,8 @@ class SchedulerLoop:
         with trace.use_span(span, end_on_exit=False):
             event = await self._climbed(order, term)
         took_s = self._clock.now() - began
-        self._metrics.ended(order, event, took_s)
+        with trace.use_span(span, end_on_exit=False):
+            self._metrics.ended(order, event, took_s)
         extra = {
             "model": order.spec.name,
             "node": order.node,
@@ -441,6 +449,7 @@ class SchedulerLoop:
                 )
             self.submit(on.DescendFailed(order.replica_id, error.reason, error.message))
             return
+        self._metrics.descents.labels(rung.value).inc()
         log.info("replica lowered", extra={"replica": order.replica_id, "rung": rung.value})
         self.submit(on.DescendFinished(order.replica_id, rung))
 
