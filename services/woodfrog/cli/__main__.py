@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from woodfrog.cli import chat, commands, doctor, nodes, options, plans, up
+from woodfrog.cli import chat, commands, doctor, nodes, options, plans, top, up, waterfall
 from woodfrog.cli.cluster import HOME, NODES_MAX, Cluster, Tools
 from woodfrog.cli.convert import DTYPES
 from woodfrog.errors import WoodfrogError
@@ -23,11 +23,11 @@ _PARK_S = 60.0  # idle, until a replica parks
 
 def parser() -> options.Parser:
     """README.md has the same verbs for people."""
-    top = options.Parser(prog="woodfrog", description="Frozen replicas that wake at once.")
-    top.add_argument(
+    whole = options.Parser(prog="woodfrog", description="Frozen replicas that wake at once.")
+    whole.add_argument(
         "--home", type=options.folder, default=str(HOME), help="the cluster's folder (%(default)s)"
     )
-    verbs = top.add_subparsers(dest="verb", required=True)
+    verbs = whole.add_subparsers(dest="verb", required=True)
 
     one = verbs.add_parser("up", help="start the local cluster")
     one.add_argument(
@@ -69,10 +69,15 @@ def parser() -> options.Parser:
     drop = snapshots.add_parser("rm", help="remove the snapshots of a model")
     drop.add_argument("model")
 
+    traced = verbs.add_parser("trace", help="show where a request's time went; the latest traces")
+    traced.add_argument("trace_id", nargs="?", help="or its first digits")
+    watched = verbs.add_parser("top", help="show models on their rungs, live")
+    watched.add_argument("--once", action="store_true", help="print one view and end")
+
     talk = verbs.add_parser("chat", help="talk to a model")
     talk.add_argument("model")
     talk.add_argument("question", nargs="*", help="ask this and end; without it, a conversation")
-    return top
+    return whole
 
 
 def _take_nodes(verb: options.Parser) -> None:
@@ -205,6 +210,10 @@ def run(args: argparse.Namespace) -> int:
             from woodfrog.cli import demo  # needs the extra of the same name
 
             return demo.run(args.home)
+        case "trace":
+            path = Cluster.existing(args.home).traces_file
+            waterfall.trace(path, args.trace_id) if args.trace_id else waterfall.latest(path)
+            return 0
         case "chat":
             return _chat(up.running(args.home), args.model, " ".join(args.question))
         case _:
@@ -242,6 +251,7 @@ async def _add(args: argparse.Namespace) -> None:
 _Action = Callable[[argparse.Namespace], Coroutine[Any, Any, None]]
 _ACTIONS: dict[tuple[str, str], _Action] = {
     ("ps", ""): lambda args: commands.ps(up.running(args.home)),
+    ("top", ""): lambda args: top.top(up.running(args.home), once=args.once),
     ("plan", ""): lambda args: plans.plan(up.running(args.home), WhatIf(**dict(args.what_if))),
     ("models", "add"): _add,
     ("models", "list"): lambda args: commands.models_list(up.running(args.home)),
