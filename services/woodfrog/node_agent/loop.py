@@ -139,6 +139,8 @@ class NodeLoop:
                 else:
                     climbed = await self._start(order, stages, span)
                 self._parts.metrics.finished(climbed, stages.took_s)
+                extra = {"replica": climbed.replica.replica_id, "rung": climbed.from_rung.value}
+                log.info("replica serves", extra=extra | {"model": order.spec.name})
                 return climbed
             except WoodfrogError as error:
                 self._parts.metrics.ended(error.reason, refused=error.reason in _REFUSALS)
@@ -366,6 +368,7 @@ class NodeLoop:
             raise
         resting = ReplicaState.HOT if hot else ReplicaState.PARKED
         self._board.decide(state.DescendFinished(live.replica_id, resting))
+        log.info("replica rests", extra={"replica": live.replica_id, "state": resting.value})
         self._board.publish_replica(live.replica_id)
 
     async def _freeze(self, live: Live, rested: bool) -> None:

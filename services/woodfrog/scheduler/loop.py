@@ -386,8 +386,6 @@ class SchedulerLoop:
         with trace.use_span(span, end_on_exit=False):
             event = await self._climbed(order, term)
         took_s = self._clock.now() - began
-        with trace.use_span(span, end_on_exit=False):
-            self._metrics.ended(order, event, took_s)
         extra = {
             "model": order.spec.name,
             "node": order.node,
@@ -395,6 +393,19 @@ class SchedulerLoop:
             "seconds": round(took_s, 4),
             "predicted_s": round(order.predicted_s, 4),
         }
+        with trace.use_span(span, end_on_exit=False):  # logs name its trace
+            self._metrics.ended(order, event, took_s)
+            self._told(order, event, extra)
+        if self._climbs.pop(order.attempt, None) is not None:
+            self.submit(event)
+        self._forget_spans()
+
+    def _told(
+        self,
+        order: on.StartClimb,
+        event: on.ClimbFinished | on.ClimbRefused | on.ClimbFailed,
+        extra: dict[str, Any],
+    ) -> None:
         if isinstance(event, on.ClimbFinished):
             extra["rung"] = event.climbed.from_rung.value
             extra["replica"] = event.climbed.replica.replica_id
@@ -404,9 +415,6 @@ class SchedulerLoop:
             failed = f"a climb failed on node {order.node!r}: {event.message}"
             self._troubles.note(order.spec.name, failed, self._clock.now())
             log.warning("climb failed", extra=extra | {"error": event.message})
-        if self._climbs.pop(order.attempt, None) is not None:
-            self.submit(event)
-        self._forget_spans()
 
     def _forget_spans(self) -> None:
         for climb in [climb for climb in self._spans if not self._state.climbing(climb)]:

@@ -45,7 +45,8 @@ def test_children_stand_below_their_parents_with_bars_where_they_were() -> None:
 def test_a_trace_is_found_by_its_first_digits(tmp_path: Path) -> None:
     path = tmp_path / "traces.jsonl"
     path.write_text("".join(json.dumps(each) + "\n" for each in SPANS))
-    assert [each["name"] for each in waterfall.find(path, "AAAAAA")] == [s["name"] for s in SPANS]
+    found = [each["name"] for each in waterfall.find(path, "AAAAAA")]
+    assert found == ["POST", "acquire", "climb", "forward"]  # by their beginning
     with pytest.raises(NotFound, match="no trace 'bbbbbb'"):
         waterfall.find(path, "bbbbbb")
     with pytest.raises(InvalidArgument, match="too short"):
