@@ -11,6 +11,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import openai
@@ -156,7 +157,7 @@ def check_panels(running: Running, prometheus: str, began: float) -> None:
                     query = query.replace("$model", NAME).replace("$node", running.cluster.node)
                     what = f"data of {panel['title']!r}: {query}"
                     # A rate is of two scrapes, the second of which may be to come.
-                    wait(lambda query=query: bool(data(prometheus, query, began)), what, 20.0)
+                    wait(partial(has_data, prometheus, query, began), what, 20.0)
     exemplars = get(
         prometheus,
         "query_exemplars",
@@ -170,11 +171,11 @@ def check_panels(running: Running, prometheus: str, began: float) -> None:
     assert told <= kept
 
 
-def data(prometheus: str, query: str, began: float) -> list[float]:
-    """All that the expression gave since then, without NaN."""
+def has_data(prometheus: str, query: str, began: float) -> bool:
+    """Whether the expression gave anything but NaN since then."""
     found = get(prometheus, "query_range", query=query, start=began, end=time.time(), step="1s")
     values = [float(value) for series in found["result"] for _, value in series["values"]]
-    return [value for value in values if not math.isnan(value)]
+    return any(not math.isnan(value) for value in values)
 
 
 def check_alerts(prometheus: str) -> None:

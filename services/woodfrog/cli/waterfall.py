@@ -90,10 +90,10 @@ def draw(spans: Sequence[Span], columns: int) -> str:
 
 
 def latest(path: Path) -> None:
-    """Prints the latest traces, newest first."""
+    """Prints the latest traces of requests, climbs and errors, newest first."""
     rows = listed(trace_file.read(path))
     if not rows:
-        print(f"no traces in {path}")
+        print(f"no traces of requests in {path}")
         return
     print(table(("TRACE", "BEGAN", "WHAT", "MODEL", "FROM", "MS", "SPANS"), rows))
 
@@ -102,8 +102,16 @@ def listed(spans: Sequence[Span]) -> list[tuple[object, ...]]:
     by_trace: dict[str, list[Span]] = {}
     for span in spans:
         by_trace.setdefault(span["trace_id"], []).append(span)
-    newest = sorted(by_trace.values(), key=lambda each: -each[0]["start_ns"])[:LISTED_MAX]
+    worth = [each for each in by_trace.values() if any(map(_worth_listing, each))]
+    newest = sorted(worth, key=lambda each: -each[0]["start_ns"])[:LISTED_MAX]
     return [_row(each) for each in newest]
+
+
+def _worth_listing(span: Span) -> bool:
+    """Of a request, of a climb, or of what failed; the rest is what services and commands ask each other."""
+    return bool(
+        names.GENAI_OPERATION in span["attributes"] or span["name"] == names.CLIMB or span["error"]
+    )
 
 
 def _row(spans: Sequence[Span]) -> tuple[object, ...]:

@@ -51,11 +51,12 @@ def test_a_trace_is_found_by_its_first_digits(tmp_path: Path) -> None:
         waterfall.find(path, "bbbbbb")
     with pytest.raises(InvalidArgument, match="too short"):
         waterfall.find(path, "a")
-    other = span("POST", "7", "", 500, 1, trace_id="a" * 31 + "b")
+    other = span("Climb", "7", "", 500, 1, trace_id="a" * 31 + "b", error="refused")
     with path.open("a") as file:
         file.write(json.dumps(other) + "\n")
     with pytest.raises(InvalidArgument, match="2 traces begin"):
         waterfall.find(path, "aaaaaaaa")
-    first, second = waterfall.listed([*SPANS, other])
+    polled = span("Placements/Describe", "8", "", 600, 1, trace_id=B)
+    first, second = waterfall.listed([*SPANS, other, polled])
     assert first[0] == other["trace_id"]
     assert second[2:] == ("POST", "frog", "frozen", "40.0", 4)
