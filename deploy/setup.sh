@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets a machine up for woodfrog: apt packages, .venv, CRIU and etcd under .tools, generated code, the demo's model.
+# Sets a machine up for woodfrog: apt packages, .venv, CRIU, etcd and Prometheus under .tools, generated code, the demo's model.
 # Usage: deploy/setup.sh            (root, Debian 12 or 13; Ubuntu 24.04 is in the script and untested)
 # Every step is skipped when its result is already there, so a second run takes a second or two.
 set -euo pipefail
@@ -41,7 +41,7 @@ if [ -n "$missing" ]; then
 fi
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "Python 3.11 or newer is needed, python3 is $(python3 -V)"
 
-# --- CRIU and etcd, beside the system ---------------------------------------------------------------------------------
+# --- CRIU, etcd and Prometheus, beside the system ---------------------------------------------------------------------------------
 # Debian 12's CRIU cannot start on new kernels and its etcd is too old. A newer release's packages are unpacked into
 # .tools with their own libraries and loader, through a private apt root: the system's own apt is not touched, and the
 # address and the signing key are those that the system already trusts.
@@ -71,7 +71,7 @@ EOF
     cd "$root/debs"
     # shellcheck disable=SC2046
     quiet apt-get download $(apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks \
-      --no-replaces --no-enhances "$@" | grep '^[a-z]' | sort -u | grep -vE '^(debconf|perl|adduser|passwd|lsb|init-|sysvinit|iptables|nftables|python3)' )
+      --no-replaces --no-enhances "$@" | grep '^[a-z]' | sort -u | grep -vE '^(debconf|perl|adduser|passwd|lsb|init-|sysvinit|iptables|nftables|python3|libjs|fonts|prometheus-node)' )
     for deb in *.deb; do dpkg -x "$deb" "$dir"; done
   )
   rm -rf "$root" "$dir"/usr/share "$dir"/usr/lib/x86_64-linux-gnu/gconv "$dir"/usr/lib/locale
@@ -79,6 +79,7 @@ EOF
 }
 unpack criu criu
 unpack etcd etcd-server
+unpack prometheus prometheus  # only the tests of deploy/grafana start it
 
 # CRIU is started through its own loader, so that it never meets the system's older libraries.
 cat >"$TOOLS/criu.sh" <<EOF
@@ -88,6 +89,7 @@ EOF
 chmod 755 "$TOOLS/criu.sh"
 "$TOOLS/criu.sh" --version >>"$LOG" 2>&1 || fail "CRIU does not start; see $LOG"
 "$TOOLS/etcd/usr/bin/etcd" --version >>"$LOG" 2>&1 || fail "etcd does not start; see $LOG"
+"$TOOLS/prometheus/usr/bin/prometheus" --version >>"$LOG" 2>&1 || fail "prometheus does not start; see $LOG"
 
 # --- Python -----------------------------------------------------------------------------------------------------------
 stamp=$(sha256sum pyproject.toml | cut -d' ' -f1)

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CRIU = Path(os.environ.get("WOODFROG_CRIU", ROOT / ".tools" / "criu.sh"))
 ETCD = Path(os.environ.get("WOODFROG_ETCD_BIN", ROOT / ".tools" / "etcd" / "usr" / "bin" / "etcd"))
 CLIENTS = ROOT / ".tools" / "clients"
+PROMETHEUS = ROOT / ".tools" / "prometheus" / "usr" / "bin" / "prometheus"
 MODEL = Path(os.environ.get("WOODFROG_TEST_MODEL", ROOT / ".woodfrog" / "models" / "smollm2-135m"))
 
 
@@ -42,8 +43,9 @@ def _missing(name: str) -> str | None:
             return None if os.geteuid() == 0 else "not root"
         case "fuse":
             return None if os.access("/dev/fuse", os.R_OK | os.W_OK) else "/dev/fuse"
-        case "etcd":
-            return None if ETCD.exists() else f"no etcd at {ETCD}; run make setup"
+        case "etcd" | "prometheus":
+            program = ETCD if name == "etcd" else PROMETHEUS
+            return None if program.exists() else f"no {name} at {program}; run make setup"
         case "model":
             return (
                 None if (MODEL / "config.json").exists() else f"no model at {MODEL}; run make setup"

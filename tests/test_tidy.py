@@ -218,6 +218,24 @@ def test_the_page_of_figures_is_that_of_the_results() -> None:
     assert page.OUT.read_text() == page.draw(), "run: .venv/bin/python docs/figures.py"
 
 
+def test_the_page_of_metrics_is_that_of_the_services_and_they_are_named_by_one_rule() -> None:
+    page = _load(ROOT / "docs/metrics.py")
+    assert page.OUT.read_text() == page.draw(), "run: .venv/bin/python docs/metrics.py"
+    units = "seconds|bytes|ratio|requests|replicas|nodes|models|rungs|schedulers|trees|manifests|chunks|ingests"
+    counted = "spans|climbs|refusals|fallbacks|checkpoints|descents|failures|requests|bytes|usage"
+    for service, metrics in page.services().items():
+        for family in metrics.registry.collect():
+            unit = counted if family.type == "counter" else units
+            assert re.fullmatch(rf"woodfrog_{service}(_[a-z]+)*_({unit})", family.name), family.name
+
+
+def test_names_of_spans_are_in_one_file() -> None:
+    """But those of requests and calls, which are made of what they are about."""
+    begun = re.compile(r"(?:start_span|start_as_current_span|\.stage|stages\.split)\(\s*\"")
+    for path in [*ROOT.glob("libs/**/*.py"), *ROOT.glob("services/**/*.py")]:
+        assert not begun.search(path.read_text()), path
+
+
 def test_the_manifest_in_the_docs_is_one() -> None:
     from woodfrog.model.manifest import Manifest
 

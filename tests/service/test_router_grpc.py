@@ -220,6 +220,7 @@ async def test_trace_of_a_wake(bench: Bench, spans: InMemorySpanExporter) -> Non
         "http.route": "/v1/chat/completions",
         "http.response.status_code": 200,
         "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "woodfrog",
         "gen_ai.request.model": "m",
         "woodfrog.request_id": (root.attributes or {})["woodfrog.request_id"],
         "woodfrog.rung": "stored",

@@ -12,6 +12,7 @@ from woodfrog import telemetry
 from woodfrog.errors import status
 from woodfrog.rpc import propagation
 from woodfrog.rpc.server import MESSAGE_BYTES_MAX
+from woodfrog.telemetry import names
 
 _OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
@@ -42,7 +43,10 @@ async def call(
     While the peer cannot be reached it is tried again for `patience_s`: a restart of a neighbour is no error then.
     """
     name = method._method.decode()[1:]  # type: ignore[attr-defined]
-    with telemetry.tracer().start_as_current_span(name, kind=SpanKind.CLIENT):
+    attributes = {names.RPC_SYSTEM: "grpc", names.RPC_METHOD: name}
+    with telemetry.tracer().start_as_current_span(
+        name, kind=SpanKind.CLIENT, attributes=attributes
+    ) as span:
         metadata = tuple(propagation.inject().items())
         until = time.monotonic() + patience_s
         while True:
@@ -51,6 +55,8 @@ async def call(
             except grpc.aio.AioRpcError as error:
                 known = status.from_rpc_error(error, name)
                 if known.reason != status.UNREACHABLE or time.monotonic() > until:
+                    span.set_attribute(names.RPC_STATUS, error.code().name)
+                    span.set_attribute(names.ERROR_TYPE, known.reason)
                     raise known from None
             await asyncio.sleep(_RETRY_S)
 

@@ -72,39 +72,45 @@ class Server:
 
 
 class _Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    def __init__(self) -> None:
+        self._wrapped: dict[str, Any] = {}  # by method: to make one takes longer than all else here
+
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        handler = await continuation(handler_call_details)
         name = handler_call_details.method
+        if name in self._wrapped:
+            return self._wrapped[name]
+        handler = await continuation(handler_call_details)
         if handler is None or name.startswith(_QUIET):
-            return handler
-        parent = propagation.extract_metadata(handler_call_details.invocation_metadata)
-        make = (
-            grpc.unary_unary_rpc_method_handler,
-            grpc.unary_stream_rpc_method_handler,
-            grpc.stream_unary_rpc_method_handler,
-            grpc.stream_stream_rpc_method_handler,
-        )[2 * handler.request_streaming + handler.response_streaming]
-        inner = (
-            handler.unary_unary
-            or handler.unary_stream
-            or handler.stream_unary
-            or handler.stream_stream
-        )
-        wrap = _stream if handler.response_streaming else _unary
-        return make(
-            wrap(name, inner, parent),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
+            return handler  # not kept: clients may ask for any number of methods that are not there
+        self._wrapped[name] = _wrapped(name, handler)
+        return self._wrapped[name]
 
 
-def _unary(name: str, inner: Callable[..., Awaitable[Any]], parent: Any) -> Callable[..., Any]:
+def _wrapped(name: str, handler: Any) -> Any:
+    make = (
+        grpc.unary_unary_rpc_method_handler,
+        grpc.unary_stream_rpc_method_handler,
+        grpc.stream_unary_rpc_method_handler,
+        grpc.stream_stream_rpc_method_handler,
+    )[2 * handler.request_streaming + handler.response_streaming]
+    inner = (
+        handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+    )
+    wrap = _stream if handler.response_streaming else _unary
+    return make(
+        wrap(name, inner),
+        request_deserializer=handler.request_deserializer,
+        response_serializer=handler.response_serializer,
+    )
+
+
+def _unary(name: str, inner: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
     async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        span = telemetry.tracer().start_span(name[1:], parent, kind=SpanKind.SERVER)
+        span = _open(name, context)
         # grpc's abort ends the call by an exception, which says nothing of the cause.
         with trace.use_span(
             span, end_on_exit=True, record_exception=False, set_status_on_exception=False
@@ -119,13 +125,13 @@ def _unary(name: str, inner: Callable[..., Awaitable[Any]], parent: Any) -> Call
 
 
 def _stream(
-    name: str, inner: Callable[..., AsyncIterator[Any]], parent: Any
+    name: str, inner: Callable[..., AsyncIterator[Any]]
 ) -> Callable[..., AsyncIterator[Any]]:
     async def handle(
         request: Any, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[Any]:
         # A stream lives as long as its peer: its span marks the opening, so that one is seen before the end.
-        span = telemetry.tracer().start_span(name[1:], parent, kind=SpanKind.SERVER)
+        span = _open(name, context)
         span.end()
         # Never detached: the context is of this call's own task, which ends with it.
         contexts.attach(trace.set_span_in_context(span))
@@ -138,10 +144,22 @@ def _stream(
     return handle
 
 
+def _open(name: str, context: grpc.aio.ServicerContext[Any, Any]) -> trace.Span:
+    return telemetry.tracer().start_span(
+        name[1:],
+        propagation.extract_metadata(context.invocation_metadata()),
+        kind=SpanKind.SERVER,
+        attributes={names.RPC_SYSTEM: "grpc", names.RPC_METHOD: name[1:]},
+    )
+
+
 def _tell(span: trace.Span, error: Exception) -> None:
-    if isinstance(error, errors.WoodfrogError):
-        span.set_attribute(names.ERROR_TYPE, error.reason)
-        span.set_status(trace.StatusCode.ERROR, error.message)
+    if isinstance(error, grpc.aio.AbortError):  # of a servicer that ended the call itself
+        return
+    known = error if isinstance(error, errors.WoodfrogError) else errors.Internal("INTERNAL", "")
+    code = status.code_of(known).name
+    span.set_attributes({names.RPC_STATUS: code, names.ERROR_TYPE: known.reason})
+    span.set_status(trace.StatusCode.ERROR, known.message or type(error).__name__)
 
 
 async def _abort(name: str, context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> None:

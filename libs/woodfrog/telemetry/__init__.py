@@ -1,6 +1,7 @@
 """One `init` for traces and logs. Telemetry uses the standard OTEL_* variables and adds none.
 
 Without OTEL_EXPORTER_OTLP_ENDPOINT spans are made (so that trace ids reach logs and headers) but not exported.
+OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG say which are; what climbs or fails is always (`spans.py`).
 """
 
 import functools
@@ -13,11 +14,12 @@ from typing import Any
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-_QUEUE_SPANS_MAX = 16_384  # the default of 2,048 loses a third of a burst
-_EXPORT_DELAY_MS = 500
+from woodfrog.telemetry import export
+from woodfrog.telemetry.spans import keep
+
+__all__ = ["JsonFormatter", "flush", "init", "keep", "tracer"]
+log = logging.getLogger(__name__)
 _PLAIN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
@@ -45,26 +47,27 @@ def init(service: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    provider = TracerProvider(
-        resource=Resource.create(
-            {"service.name": f"woodfrog-{service}", "service.instance.id": str(os.getpid())}
-        )
+    resource = Resource.create(
+        {
+            "service.namespace": "woodfrog",
+            "service.name": f"woodfrog-{service}",
+            "service.instance.id": str(os.getpid()),
+        }
     )
-    if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
-        provider.add_span_processor(
-            BatchSpanProcessor(
-                OTLPSpanExporter(),
-                max_queue_size=_QUEUE_SPANS_MAX,
-                schedule_delay_millis=_EXPORT_DELAY_MS,
-            )
-        )
+    exporter = OTLPSpanExporter() if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") else None
+    try:
+        ratio = export.ratio()
+    except ValueError as error:
+        log.error("cannot run", extra={"reason": "BAD_SETTING", "error": str(error)})
+        sys.exit(1)
+    provider = export.Provider(resource, ratio, exporter)
     trace.set_tracer_provider(provider)
 
 
 def flush() -> None:
     """Sends what is queued; call once, after the loop ended."""
     provider = trace.get_tracer_provider()
-    if isinstance(provider, TracerProvider):
+    if isinstance(provider, export.Provider):
         provider.shutdown()
 
 

@@ -7,7 +7,19 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from woodfrog.cli import chat, commands, doctor, nodes, options, plans, tenants, up, usage
+from woodfrog.cli import (
+    chat,
+    commands,
+    doctor,
+    nodes,
+    options,
+    plans,
+    tenants,
+    top,
+    up,
+    usage,
+    waterfall,
+)
 from woodfrog.cli.cluster import AUTH, HOME, NODES_MAX, Cluster, Tools
 from woodfrog.cli.convert import DTYPES
 from woodfrog.clock import SystemClock
@@ -24,38 +36,13 @@ _PARK_S = 60.0  # idle, until a replica parks
 
 def parser() -> options.Parser:
     """README.md has the same verbs for people."""
-    top = options.Parser(prog="woodfrog", description="Frozen replicas that wake at once.")
-    top.add_argument(
+    whole = options.Parser(prog="woodfrog", description="Frozen replicas that wake at once.")
+    whole.add_argument(
         "--home", type=options.folder, default=str(HOME), help="the cluster's folder (%(default)s)"
     )
-    verbs = top.add_subparsers(dest="verb", required=True)
+    verbs = whole.add_subparsers(dest="verb", required=True)
 
-    one = verbs.add_parser("up", help="start the local cluster")
-    one.add_argument(
-        "--port", type=options.whole(1, _PORT_MAX), help="of the gateway; kept for the next start"
-    )
-    one.add_argument(
-        "--nodes",
-        type=options.whole(1, NODES_MAX),
-        metavar="N",
-        help=f"nodes on this machine, 1 to {NODES_MAX}, each with a share of its memory and GPUs; kept for the next start",
-    )
-    one.add_argument(
-        "--foreground", action="store_true", help="stay, show the log, end with Ctrl-C"
-    )
-    one.add_argument(
-        "--auth",
-        choices=AUTH,
-        help="whether requests need a tenant's API key (none); kept for the next start",
-    )
-    one.add_argument(
-        "--node-tenants",
-        action="append",
-        type=tenants.of_node,
-        metavar="NUMBER=TENANT[,TENANT]",
-        help="a node that takes only models of these tenants; for several nodes, several times; kept for the next start,"
-        " 1= alone takes all of them back",
-    )
+    _take_up(verbs.add_parser("up", help="start the local cluster"))
     verbs.add_parser("down", help="stop it and clean up; models and snapshots stay")
     verbs.add_parser("doctor", help="check this machine")
     verbs.add_parser("ps", help="show models on their rungs, and replicas")
@@ -87,11 +74,43 @@ def parser() -> options.Parser:
 
     _take_usage(verbs.add_parser("usage", help="show who used what, and what sleeping saved"))
     tenants.take(verbs)
+    traced = verbs.add_parser("trace", help="show where a request's time went; the latest traces")
+    traced.add_argument("trace_id", nargs="?", help="or its first digits")
+    watched = verbs.add_parser("top", help="show models on their rungs, live")
+    watched.add_argument("--once", action="store_true", help="print one view and end")
 
     talk = verbs.add_parser("chat", help="talk to a model")
     talk.add_argument("model")
     talk.add_argument("question", nargs="*", help="ask this and end; without it, a conversation")
-    return top
+    return whole
+
+
+def _take_up(one: options.Parser) -> None:
+    one.add_argument(
+        "--port", type=options.whole(1, _PORT_MAX), help="of the gateway; kept for the next start"
+    )
+    one.add_argument(
+        "--nodes",
+        type=options.whole(1, NODES_MAX),
+        metavar="N",
+        help=f"nodes on this machine, 1 to {NODES_MAX}, each with a share of its memory and GPUs; kept for the next start",
+    )
+    one.add_argument(
+        "--foreground", action="store_true", help="stay, show the log, end with Ctrl-C"
+    )
+    one.add_argument(
+        "--auth",
+        choices=AUTH,
+        help="whether requests need a tenant's API key (none); kept for the next start",
+    )
+    one.add_argument(
+        "--node-tenants",
+        action="append",
+        type=tenants.of_node,
+        metavar="NUMBER=TENANT[,TENANT]",
+        help="a node that takes only models of these tenants; for several nodes, several times; kept for the next start,"
+        " 1= alone takes all of them back",
+    )
 
 
 def _take_usage(verb: options.Parser) -> None:
@@ -247,6 +266,10 @@ def run(args: argparse.Namespace) -> int:
             from woodfrog.cli import demo  # needs the extra of the same name
 
             return demo.run(args.home, args.engine)
+        case "trace":
+            path = Cluster.existing(args.home).traces_file
+            waterfall.trace(path, args.trace_id) if args.trace_id else waterfall.latest(path)
+            return 0
         case "chat":
             return _chat(up.running(args.home), args.model, " ".join(args.question))
         case _:
@@ -287,6 +310,7 @@ async def _add(args: argparse.Namespace) -> None:
 _Action = Callable[[argparse.Namespace], Coroutine[Any, Any, None]]
 _ACTIONS: dict[tuple[str, str], _Action] = {
     ("ps", ""): lambda args: commands.ps(up.running(args.home)),
+    ("top", ""): lambda args: top.top(up.running(args.home), once=args.once),
     ("plan", ""): lambda args: plans.plan(up.running(args.home), WhatIf(**dict(args.what_if))),
     ("models", "add"): _add,
     ("models", "list"): lambda args: commands.models_list(up.running(args.home)),

@@ -27,6 +27,9 @@ NODES_MAX = 16
 HOME = Path(os.environ.get("WOODFROG_HOME", ".woodfrog"))
 HTTP_PORT = 8321
 _OF_A_NODE = ("weight_fs", "node_agent")
+_METRICS = (
+    "metrics:"  # before a child's name: its port of them; a folder of an older release has none
+)
 _PORTS = ("etcd", "etcd_peer", "chunks", "traces", *SERVICES)
 
 
@@ -109,7 +112,8 @@ class Cluster:
             value = json.loads((home / "cluster.json").read_text())
             node_count = int(value.get("nodes", 1))
             ports = {str(name): int(port) for name, port in value["ports"].items()}
-            if not 1 <= node_count <= NODES_MAX or not ports.keys() >= {*_names(node_count)}:
+            needed = {name for name in _names(node_count) if not name.startswith(_METRICS)}
+            if not 1 <= node_count <= NODES_MAX or not ports.keys() >= needed:
                 raise ValueError(node_count)
             auth = str(value.get("auth", "none"))
             if auth not in AUTH:
@@ -163,7 +167,16 @@ class Cluster:
     @property
     def used_ports(self) -> dict[str, int]:
         """By name; `ports` may hold more, of nodes that it had once."""
-        return {name: self.ports[name] for name in _names(self.node_count)}
+        return {name: self.ports[name] for name in _names(self.node_count) if name in self.ports}
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """Where each child serves them, host:port."""
+        listening = {"router": f"127.0.0.1:{self.http_port}"}
+        for child in self.children:
+            if _METRICS + child in self.ports:
+                listening[child] = self.address(_METRICS + child)
+        return listening
 
     @property
     def base_url(self) -> str:
@@ -205,6 +218,8 @@ class Cluster:
         service, number = _parsed(child)
         prefix = f"WOODFROG_{service.upper()}_"
         settings = {"listen": self.address(child), **self._settings(service, number, tools)}
+        if service != "router":  # which has them on the gateway's port
+            settings["metrics_listen"] = self.metrics.get(child, "")
         # Where code and a GPU's libraries are found, and what a user set.
         passed_on = (prefix, "OTEL_", "PYTHONPATH", "LD_LIBRARY_PATH", "SIMULATED_")
         given = {k: v for k, v in os.environ.items() if k.startswith(passed_on)}
@@ -284,7 +299,9 @@ def _parsed(child: str) -> tuple[str, int]:
 
 def _names(node_count: int) -> tuple[str, ...]:
     """Of the ports of so many nodes."""
-    return (*_PORTS, *(child for child in _children(node_count) if child not in _PORTS))
+    children = _children(node_count)
+    metrics = (_METRICS + child for child in children if child != "router")
+    return (*_PORTS, *(child for child in children if child not in _PORTS), *metrics)
 
 
 def to_type(verb: str, home: Path) -> str:

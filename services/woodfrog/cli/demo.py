@@ -13,7 +13,7 @@ from typing import Any
 
 import openai
 
-from woodfrog.cli import commands, models, trace_file, up
+from woodfrog.cli import commands, models, trace_file, up, waterfall
 from woodfrog.cli.cluster import Cluster
 from woodfrog.cli.import_model import find_smollm2, import_gguf
 from woodfrog.cli.show import rule, size, table
@@ -139,7 +139,7 @@ def report(
            -d '{{"model": "{MODEL}", "messages": [{{"role": "user", "content": "Why is the sea salty?"}}],
                 "temperature": 0, "max_tokens": 64}}'
 look     .venv/bin/woodfrog ps   (it sleeps again {_FREEZE_S:g} s after its last answer)
-traces   {cluster.traces_file}
+traces   .venv/bin/woodfrog trace {woken.trace_id[:8]}
 logs     {cluster.home}/logs
 stop     make down"""
     )
@@ -152,17 +152,9 @@ def stages(cluster: Cluster, trace_id: str) -> list[dict[str, Any]]:
         spans = trace_file.read(cluster.traces_file, trace_id)
         ids = {span["span_id"] for span in spans}
         if spans and all(s["parent_id"] in ids or not s["parent_id"] for s in spans):
-            return list(_depth_first(spans, ids))
+            return list(waterfall.tree(spans))
         time.sleep(0.1)
     return []
-
-
-def _depth_first(spans: list[dict[str, Any]], ids: set[str]) -> Iterator[dict[str, Any]]:
-    stack = [(span, 0) for span in reversed(spans) if span["parent_id"] not in ids]
-    while stack:
-        span, depth = stack.pop()
-        yield {**span, "depth": depth}
-        stack += [(s, depth + 1) for s in reversed(spans) if s["parent_id"] == span["span_id"]]
 
 
 def memory(node: str) -> tuple[int, int, int]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TextIO
 
 from woodfrog import telemetry
-from woodfrog.cli import trace_file
+from woodfrog.cli import scrape, trace_file
 from woodfrog.cli.cluster import NODES_MAX, Cluster, LocalNode, Tools
 from woodfrog.errors import FailedPrecondition, Unavailable
 from woodfrog.host.cgroup import Cgroups
@@ -88,6 +88,7 @@ class Supervisor:
         self._children: dict[str, asyncio.subprocess.Process] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
+        scrape.write(self._cluster)
         traces = await trace_file.serve(self._cluster.traces_file, self._cluster.address("traces"))
         keepers: list[asyncio.Task[None]] = []
         try:

@@ -111,8 +111,8 @@ def _chosen(home: Path, wanted: Wanted) -> bool:
                 f" {to_type('down', cluster.home)}",
             )
     _check_tenants(changed)
-    if changed != cluster:
-        changed.save()
+    if not was_up:  # with ports that an older release had not
+        changed.with_nodes(changed.node_count).save()
     return was_up
 
 

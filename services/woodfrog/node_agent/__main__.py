@@ -28,6 +28,7 @@ from woodfrog.node_agent.drain import Drain
 from woodfrog.node_agent.engines import code_folders
 from woodfrog.node_agent.gpus import Adapters, Gpus
 from woodfrog.node_agent.loop import NodeLoop, Parts
+from woodfrog.node_agent.metrics import Metrics
 from woodfrog.node_agent.prefetch import Prefetcher
 from woodfrog.node_agent.recovery import recover
 from woodfrog.node_agent.sandbox import SandboxConfig, SandboxPool
@@ -73,9 +74,10 @@ async def main(stop: asyncio.Event) -> None:
             memory, settings.replica_count_max, gpus.states(settings.gpu_context_bytes)
         )
         state.tenants = settings.tenant_names
+        metrics = Metrics(state)
         board = Board(settings.node, state, fingerprint.of_node(criu_version, gpus.print))
         charges = Charges(board, state, ledger, clock)
-        loop = NodeLoop(board, Parts(climber, checkpointer, weight_fs, pool, gpus))
+        loop = NodeLoop(board, Parts(climber, checkpointer, weight_fs, pool, gpus, metrics))
         prefetcher = Prefetcher(settings.node, climber, weight_fs, state.tenants)
         servicer = ReplicasServicer(loop, prefetcher, Drain(board, settings.state_dir))
         add = replicas_pb2_grpc.add_ReplicasServicer_to_server
@@ -88,14 +90,15 @@ async def main(stop: asyncio.Event) -> None:
             await server.start(SERVICE, USAGES)
             host = settings.listen.rpartition(":")[0]
             record = NodeRecord(settings.node, f"{host}:{server.port}")
-            async with catalog.register_node(record, settings.lease_ttl_s):
-                stopping = asyncio.create_task(stop.wait(), name="stop")
-                parts = [running, charging]
-                await asyncio.wait([*parts, stopping], return_when=asyncio.FIRST_COMPLETED)
-                stopping.cancel()
-                for part in parts:
-                    if part.done():
-                        part.result()  # it never just ends: its error ends the process
+            with metrics.served(settings.metrics_listen):
+                async with catalog.register_node(record, settings.lease_ttl_s):
+                    stopping = asyncio.create_task(stop.wait(), name="stop")
+                    parts = [running, charging]
+                    await asyncio.wait([*parts, stopping], return_when=asyncio.FIRST_COMPLETED)
+                    stopping.cancel()
+                    for part in parts:
+                        if part.done():
+                            part.result()  # it never just ends: its error ends the process
         finally:
             running.cancel()
             charging.cancel()

@@ -33,6 +33,7 @@ from woodfrog.node_agent.live import Canary, Live
 from woodfrog.node_agent.own_files import OWN, OwnFile, keep, rows
 from woodfrog.node_agent.sandbox import DUMP, SNAPSHOT
 from woodfrog.node_agent.stages import Stages
+from woodfrog.telemetry import names
 
 log = logging.getLogger(__name__)
 _PROBE_TIMEOUT_S = 30.0
@@ -92,19 +93,19 @@ class Checkpointer:
         folder = self._staging / live.replica_id
         (folder / "dump").mkdir(parents=True)
         try:
-            with stages.stage("checkpoint.quiesce"):
+            with stages.stage(names.CHECKPOINT_QUIESCE):
                 canary = await live.canary()
                 await (live.park() if live.gpu else live.quiesce())
             try:
                 await live.sandbox.place(folder / "dump", DUMP)
                 async with self._off_gpu(live, stages) as cuda_pids:
-                    with stages.stage("checkpoint.dump"):
+                    with stages.stage(names.CHECKPOINT_DUMP):
                         await self._criu.dump(live.sandbox, live.pid)
-                    with stages.stage("checkpoint.own"):
+                    with stages.stage(names.CHECKPOINT_OWN):
                         init_pid = live.sandbox.init_pid
                         own = await asyncio.to_thread(keep, folder / "dump", init_pid, folder / OWN)
             finally:
-                with stages.stage("checkpoint.resume"):
+                with stages.stage(names.CHECKPOINT_RESUME):
                     await self._resume(live)
         except BaseException:
             await asyncio.to_thread(shutil.rmtree, folder, True)
@@ -117,12 +118,12 @@ class Checkpointer:
         if not live.gpu:
             yield ()
             return
-        with stages.stage("checkpoint.cuda"):
+        with stages.stage(names.CHECKPOINT_CUDA):
             frozen = await self._gpus.freeze(live.sandbox)
         try:
             yield tuple(sorted(frozen))
         finally:
-            with stages.stage("checkpoint.cuda_back"):
+            with stages.stage(names.CHECKPOINT_CUDA_BACK):
                 await self._gpus.cuda.wake(*frozen.values())
 
     async def _resume(self, live: Live) -> None:
@@ -146,9 +147,9 @@ class Checkpointer:
         stages = Stages()
         tree = dumped.folder / "tree"
         try:
-            with stages.stage("checkpoint.rewrite"):
+            with stages.stage(names.CHECKPOINT_REWRITE):
                 image = await asyncio.to_thread(_rewrite, dumped, tree)
-            with stages.stage("checkpoint.prove"):
+            with stages.stage(names.CHECKPOINT_PROVE):
                 async with self._one_proof:
                     with room() as found:
                         extents = (
@@ -156,7 +157,7 @@ class Checkpointer:
                             if found.enough
                             else []
                         )
-            with stages.stage("checkpoint.digest"):
+            with stages.stage(names.CHECKPOINT_DIGEST):
                 attributes = {
                     "model": dumped.spec.name,
                     "weights": dumped.spec.weights,
@@ -171,7 +172,7 @@ class Checkpointer:
                     "own_files": rows(dumped.own),
                 }
                 manifest = await asyncio.to_thread(build_manifest, Kind.SNAPSHOT, tree, attributes)
-            with stages.stage("checkpoint.ingest"):
+            with stages.stage(names.CHECKPOINT_INGEST):
                 pointer = await self._keep(manifest, tree, dumped, fingerprint)
             if found.enough:
                 self._climber.proven.add(manifest.digest)

@@ -23,6 +23,7 @@ from woodfrog.node_agent.own_files import OWN, OwnFile, of_rows, rows
 from woodfrog.node_agent.page_in import page_in
 from woodfrog.node_agent.sandbox import SNAPSHOT, WEIGHTS, SandboxPool
 from woodfrog.node_agent.stages import Stages
+from woodfrog.telemetry import names
 
 log = logging.getLogger(__name__)
 PAGES = "pages"  # the file of a snapshot's tree that private memory is mapped from
@@ -113,7 +114,7 @@ class Climber:
         """
         taken = [self._take(manifest, replica_id) for manifest in (pointer.manifest, spec.weights)]
         try:
-            with stages.stage("restore.fetch"):
+            with stages.stage(names.RESTORE_FETCH):
                 snapshot, weights = await _all([each.tree for each in taken])
                 canary = _canary(snapshot)
                 rung = Rung.FROZEN if snapshot.cache_path and weights.cache_path else Rung.STORED
@@ -138,7 +139,7 @@ class Climber:
         live.through_mount = rung is Rung.STORED
         if pointer.manifest not in self.proven:
             try:
-                with stages.stage("restore.proof"):
+                with stages.stage(names.RESTORE_PROOF):
                     await live.prove(canary)
             except BaseException:
                 await live.sandbox.close()
@@ -154,17 +155,17 @@ class Climber:
         Weights that must be on a GPU are brought there meanwhile.
         """
         async with self._gpus.bringing(source.bring, source.weights) as bringing:
-            with stages.stage("restore.sandbox"):
+            with stages.stage(names.RESTORE_SANDBOX):
                 sandbox = await self._pool.take(spec.memory_bytes)
             try:
-                with stages.stage("restore.mount"):
+                with stages.stage(names.RESTORE_MOUNT):
                     await sandbox.place(source.weights, WEIGHTS, read_only=True)
                     await sandbox.place(source.snapshot, SNAPSHOT, read_only=True)
                     await sandbox.hide(self._gpus.others(source.bring.gpu if source.bring else ""))
                 if source.own:
-                    with stages.stage("restore.own"):
+                    with stages.stage(names.RESTORE_OWN):
                         await sandbox.fill(SNAPSHOT / OWN, rows(source.own))
-                with stages.stage("restore.criu"):
+                with stages.stage(names.RESTORE_CRIU):
                     await self._criu.restore(sandbox)
                     if source.pinned is not None:
                         await source.pinned()
@@ -173,16 +174,16 @@ class Climber:
                 if bringing is not None:
                     assert source.bring is not None
                     await bringing.room
-                    with stages.stage("restore.cuda"):
+                    with stages.stage(names.RESTORE_CUDA):
                         pids = [sandbox.host_pid(pid) for pid in source.cuda_pids]
                         await self._gpus.cuda.wake(*pids, moved=source.moved)
-                    with stages.stage("restore.weights"):
+                    with stages.stage(names.RESTORE_WEIGHTS):
                         fd = await self._gpus.hand_over(
                             live, bringing, source.bring, source.weights
                         )
-                with stages.stage("restore.thaw"):
+                with stages.stage(names.RESTORE_THAW):
                     proving_s = await live.thaw_and_prove(source.canary, fd)
-                stages.split("restore.thaw", "restore.canary", proving_s)
+                stages.split(names.RESTORE_THAW, names.RESTORE_CANARY, proving_s)
             except BaseException:
                 await sandbox.close()
                 raise
@@ -195,18 +196,18 @@ class Climber:
 
         Raises Unavailable COLD_START_FAILED with the engine's own words.
         """
-        with stages.stage("cold.fetch"):
+        with stages.stage(names.COLD_FETCH):
             weights = await self.tree(spec.weights, replica_id)
         self._fetch_rest(weights)
         async with self._gpus.bringing(bring, _folder(weights)) as bringing:
-            with stages.stage("cold.sandbox"):
+            with stages.stage(names.COLD_SANDBOX):
                 sandbox = await self._pool.take(spec.memory_bytes)
             try:
                 await sandbox.place(_folder(weights), WEIGHTS, read_only=True)
                 await sandbox.hide(self._gpus.others(bring.gpu if bring else ""))
                 if bringing is not None:
                     await bringing.room
-                with stages.stage("cold.engine"):
+                with stages.stage(names.COLD_ENGINE):
                     live = Live(replica_id, spec, sandbox, through_mount=weights.cache_path is None)
                     device = self._gpus.device(bring.gpu) if bring else CPU
                     live.gpu = bring.gpu if bring else ""

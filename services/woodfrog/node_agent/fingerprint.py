@@ -17,7 +17,7 @@ from woodfrog.node_agent.engines import ENGINES
 
 _PACKAGES = {
     "transformers": (
-        "accelerate", "compressed-tensors", "cuda-bindings", "diffusers", "jinja2", "numpy", "pillow", "pydantic",
+        "accelerate", "compressed-tensors", "cuda-bindings", "diffusers", "jinja2", "llguidance", "numpy", "pillow", "pydantic",
         "safetensors", "tokenizers", "torch", "tqdm", "transformers", "uvicorn",
     ),
     "llamacpp": ("aiohttp", "frozenlist", "httptools", "multidict", "propcache", "uvicorn", "xllamacpp", "yarl"),

@@ -37,6 +37,7 @@ from woodfrog.node_agent.climb import Climber
 from woodfrog.node_agent.gpu_state import Bring, need_of
 from woodfrog.node_agent.gpus import Gpus
 from woodfrog.node_agent.live import Live
+from woodfrog.node_agent.metrics import Metrics
 from woodfrog.node_agent.sandbox import SandboxPool
 from woodfrog.node_agent.stages import Stages
 from woodfrog.telemetry import names
@@ -63,6 +64,7 @@ class Parts:
     weight_fs: WeightFsClient
     pool: SandboxPool
     gpus: Gpus
+    metrics: Metrics
 
 
 class NodeLoop:
@@ -130,13 +132,19 @@ class NodeLoop:
     async def _climb(self, order: state.Order) -> Climbed:
         stages = Stages()
         self._climbing += 1
-        with telemetry.tracer().start_as_current_span("climb") as span:
+        with telemetry.tracer().start_as_current_span(names.CLIMB) as span:
             span.set_attribute(names.MODEL, order.spec.name)
             try:
                 if order.replica_id:
-                    return await self._thaw(order, stages)
-                return await self._start(order, stages, span)
+                    climbed = await self._thaw(order, stages)
+                else:
+                    climbed = await self._start(order, stages, span)
+                self._parts.metrics.finished(climbed, stages.took_s)
+                extra = {"replica": climbed.replica.replica_id, "rung": climbed.from_rung.value}
+                log.info("replica serves", extra=extra | {"model": order.spec.name})
+                return climbed
             except WoodfrogError as error:
+                self._parts.metrics.ended(error.reason, refused=error.reason in _REFUSALS)
                 if error.reason in _REFUSALS:
                     raise
                 raise Unavailable("CLIMB_FAILED", error.message, cause=error.reason) from error
@@ -168,13 +176,13 @@ class NodeLoop:
         bring = command.bring
         folder = await self._parts.climber.weights_of(live) if bring else Path()
         async with self._parts.gpus.bringing(bring, folder) as bringing:
-            with stages.stage("thaw.weights"):
+            with stages.stage(names.THAW_WEIGHTS):
                 fd = None
                 if bring is not None and bringing is not None:
                     await bringing.room
                     if command.stopped:  # a hot one has its weights
                         fd = await self._parts.gpus.hand_over(live, bringing, bring, folder)
-            with stages.stage("thaw"):
+            with stages.stage(names.THAW):
                 await live.thaw(fd)
 
     def _check_alive(self, live: Live) -> None:
@@ -195,7 +203,7 @@ class NodeLoop:
                 return command
             for replica_id, rung in command.replicas:
                 try:
-                    with stages.stage("room"):
+                    with stages.stage(names.ROOM):
                         await self.descend(replica_id, rung)
                 except WoodfrogError as error:  # it is busy, or gone; there may be another way
                     log.info("not lowered", extra={"replica": replica_id, "why": error.message})
@@ -214,8 +222,7 @@ class NodeLoop:
         replica_id = f"{self._board.node}-{self._run}-{next(self._numbers)}"
         own_print = fingerprint.of_snapshot(self._board.node_print, spec)
         mismatch = pointer.fingerprint.mismatch(own_print) if pointer else None
-        home = pointer.gpu if pointer and not mismatch else ""
-        need = need_of(spec, home)
+        need = need_of(spec, pointer.gpu if pointer and not mismatch else "")
         command = await self._decide_with_room(
             state.StartRequested(
                 replica_id,
@@ -282,10 +289,9 @@ class NodeLoop:
         except (WoodfrogError, OSError) as error:
             known = error if isinstance(error, WoodfrogError) else None
             reason = known.reason if known else type(error).__name__
-            log.warning(
-                "snapshot passed over",
-                extra={"model": spec.name, "reason": reason, "error": str(error)},
-            )
+            extra = {"model": spec.name, "reason": reason, "error": str(error)}
+            log.warning("snapshot passed over", extra=extra)
+            self._parts.metrics.fallbacks.labels(reason).inc()
             if reason == "CANARY_MISMATCH" and bring and not self._board.shared(bring, replica_id):
                 # Perhaps it is they; the cold start reads them again.
                 await self._parts.gpus.forget(bring.gpu, bring.weights)
@@ -312,7 +318,7 @@ class NodeLoop:
         try:
             return await self._parts.checkpointer.dump(live, stages)
         except (WoodfrogError, OSError) as error:
-            _log_failed(live.spec, error)
+            self._checkpoint_failed(live.spec, error)
         if (await live.control("describe")).get("state") != "serving":
             raise Unavailable(
                 "REPLICA_LOST", f"{live.spec.name} did not go on after its checkpoint failed"
@@ -320,22 +326,23 @@ class NodeLoop:
         return None
 
     async def _finish(self, dumped: Dumped, own_print: Fingerprint) -> None:
-        with telemetry.tracer().start_as_current_span("checkpoint"):
+        with telemetry.tracer().start_as_current_span(names.CHECKPOINT):
             try:
                 pointer = await self._parts.checkpointer.finish(
                     dumped, own_print, partial(self._proof_room, dumped)
                 )
             except (WoodfrogError, OSError) as error:
-                _log_failed(dumped.spec, error)
+                self._checkpoint_failed(dumped.spec, error)
                 return
-        log.info(
-            "snapshot made",
-            extra={
-                "model": pointer.model,
-                "manifest": pointer.manifest,
-                "size_bytes": pointer.size_bytes,
-            },
-        )
+        self._parts.metrics.checkpoints.labels("finished").inc()
+        extra = {"model": pointer.model, "manifest": pointer.manifest}
+        log.info("snapshot made", extra=extra | {"size_bytes": pointer.size_bytes})
+
+    def _checkpoint_failed(self, spec: ModelSpec, error: Exception) -> None:
+        self._parts.metrics.checkpoints.labels("failed").inc()
+        reason = error.reason if isinstance(error, WoodfrogError) else type(error).__name__
+        extra = {"model": spec.name, "reason": reason, "error": str(error)}
+        log.error("checkpoint failed", extra=extra)
 
     @contextmanager
     def _proof_room(self, dumped: Dumped) -> Iterator[Room]:
@@ -368,6 +375,7 @@ class NodeLoop:
             raise
         resting = ReplicaState.HOT if hot else ReplicaState.PARKED
         self._board.decide(state.DescendFinished(live.replica_id, resting))
+        log.info("replica rests", extra={"replica": live.replica_id, "state": resting.value})
         self._board.publish_replica(live.replica_id)
 
     async def _freeze(self, live: Live, rested: bool) -> None:
@@ -490,11 +498,3 @@ class NodeLoop:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return task
-
-
-def _log_failed(spec: ModelSpec, error: Exception) -> None:
-    reason = error.reason if isinstance(error, WoodfrogError) else type(error).__name__
-    log.error(
-        "checkpoint failed",
-        extra={"model": spec.name, "reason": reason, "error": str(error)},
-    )

@@ -14,6 +14,8 @@ from woodfrog.settings import ServiceSettings
 class Settings(ServiceSettings, env_prefix="WOODFROG_NODE_AGENT_"):
     node: str = "node-1"
     """Name of this node, unique in the cell."""
+    metrics_listen: str = ""
+    """HTTP address of /metrics; empty: it is not served."""
     listen: str = "127.0.0.1:0"
     """gRPC address."""
     etcd: str

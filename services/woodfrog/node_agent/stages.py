@@ -16,6 +16,11 @@ class Stages:
         self._newest = contexts.Context()  # with the span of the last stage
         self.done: list[Stage] = []
 
+    @property
+    def took_s(self) -> float:
+        """Since the climb began."""
+        return time.perf_counter() - self._began
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         start = time.perf_counter()

@@ -146,10 +146,12 @@ class Gateway:
         self._clock = clock
         self._limits = limits
         self._active = 0
+        self._waiting = 0
         self._unanswered: dict[
             str, set[asyncio.Timeout]
         ] = {}  # first bytes, by replica; never empty
         metrics.active.set_function(lambda: self._active)
+        metrics.waiting.set_function(lambda: self._waiting)
 
     def ended(self, replica_id: str) -> None:
         """Nothing comes from this replica any more: who has no byte from it asks another."""
@@ -230,7 +232,11 @@ class Gateway:
         """Up to the first byte of the body; so far nothing went to the client and another replica may be asked."""
         for retry in range(_RETRIES_MAX + 1):
             deadline = self._clock.now() + call.wait_s - progress.waited_s
-            slot = await self._slots.take(call.model, progress.excluded, deadline, call.caller)
+            self._waiting += 1
+            try:
+                slot = await self._slots.take(call.model, progress.excluded, deadline, call.caller)
+            finally:
+                self._waiting -= 1
             progress.record.took_slot(slot.acquired.rung)
             progress.woken = True
             progress.waited_s += slot.waited_s

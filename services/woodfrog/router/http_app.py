@@ -181,6 +181,7 @@ class HttpApp:
             attributes={
                 names.HTTP_METHOD: "POST",
                 names.HTTP_ROUTE: route.name,
+                names.GENAI_PROVIDER: "woodfrog",
                 names.GENAI_OPERATION: route.operation,
                 names.REQUEST_ID: request_id,
                 **arrival.retry_attributes,
@@ -242,6 +243,7 @@ class HttpApp:
         """As a response, or inside the stream that has begun; a body of known length is cut off instead."""
         refusal = openai_errors.refusal(error)
         span.set_attribute(names.ERROR_TYPE, error.reason)
+        self._metrics.refused(error.reason)
         if refusal.status >= 500:
             span.set_status(StatusCode.ERROR, error.message)
         if not reply.status:

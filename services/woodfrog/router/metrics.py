@@ -1,20 +1,19 @@
-"""The router's metrics, on a registry of its own so that two routers in one process do not collide."""
+"""The router's metrics. Usage by tenant has its place here."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.exposition import choose_encoder
+from prometheus_client import Counter, Gauge, Histogram
 
 from woodfrog.metering import Usage
+from woodfrog.telemetry import metrics
 
 _ADDED_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25)
 _TENANTS_MAX = 1000  # with series of their own; others share one
 _OTHERS = "others"
 _USED = ("requests", "failed", "wakes", "prompt_tokens", "completion_tokens", "slot_s")
-_WAIT_S = (0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 
-class Metrics:
+class Metrics(metrics.ServiceMetrics):
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        super().__init__("router")
         self._requests = Counter(
             "woodfrog_router_requests",
             "Requests that ended, by route, model and HTTP status (for gRPC: the like of it).",
@@ -24,6 +23,17 @@ class Metrics:
         self._requests_of: dict[tuple[str, str, int], Counter] = {}
         self.active = Gauge(
             "woodfrog_router_active_requests", "Requests being served.", registry=self.registry
+        )
+        self.waiting = Gauge(
+            "woodfrog_router_waiting_requests",
+            "Requests that wait for a replica.",
+            registry=self.registry,
+        )
+        self._refusals = Counter(
+            "woodfrog_router_refusals",
+            "Requests that ended with an error of ours, by reason.",
+            ("reason",),
+            registry=self.registry,
         )
         self.added = Histogram(
             "woodfrog_router_added_seconds",
@@ -35,7 +45,7 @@ class Metrics:
             "woodfrog_router_wait_seconds",
             "Wait for a replica, by the rung that the model was on.",
             ("rung",),
-            buckets=_WAIT_S,
+            buckets=metrics.CLIMB_S,
             registry=self.registry,
         )
         self._first_byte_of: dict[str, Histogram] = {}
@@ -43,7 +53,7 @@ class Metrics:
             "woodfrog_router_first_byte_seconds",
             "From a request's arrival to the first byte of its answer, by the rung that the model was on.",
             ("rung",),
-            buckets=_WAIT_S,
+            buckets=metrics.CLIMB_S,
             registry=self.registry,
         )
         self.failed = Counter(
@@ -81,15 +91,14 @@ class Metrics:
             counter = self._requests_of[key] = self._requests.labels(route, model, str(status))
         counter.inc()
 
+    def refused(self, reason: str) -> None:
+        self._refusals.labels(reason).inc()
+
     def began(self, rung: str, waited_s: float, first_byte_s: float) -> None:
+        exemplar = metrics.exemplar()
         if waited_s:
-            self._wait.labels(rung).observe(waited_s)
+            self._wait.labels(rung).observe(waited_s, exemplar)
         histogram = self._first_byte_of.get(rung)
         if histogram is None:
             histogram = self._first_byte_of[rung] = self._first_byte.labels(rung)
-        histogram.observe(first_byte_s)
-
-    def render(self, accept: str) -> tuple[bytes, str]:
-        """The exposition and its content type, OpenMetrics when the scraper takes it."""
-        encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
+        histogram.observe(first_byte_s, exemplar)

@@ -103,7 +103,11 @@ class Asking:
         status = 499  # cancelled, unless another end comes
         span = telemetry.tracer().start_span(
             f"{route.operation} {model[:200]}",
-            attributes={names.GENAI_OPERATION: route.operation, names.GENAI_MODEL: model[:200]},
+            attributes={
+                names.GENAI_PROVIDER: "woodfrog",
+                names.GENAI_OPERATION: route.operation,
+                names.GENAI_MODEL: model[:200],
+            },
         )
         try:
             tenant = self._access.tenant(authorization(context))
@@ -120,6 +124,7 @@ class Asking:
         except errors.WoodfrogError as error:
             status = openai_errors.refusal(error).status
             span.set_attribute(names.ERROR_TYPE, error.reason)
+            self._metrics.refused(error.reason)
             raise
         finally:
             span.end()

@@ -76,6 +76,8 @@ class Slots:
             names.ROUTER_ACQUIRE, attributes=attributes
         ) as span:
             acquired, granted_by = await self._in_turn(model, excluded, deadline, caller)
+            if acquired.climb_traceparent:
+                telemetry.keep(span)
             span.set_attributes(
                 {
                     names.REPLICA: acquired.replica.replica_id,

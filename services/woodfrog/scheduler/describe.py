@@ -17,9 +17,12 @@ _PREDICTIONS_MAX = (
 _ROOMS_MAX = 5_000  # the same where room must be made first, which takes ten times as long to see
 
 
-def describe(state: SchedulerState, now: float, troubles: Troubles) -> ClusterView:
+def describe(
+    state: SchedulerState, now: float, troubles: Troubles, *, predict: bool = True
+) -> ClusterView:
+    """Without `predict` nothing is placed on trial, which is what takes long."""
     view = state.view
-    predict = len(view.models) * len(view.nodes) <= _PREDICTIONS_MAX
+    predict = predict and len(view.models) * len(view.nodes) <= _PREDICTIONS_MAX
     models = [
         _model(state, model, now, troubles, predict=predict)
         for _, model in sorted(view.models.items())

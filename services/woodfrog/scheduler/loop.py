@@ -78,6 +78,9 @@ class SchedulerLoop:
         self._waits = waits
         self._plans = plans or Plans(state, clock, {})
         self._metrics = metrics or Metrics()
+        self._metrics.view = self._overview
+        self._metrics.waiting = lambda: len(self._callers)
+        self._metrics.leads = lambda: self.leads
         self._group = group
         self._tasks: set[asyncio.Task[Any]] = set()
         self._links = NodeLinks(self.submit, self._spawn, waits.node_patience_s)
@@ -160,6 +163,9 @@ class SchedulerLoop:
 
     def describe(self) -> ClusterView:
         return describe(self._state, self._clock.now(), self._troubles)
+
+    def _overview(self) -> ClusterView:
+        return describe(self._state, self._clock.now(), self._troubles, predict=False)
 
     def start(self, source: catalog.Catalog, election: Election) -> None:
         self._election = election
@@ -335,6 +341,7 @@ class SchedulerLoop:
         if caller is None or caller.answer.done():
             return
         caller.answer.set_exception(refusals.error(refuse))
+        self._metrics.refusals.labels(refuse.reason).inc()
         view = self._state.view
         serves = any(map(view.offered, view.replicas_of(caller.model)))  # only too few of it
         if caller.model in view.models and not serves:
@@ -343,9 +350,11 @@ class SchedulerLoop:
     def _grant(self, grant: on.Grant) -> None:
         acquired = grant.acquired
         span = self._spans.get(grant.climb) if grant.climb is not None else None
+        caller = self._callers.get(grant.ticket)
         if span is not None:
             acquired = replace(acquired, climb_traceparent=propagation.traceparent(span))
-        caller = self._callers.get(grant.ticket)
+            if caller is not None:  # it shared a climb that another began
+                telemetry.keep(trace.get_current_span(caller.context))
         if caller is not None and not caller.answer.done():
             caller.answer.set_result(acquired)
         else:  # it gave up in this very moment, and its cancellation is still to be told
@@ -362,7 +371,7 @@ class SchedulerLoop:
         elif before is not None:
             parent = trace.set_span_in_context(before, parent)
         span = telemetry.tracer().start_span(
-            "scheduler.place",
+            names.SCHEDULER_PLACE,
             parent,
             start_time=int(began * 1e9),
             attributes={
@@ -373,6 +382,7 @@ class SchedulerLoop:
                 names.ATTEMPT: order.attempt,
             },
         )
+        telemetry.keep(span)  # a climb is in the traces whatever is sampled
         if order.seen and span.is_recording():
             span.set_attribute(names.SEEN, json.dumps([each._asdict() for each in order.seen]))
         span.end()
@@ -383,7 +393,6 @@ class SchedulerLoop:
         with trace.use_span(span, end_on_exit=False):
             event = await self._climbed(order, term)
         took_s = self._clock.now() - began
-        self._metrics.ended(order, event, took_s)
         extra = {
             "model": order.spec.name,
             "node": order.node,
@@ -391,6 +400,19 @@ class SchedulerLoop:
             "seconds": round(took_s, 4),
             "predicted_s": round(order.predicted_s, 4),
         }
+        with trace.use_span(span, end_on_exit=False):  # logs name its trace
+            self._metrics.ended(order, event, took_s)
+            self._told(order, event, extra)
+        if self._climbs.pop(order.attempt, None) is not None:
+            self.submit(event)
+        self._forget_spans()
+
+    def _told(
+        self,
+        order: on.StartClimb,
+        event: on.ClimbFinished | on.ClimbRefused | on.ClimbFailed,
+        extra: dict[str, Any],
+    ) -> None:
         if isinstance(event, on.ClimbFinished):
             extra["rung"] = event.climbed.from_rung.value
             extra["replica"] = event.climbed.replica.replica_id
@@ -400,9 +422,6 @@ class SchedulerLoop:
             failed = f"a climb failed on node {order.node!r}: {event.message}"
             self._troubles.note(order.spec.name, failed, self._clock.now())
             log.warning("climb failed", extra=extra | {"error": event.message})
-        if self._climbs.pop(order.attempt, None) is not None:
-            self.submit(event)
-        self._forget_spans()
 
     def _forget_spans(self) -> None:
         for climb in [climb for climb in self._spans if not self._state.climbing(climb)]:
@@ -445,6 +464,7 @@ class SchedulerLoop:
                 )
             self.submit(on.DescendFailed(order.replica_id, error.reason, error.message))
             return
+        self._metrics.descents.labels(rung.value).inc()
         log.info("replica lowered", extra={"replica": order.replica_id, "rung": rung.value})
         self.submit(on.DescendFinished(order.replica_id, rung))
 

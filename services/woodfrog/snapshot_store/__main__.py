@@ -8,6 +8,7 @@ from woodfrog.clock import SystemClock
 from woodfrog.settings import load
 from woodfrog.snapshot_store.disk import Disk
 from woodfrog.snapshot_store.http import ChunkServer
+from woodfrog.snapshot_store.metrics import Metrics
 from woodfrog.snapshot_store.service import ManifestsServicer
 from woodfrog.snapshot_store.settings import Settings
 from woodfrog.snapshot_store.store import Store
@@ -27,10 +28,11 @@ async def main(stop: asyncio.Event) -> None:
         reserve_bytes=settings.reserve_bytes,
     )
     threads = Threads()
+    metrics = Metrics(store.inventory)
     try:
         await threads.ordered(store.recover)
         async with (
-            ChunkServer(store, disk, threads, settings.chunks_listen) as chunks,
+            ChunkServer(store, disk, threads, settings.chunks_listen, metrics) as chunks,
             rpc.Server(settings.listen) as server,
         ):
             servicer = ManifestsServicer(store, disk, threads, chunks.url)
@@ -38,7 +40,8 @@ async def main(stop: asyncio.Event) -> None:
             await server.start(SERVICE)
             async with asyncio.TaskGroup() as tasks:
                 tending = tasks.create_task(tend(store, threads, settings.ingest_idle_s))
-                await stop.wait()
+                with metrics.served(settings.metrics_listen):
+                    await stop.wait()
                 tending.cancel()
     finally:
         threads.close()

@@ -21,6 +21,7 @@ from woodfrog.errors import (
 from woodfrog.model import digest as digests
 from woodfrog.model.manifest import CHUNK_BYTES
 from woodfrog.snapshot_store.disk import Disk, Upload
+from woodfrog.snapshot_store.metrics import Metrics
 from woodfrog.snapshot_store.store import Store
 from woodfrog.snapshot_store.threads import Threads
 
@@ -41,10 +42,13 @@ _STATUS: dict[type[WoodfrogError], int] = {
 class ChunkServer:
     """async with ChunkServer(...) as server: server.url"""
 
-    def __init__(self, store: Store, disk: Disk, threads: Threads, listen: str) -> None:
+    def __init__(
+        self, store: Store, disk: Disk, threads: Threads, listen: str, metrics: Metrics
+    ) -> None:
         self._store = store
         self._disk = disk
         self._threads = threads
+        self._moved = metrics.chunk_bytes
         self._host, _, port = listen.rpartition(":")
         self._port = int(port) if port.isdigit() else -1
         self._puts = asyncio.Semaphore(PUTS_MAX)
@@ -77,6 +81,8 @@ class ChunkServer:
         chunk = _digest(request)
         if chunk not in self._store.inventory.present:
             raise NotFound("CHUNK_MISSING", f"chunk {chunk} is not in this store", chunk=chunk)
+        if request.method == "GET":
+            self._moved.labels("out").inc(self._store.inventory.present[chunk])
         headers = {"Content-Type": "application/octet-stream"}
         return web.FileResponse(self._disk.chunk_path(chunk), headers=headers)
 
@@ -98,6 +104,7 @@ class ChunkServer:
                         f"{upload.size_bytes} bytes were put as chunk {chunk}, but their digest is {found}",
                     )
                 await self._threads.ordered(self._store.publish, upload, chunk)
+                self._moved.labels("in").inc(upload.size_bytes)
             except TimeoutError:
                 text = f"chunk {chunk} did not arrive within {PUT_TIMEOUT_S:.0f} s"
                 raise web.HTTPRequestTimeout(text=text) from None

@@ -10,6 +10,8 @@ from woodfrog.settings import ServiceSettings
 class Settings(ServiceSettings, env_prefix="WOODFROG_SNAPSHOT_STORE_"):
     data_dir: Path
     """Everything it keeps, on one file system. Only one store may use it at a time."""
+    metrics_listen: str = ""
+    """HTTP address of /metrics; empty: it is not served."""
     listen: str = "127.0.0.1:0"
     """host:port of gRPC."""
     chunks_listen: str = "127.0.0.1:0"

@@ -14,6 +14,7 @@ from woodfrog.errors import Unavailable
 from woodfrog.settings import load
 from woodfrog.weight_fs.cache import NodeCache
 from woodfrog.weight_fs.fetch import Fetcher
+from woodfrog.weight_fs.metrics import Metrics
 from woodfrog.weight_fs.mount import Mount
 from woodfrog.weight_fs.residency import ResidencyWatch
 from woodfrog.weight_fs.service import TreesServicer
@@ -37,12 +38,14 @@ async def main(stop: asyncio.Event) -> None:
         source = StoreSource(store, chunks)
         cache = NodeCache(cache_dir, source, clock, settings.cache_bytes_max)
         cache.recover()
+        metrics = Metrics(cache)
         fetcher = Fetcher(
             cache,
             source,
             clock,
             concurrency=settings.fetch_concurrency,
             retry_s=settings.fetch_retry_s,
+            metrics=metrics,
         )
         tree = WeightTree(cache, fetcher)
         async with (
@@ -56,7 +59,8 @@ async def main(stop: asyncio.Event) -> None:
             await server.start(SERVICE)
             stopping = asyncio.create_task(stop.wait())
             ends: list[asyncio.Task[Any]] = [stopping, watch.task, mount.ended]
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            with metrics.served(settings.metrics_listen):
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if not stopping.done():
                 stopping.cancel()
                 if watch.task.done():

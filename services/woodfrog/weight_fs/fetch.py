@@ -14,6 +14,7 @@ from enum import IntEnum
 from woodfrog.clock import Clock
 from woodfrog.errors import DataLoss, Internal, NotFound, Unavailable, WoodfrogError
 from woodfrog.weight_fs.cache import CachedTree, NodeCache
+from woodfrog.weight_fs.metrics import Metrics
 from woodfrog.weight_fs.on_disk import on_disk
 from woodfrog.weight_fs.presence import ABSENT, PRESENT, SUSPECT
 from woodfrog.weight_fs.source import ChunkSource
@@ -64,12 +65,14 @@ class Fetcher:
         *,
         concurrency: int,
         retry_s: float,
+        metrics: Metrics | None = None,
     ) -> None:
         self._cache = cache
         self._source = source
         self._clock = clock
         self._concurrency = concurrency
         self._retry_s = retry_s
+        self.metrics = metrics or Metrics(cache)
         self._jobs: dict[tuple[str, int], _Job] = {}
         self._order = itertools.count()
         self._queue: asyncio.PriorityQueue[tuple[Priority, int, _Job]] = asyncio.PriorityQueue()
@@ -159,8 +162,11 @@ class Fetcher:
         if job.tree.presence[job.number] == PRESENT and isinstance(result, WoodfrogError):
             result = Moved()  # the tree was adopted meanwhile
         if isinstance(result, Moved):
+            why = job.priority.name.lower()
+            self.metrics.fetched.labels(why).inc(result.fetched_bytes)
             job.done.set_result(result)
         else:
+            self.metrics.failures.labels(result.reason).inc()
             job.done.set_exception(result)
         self._cache.settle(job.tree)
 

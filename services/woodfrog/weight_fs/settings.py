@@ -14,6 +14,8 @@ class Settings(ServiceSettings, env_prefix="WOODFROG_WEIGHT_FS_"):
     """The node's cache, on one file system with what is to be adopted. Only one weight_fs may use it at a time."""
     mount_dir: Path
     """Where the trees are shown. Made if need be; an old mount of ours on it is undone."""
+    metrics_listen: str = ""
+    """HTTP address of /metrics; empty: it is not served."""
     listen: str = "127.0.0.1:0"
     """host:port of gRPC."""
     cache_bytes_max: int = Field(64 << 30, gt=0)

@@ -163,7 +163,8 @@ class WeightTree:
         tree = opened.tree
         if not self._present(opened, offset, size):
             numbers = tree.presence.numbers(opened.file, offset, size)
-            await self._fetcher.ensure(tree, numbers, Priority.DEMAND)
+            with self._fetcher.metrics.fault.time():
+                await self._fetcher.ensure(tree, numbers, Priority.DEMAND)
         data = await on_disk(
             os.pread, handle, size, offset
         )  # the kernel releases it after its reads

@@ -1,5 +1,6 @@
 """What a scrape says of climbs."""
 
+import asyncio
 import urllib.request
 from contextlib import closing
 
@@ -43,14 +44,20 @@ def test_climbs_by_outcome_and_how_far_off_predictions_were() -> None:
     assert value(error + "_count", {"rung": "absent"}) is None
 
 
-def test_they_are_served_where_that_is_wanted() -> None:
+async def test_they_are_served_where_that_is_wanted() -> None:
     metrics, (address,) = Metrics(), free_addresses(1)
     metrics.ended(order(Rung.FROZEN, 1.0), finished(Rung.FROZEN), 1.0)
+    metrics.waiting = lambda: 7
+
+    def scraped() -> bytes:
+        with closing(urllib.request.urlopen(f"http://{address}/metrics", timeout=5)) as answer:
+            said: bytes = answer.read()
+        return said
+
     for _ in range(2):  # the port is free again afterwards
-        with (
-            metrics.served(address),
-            closing(urllib.request.urlopen(f"http://{address}/metrics", timeout=5)) as answer,
-        ):
-            assert b'climbs_total{outcome="finished",rung="frozen"} 1.0' in answer.read()
+        with metrics.served(address):
+            told = await asyncio.to_thread(scraped)
+        assert b'climbs_total{outcome="finished",rung="frozen"} 1.0' in told
+        assert b"woodfrog_scheduler_waiting_requests 7.0" in told
     with metrics.served(""):
         pass
