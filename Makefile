@@ -19,7 +19,7 @@ fmt:
 	@.venv/bin/ruff format . && .venv/bin/ruff check --fix .
 
 lint:
-	@.venv/bin/ruff format --check . && .venv/bin/ruff check . && .venv/bin/buf lint
+	@.venv/bin/ruff format --check . && .venv/bin/ruff check . && .venv/bin/buf lint && .venv/bin/buf breaking --against protos/released.binpb
 
 types:
 	@.venv/bin/mypy

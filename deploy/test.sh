@@ -10,6 +10,7 @@ step "lint"
 $BIN/ruff format --check -q .
 $BIN/ruff check -q .
 $BIN/buf lint
+$BIN/buf breaking --against protos/released.binpb # clients of what was released go on
 step "types"
 $BIN/mypy
 step "layers"

@@ -167,8 +167,8 @@ class SimulatedNode:
             return
         held, own = 0, 0
         if promise.gpu:
-            tenant = self.state.gpus[promise.gpu].tenants[replica_id]
-            held, own = tenant.held_bytes, tenant.need.own_bytes(promise.gpu)
+            occupant = self.state.gpus[promise.gpu].occupants[replica_id]
+            held, own = occupant.held_bytes, occupant.need.own_bytes(promise.gpu)
         replica = process.replica
         process.replica = Replica(
             replica_id, replica.model, replica.weights, promise.state, replica.socket_path,

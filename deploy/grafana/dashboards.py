@@ -135,6 +135,23 @@ _ONE_NODE = Dashboard(
     values_of="woodfrog_node_agent_memory_bytes",
 )  # fmt: skip
 
+
+def _used(unit: str) -> str:
+    return rate("woodfrog_router_usage_total", "tenant", f'{{unit="{unit}"}}')
+
+
+_TENANTS = Dashboard(
+    "woodfrog: tenants",
+    (
+        Panel("Requests", "reqps", ((_used("requests"), "{{tenant}}"),)),
+        Panel("Requests that failed", "reqps", ((_used("failed"), "{{tenant}}"),)),
+        Panel("Requests that waited for a climb", "reqps", ((_used("wakes"), "{{tenant}}"),)),
+        Panel("Tokens of prompts", "ops", ((_used("prompt_tokens"), "{{tenant}}"),), stacked=True),
+        Panel("Tokens of answers", "ops", ((_used("completion_tokens"), "{{tenant}}"),), stacked=True),
+        Panel("Slots held", "short", ((_used("slot_s"), "{{tenant}}"),), stacked=True),
+    ),
+)  # fmt: skip
+
 _WATERFALL = Dashboard(
     "woodfrog: wake waterfall",
     (
@@ -154,6 +171,7 @@ DASHBOARDS = {
     "ladder": _LADDER,
     "node": _ONE_NODE,
     "waterfall": _WATERFALL,
+    "tenants": _TENANTS,
 }
 
 

@@ -10,7 +10,7 @@ from tests.capabilities import need
 from tests.cluster.conftest import NAME, Running
 from tests.conformance import clients_run, schema
 
-ROUTES = ("chat", "completions")  # what a model that writes text answers
+ROUTES = ("chat", "completions", "responses")  # what a model that writes text answers
 
 
 @need("clients")

@@ -8,15 +8,20 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from subprocess import PIPE, STDOUT
 
 import pytest
 
 from tests.cluster.conftest import Running, replica_pid, wait
+from woodfrog.catalog import Catalog
 from woodfrog.cli import commands, supervisor, up
 from woodfrog.cli.cluster import Cluster
 from woodfrog.cli.nodes import drain
+from woodfrog.clients.node_agent import NodeAgentClient
+from woodfrog.coordination import Session
+from woodfrog.errors import FailedPrecondition, ResourceExhausted
 
 QUESTION = "What is the capital of France?"
 
@@ -35,6 +40,37 @@ def pair() -> Iterator[Running]:
             assert str(node.mount_dir) not in mounts
             assert not node.run_dir.exists()
             assert not list(Path("/sys/fs/cgroup").rglob(f"woodfrog/{node.name}"))
+
+
+def test_a_tenants_node_takes_no_others_models_and_a_dedicated_one_goes_nowhere_else() -> None:
+    with tempfile.TemporaryDirectory(prefix="woodfrog-test-") as folder:
+        plain = Cluster.open(Path(folder), node_count=2)
+        cluster = replace(plain, tenants={"2": "acme"})
+        cluster.save()
+        up.start(cluster)
+        try:
+            both = Running(cluster)
+            both.add("own", tenant="acme", dedicated=True)
+            both.add("open")
+            for name, number in (("own", 1), ("open", 0)):
+                both.ask(QUESTION, name)
+                assert {r.node for r in both.replicas(name)} == {cluster.nodes[number].name}
+                asyncio.run(_refused(cluster, name, cluster.nodes[1 - number].agent))
+        finally:
+            supervisor.stop(cluster.home)
+
+
+async def _refused(cluster: Cluster, model: str, node_agent: str) -> None:
+    """Whatever a scheduler asks."""
+    async with Session([cluster.address("etcd")]) as session:
+        spec = await Catalog(session).get_model(model)
+    async with NodeAgentClient(node_agent) as agent:
+        with pytest.raises(ResourceExhausted) as climb:
+            await agent.climb(spec, None, None, request_id="test", timeout_s=30.0)
+        assert climb.value.reason == "NODE_OF_OTHERS"
+        with pytest.raises(FailedPrecondition) as prefetch:
+            await agent.prefetch(spec, None)
+        assert prefetch.value.reason == "NODE_OF_OTHERS"
 
 
 def test_a_request_leaves_a_node_that_hangs(pair: Running) -> None:

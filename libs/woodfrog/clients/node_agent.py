@@ -268,6 +268,7 @@ def refused(error: WoodfrogError, known: NodeFacts) -> NodeFacts | None:
     if error.reason not in REFUSED:
         return None
     metadata = error.metadata
+    of_others = error.reason == "NODE_OF_OTHERS" and "tenants" in metadata
     return replace(
         known,
         memory_bytes=int(metadata.get("memory_bytes", known.memory_bytes)),
@@ -276,7 +277,7 @@ def refused(error: WoodfrogError, known: NodeFacts) -> NodeFacts | None:
         ),
         replica_count_max=int(metadata.get("replica_count_max", known.replica_count_max)),
         draining=known.draining or error.reason == "NODE_DRAINING",
-        tenants=tuple(json.loads(metadata.get("tenants", json.dumps(known.tenants)))),
+        tenants=tuple(json.loads(metadata["tenants"])) if of_others else known.tenants,
         gpus=_gpus(metadata["gpus"]) if "gpus" in metadata else known.gpus,
     )
 

@@ -282,6 +282,7 @@ def cluster_view_to_pb(view: ClusterView) -> pb.DescribeResponse:
             ],
             draining=node.draining,
             moving_count=node.moving,
+            tenants=node.tenants,
         )
         for node in view.nodes
     ]
@@ -316,6 +317,7 @@ def cluster_view(message: pb.DescribeResponse) -> ClusterView:
             ),
             node.draining,
             node.moving_count,
+            tuple(node.tenants),
         )
         for node in message.nodes
     )

@@ -87,6 +87,7 @@ class NodeView:
     gpus: tuple[GpuFacts, ...] = ()
     draining: bool = False
     moving: int = 0  # models whose bytes are still to go to another node, where it drains
+    tenants: tuple[str, ...] = ()  # whose models alone it takes; empty: everybody's
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,10 +116,14 @@ async def models_list(cluster: Cluster) -> None:
             size(s.gpu_bytes) if s.gpu_bytes else "-",
             f"{s.park_after_s:g} s",
             "by plan" if s.freeze_after_s is None else f"{s.freeze_after_s:g} s",
+            (s.tenant or "-") + (", dedicated" if s.dedicated else ""),
         )
         for s in specs
     ]
-    print(table(("MODEL", "WEIGHTS", "ENGINE", "GPU MEMORY", "PARKS AFTER", "FREEZES AFTER"), rows))
+    header = (
+        "MODEL", "WEIGHTS", "ENGINE", "GPU MEMORY", "PARKS AFTER", "FREEZES AFTER", "TENANT",
+    )  # fmt: skip
+    print(table(header, rows))
 
 
 async def models_rm(cluster: Cluster, name: str) -> None:

@@ -34,10 +34,11 @@ def nodes_table(view: ClusterView) -> str:
             len(_there(view, node.node)),
             f"{size(node.memory_promised_bytes)} of {size(node.memory_bytes)}",
             len(node.gpus) or "-",
+            ", ".join(node.tenants) or "everybody's",
         )
         for node in view.nodes
     ]
-    return table(("NODE", "STATE", "REPLICAS", "MEMORY PROMISED", "GPUS"), rows)
+    return table(("NODE", "STATE", "REPLICAS", "MEMORY PROMISED", "GPUS", "MODELS"), rows)
 
 
 async def drain(cluster: Cluster, name: str, wait_s: float) -> None:

@@ -60,8 +60,8 @@ class Board:
 
     def shared(self, bring: Bring, replica_id: str) -> bool:
         """Whether another replica uses these weights on that GPU."""
-        tenants = self._state.gpus[bring.gpu].tenants.values()
-        users = {t.replica_id for t in tenants if t.uses and t.need.weights == bring.weights}
+        occupants = self._state.gpus[bring.gpu].occupants.values()
+        users = {t.replica_id for t in occupants if t.uses and t.need.weights == bring.weights}
         return bool(users - {replica_id})
 
     def weights_on(self, gpu: str) -> set[str]:
@@ -93,8 +93,8 @@ class Board:
         live = self.live.get(replica_id)
         held, own = 0, 0
         if promise.gpu:
-            tenant = self._state.gpus[promise.gpu].tenants[replica_id]
-            held, own = tenant.held_bytes, tenant.need.own_bytes(promise.gpu)
+            occupant = self._state.gpus[promise.gpu].occupants[replica_id]
+            held, own = occupant.held_bytes, occupant.need.own_bytes(promise.gpu)
         return Replica(
             replica_id=replica_id,
             model=promise.model,

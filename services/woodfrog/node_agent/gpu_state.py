@@ -57,7 +57,7 @@ def need_of(spec: ModelSpec, home: str) -> Need | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Tenant:
+class Occupant:
     """A replica on the GPU, as room is counted."""
 
     replica_id: str
@@ -75,16 +75,16 @@ class GpuState:
     context_bytes: int  # what a resting replica keeps
     weights: dict[str, int] = field(default_factory=dict)  # on the GPU, by last use
     pinned: dict[str, int] = field(default_factory=dict)  # in the arena, by last use
-    tenants: dict[str, Tenant] = field(default_factory=dict)  # by last change of state
+    occupants: dict[str, Occupant] = field(default_factory=dict)  # by last change of state
 
     @property
     def free_bytes(self) -> int:
-        held = sum(tenant.held_bytes for tenant in self.tenants.values())
+        held = sum(occupant.held_bytes for occupant in self.occupants.values())
         return self.memory_bytes - held - sum(self.weights.values())
 
     @property
     def used_weights(self) -> set[str]:
-        return {t.need.weights for t in self.tenants.values() if t.uses}
+        return {t.need.weights for t in self.occupants.values() if t.uses}
 
     def facts(self) -> GpuFacts:
         used = self.used_weights
@@ -126,8 +126,8 @@ class GpuState:
         own = need.own_bytes(self.uuid)
         if there or not own:
             self.weights[need.weights] = self.weights.pop(need.weights, need.weights_bytes)
-        before = self.tenants.pop(replica_id, None)
-        self.tenants[replica_id] = Tenant(
+        before = self.occupants.pop(replica_id, None)
+        self.occupants[replica_id] = Occupant(
             replica_id, State.CLIMBING, need.gpu_bytes + own, not own, need
         )
         has = before is not None and before.state is State.HOT
@@ -140,26 +140,26 @@ class GpuState:
 
     def come_home(self, replica_id: str) -> Bring:
         """A climbing replica that was to be restored starts cold instead, so it shares the weights."""
-        need = replace(self.tenants.pop(replica_id).need, home="")
+        need = replace(self.occupants.pop(replica_id).need, home="")
         return self.admit(replica_id, need, 0)
 
     def move(self, replica_id: str, state: State) -> None:
         """What it holds follows from its state."""
-        tenant = self.tenants.pop(replica_id)
-        held, uses = tenant.held_bytes, tenant.uses
-        own = tenant.need.own_bytes(self.uuid)
-        resting = min(tenant.need.gpu_bytes, self.context_bytes)
+        occupant = self.occupants.pop(replica_id)
+        held, uses = occupant.held_bytes, occupant.uses
+        own = occupant.need.own_bytes(self.uuid)
+        resting = min(occupant.need.gpu_bytes, self.context_bytes)
         match state:
             case State.PARKED:
                 held, uses = resting, False
             case State.HOT:
                 held, uses = resting + own, not own
             case State.CLIMBING | State.SERVING:
-                held, uses = tenant.need.gpu_bytes + own, not own
-        self.tenants[replica_id] = Tenant(replica_id, state, held, uses, tenant.need)
+                held, uses = occupant.need.gpu_bytes + own, not own
+        self.occupants[replica_id] = Occupant(replica_id, state, held, uses, occupant.need)
 
     def leave(self, replica_id: str) -> None:
-        self.tenants.pop(replica_id, None)
+        self.occupants.pop(replica_id, None)
 
     def lose(self, weights: str) -> None:
         """They are neither on the GPU nor pinned, because bringing them failed. Who uses them keeps both promises."""
@@ -183,37 +183,37 @@ class GpuState:
         """
         found: list[tuple[str, Rung]] = []
         turns = {replica_id: turn for turn, replica_id in enumerate(yields)}
-        resting = [t for t in self.tenants.values() if t.replica_id != spared]
+        resting = [t for t in self.occupants.values() if t.replica_id != spared]
         resting.sort(key=lambda t: turns.get(t.replica_id, -1))
         hot = [t for t in resting if t.state is State.HOT]
-        users = {t.replica_id: t.need.weights for t in self.tenants.values() if t.uses}
+        users = {t.replica_id: t.need.weights for t in self.occupants.values() if t.uses}
         kept = "" if need.own_bytes(self.uuid) else need.weights
-        for tenant in hot:
+        for occupant in hot:
             if missing_bytes <= 0:
                 break
-            weights = tenant.need.weights
-            if own := tenant.need.own_bytes(self.uuid):
-                found.append((tenant.replica_id, Rung.PARKED))
+            weights = occupant.need.weights
+            if own := occupant.need.own_bytes(self.uuid):
+                found.append((occupant.replica_id, Rung.PARKED))
                 missing_bytes -= own
                 continue
-            users.pop(tenant.replica_id)
+            users.pop(occupant.replica_id)
             if weights != kept and weights not in users.values():
                 sharers = [t.replica_id for t in hot if t.uses and t.need.weights == weights]
                 found += ((replica_id, Rung.PARKED) for replica_id in sharers)
                 missing_bytes -= self.weights[weights]
-        for tenant in (t for t in resting if t.state is State.PARKED):
+        for occupant in (t for t in resting if t.state is State.PARKED):
             if missing_bytes <= 0:
                 break
-            found.append((tenant.replica_id, Rung.FROZEN))
-            missing_bytes -= tenant.held_bytes
-        for tenant in hot:  # those lowered above, all the way
+            found.append((occupant.replica_id, Rung.FROZEN))
+            missing_bytes -= occupant.held_bytes
+        for occupant in hot:  # those lowered above, all the way
             if missing_bytes <= 0:
                 break
-            counted = (tenant.replica_id, Rung.PARKED) in found
-            found = [each for each in found if each[0] != tenant.replica_id]
-            found.append((tenant.replica_id, Rung.FROZEN))
-            missing_bytes -= tenant.held_bytes
-            missing_bytes += tenant.need.own_bytes(self.uuid) if counted else 0
+            counted = (occupant.replica_id, Rung.PARKED) in found
+            found = [each for each in found if each[0] != occupant.replica_id]
+            found.append((occupant.replica_id, Rung.FROZEN))
+            missing_bytes -= occupant.held_bytes
+            missing_bytes += occupant.need.own_bytes(self.uuid) if counted else 0
         return found if missing_bytes <= 0 else []
 
     def _wanted(self, need: Need, held_bytes: int) -> int:

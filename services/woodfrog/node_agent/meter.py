@@ -35,12 +35,12 @@ def holdings(state: NodeState) -> dict[str, Holding]:
 
 
 def _shares(gpu: GpuState) -> dict[str, float]:
-    users = Counter(tenant.need.weights for tenant in gpu.tenants.values() if tenant.uses)
+    users = Counter(occupant.need.weights for occupant in gpu.occupants.values() if occupant.uses)
     held = {}
-    for replica_id, tenant in gpu.tenants.items():
-        digest = tenant.need.weights
-        weights = gpu.weights[digest] / users[digest] if tenant.uses else 0.0
-        held[replica_id] = (tenant.held_bytes + weights) / gpu.memory_bytes
+    for replica_id, occupant in gpu.occupants.items():
+        digest = occupant.need.weights
+        weights = gpu.weights[digest] / users[digest] if occupant.uses else 0.0
+        held[replica_id] = (occupant.held_bytes + weights) / gpu.memory_bytes
     return held
 
 

@@ -8,6 +8,7 @@ from woodfrog.errors import FailedPrecondition, Unavailable
 from woodfrog.model.snapshot import SnapshotPointer
 from woodfrog.model.spec import ModelSpec
 from woodfrog.node_agent.climb import Climber
+from woodfrog.node_agent.state import of_others
 
 
 class Prefetcher:
@@ -31,7 +32,7 @@ class Prefetcher:
         if not spec.admitted(self._tenants):
             raise FailedPrecondition(
                 "NODE_OF_OTHERS",
-                f"node {self._node} takes only models of: {', '.join(self._tenants)}; ask another",
+                f"node {self._node} does not fetch it: {of_others(self._tenants)}; ask another",
             )
         owner = f"{self._node}-prefetch-{next(self._numbers)}"
         manifests = [spec.weights, *((pointer.manifest,) if pointer is not None else ())]

@@ -192,6 +192,13 @@ _DRAINS = Refuse("NODE_DRAINING", "it drains")
 _DEPTH = {State.SERVING: 0, State.HOT: 1, State.PARKED: 2}  # and FROZEN is 3
 
 
+def of_others(tenants: Sequence[str]) -> str:
+    """Why a node with these tenants does not take a model."""
+    if not tenants:
+        return "the model is dedicated to its tenant's nodes, and this one is everybody's"
+    return f"it takes only models of: {', '.join(tenants)}"
+
+
 class NodeState:
     """Mutable; one owner, the loop."""
 
@@ -234,7 +241,7 @@ class NodeState:
         assert all(key == promise.replica_id for key, promise in self.promises.items())
         for gpu in self.gpus.values():
             gpu.check()
-            states = {i: t.state for i, t in gpu.tenants.items() if i not in self.proofs}
+            states = {i: t.state for i, t in gpu.occupants.items() if i not in self.proofs}
             promised = {i: p.state for i, p in self.promises.items() if p.gpu == gpu.uuid}
             assert states == promised
 
@@ -273,7 +280,7 @@ class NodeState:
     def _start(self, event: StartRequested) -> Command:
         assert event.replica_id not in self.promises
         if not event.admitted:
-            return Refuse("NODE_OF_OTHERS", f"it takes only models of: {', '.join(self.tenants)}")
+            return Refuse("NODE_OF_OTHERS", of_others(self.tenants))
         if self.draining:
             return _DRAINS
         free = self.memory_bytes - self.memory_promised_bytes
@@ -321,11 +328,11 @@ class NodeState:
         stopped = promise.state is State.PARKED
         if promise.gpu:
             gpu = self.gpus[promise.gpu]
-            tenant = gpu.tenants[replica_id]
-            missing = gpu.missing_bytes(tenant.need, tenant.held_bytes)
+            occupant = gpu.occupants[replica_id]
+            missing = gpu.missing_bytes(occupant.need, occupant.held_bytes)
             if missing > 0:
-                return _lower(gpu, missing, tenant.need, replica_id, promise.model, yields)
-            admitted = gpu.admit(replica_id, tenant.need, tenant.held_bytes)
+                return _lower(gpu, missing, occupant.need, replica_id, promise.model, yields)
+            admitted = gpu.admit(replica_id, occupant.need, occupant.held_bytes)
             # A hot one has its weights mapped; what must go for its room goes all the same.
             idle = promise.state is State.HOT and not admitted.drop_device
             bring = None if idle else admitted

@@ -70,6 +70,8 @@ class Ahead:
             record, node = view.models.get(model), view.nodes.get(name)
             if record is None or node is None or node.climbs or name in busy or model in under_way:
                 continue
+            if not record.spec.admitted(node.facts.tenants):  # any more
+                continue
             pointer = view.pointers(record.spec).get(node.print_key)
             if pointer is None or self._fetch_after.get(model, board.now) > board.now:
                 continue

@@ -29,11 +29,11 @@ _WHYS = (
     "draining",
     "too small",
     "without a GPU",
-    "for other tenants",
     "not answering",
+    "for other tenants",
     "not to be tried again",
 )
-_FITS, _FULL, _DRAINS, _SMALL, _NO_GPU, _OTHERS, _SILENT, _EXCLUDED = range(len(_WHYS))
+_FITS, _FULL, _DRAINS, _SMALL, _NO_GPU, _SILENT, _OTHERS, _EXCLUDED = range(len(_WHYS))
 _Rows = npt.NDArray[np.intp]  # numbers of nodes, in the order of their names
 
 

@@ -270,7 +270,8 @@ class Climbs:
             return
         board = self._board
         board.put_facts(climb.node, event.facts)
-        self._note_refusal(climb)
+        if climb.spec.admitted(event.facts.tenants):  # else it refuses no other's
+            self._note_refusal(climb)
         board.timers.set(("refused", climb.node), board.now + board.limits.refusal_s)
         self._let_go(climb)
         if climb.waiters and board.view.coming_slots(climb.spec.name) >= len(climb.waiters):

@@ -35,6 +35,7 @@ def describe(
             node.facts.gpus,
             node.facts.draining,
             state.moving(name),
+            node.facts.tenants,
         )
         for name, node in sorted(view.nodes.items())
     ]

@@ -230,10 +230,10 @@ def _misfit(name: str, node: NodeRecord, request: PlaceRequest) -> str | None:
     facts, spec = node.facts, request.spec
     if name in request.excluded_nodes:
         return "not to be tried again"
-    if node.silent:
-        return "not answering"
     if not spec.admitted(facts.tenants):
         return _OTHERS
+    if node.silent:
+        return "not answering"
     if spec.gpu_bytes and not facts.gpus:
         return "without a GPU"
     if not _large_enough(facts, spec) or not facts.replica_count_max:

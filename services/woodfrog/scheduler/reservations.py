@@ -42,6 +42,8 @@ def fits(view: ClusterView, climb: Climb, hopes: Collection[Climb]) -> bool:
     )
     if placement.gpu and gpu is None:  # gone meanwhile
         return False
+    if not climb.spec.admitted(node.facts.tenants):  # any more
+        return False
     home = placement.snapshot.gpu if placement.snapshot is not None else ""
     wanted = sharable(climb.spec, placement.gpu, thawed, home)
     return (

@@ -55,7 +55,8 @@ class Shelves:
         for name in view.holders.get(spec.weights, ()):
             node = view.nodes[name]
             held = pointers.get(node.print_key)
-            if held is not None and node.holds(spec.weights) and node.holds(held.manifest):
+            whole = held is not None and node.holds(held.manifest) and node.holds(spec.weights)
+            if whole and spec.admitted(node.facts.tenants):
                 return None
         found = sorted(
             (less, name, kind)

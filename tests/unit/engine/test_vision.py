@@ -422,8 +422,9 @@ class Client:
     def events(self) -> list[Any]:
         lines = [line.removeprefix(b"data: ") for line in self.data.split(b"\n\n") if line]
         assert lines.pop() == b"[DONE]"
-        assert lines.pop().startswith(b": usage prompt_tokens=")
-        return [json.loads(line) for line in lines]
+        told = [line for line in lines if line.startswith(b": usage prompt_tokens=")]
+        assert len(told) == 1
+        return [json.loads(line) for line in lines if line not in told]
 
 
 async def sent(front: VisionFront, body: dict[str, Any]) -> Client:

@@ -382,8 +382,8 @@ class GpuMachine(RuleBasedStateMachine):
     def starts_cold(self, replica_id: str) -> None:
         promise = self.node.promises.get(replica_id)
         if promise and promise.state is ReplicaState.CLIMBING:
-            tenant = self.node.gpus[promise.gpu].tenants[replica_id]
-            if not tenant.uses:
+            occupant = self.node.gpus[promise.gpu].occupants[replica_id]
+            if not occupant.uses:
                 self.vaults.bring(self.node.handle(state.ColdRequested(replica_id)))
 
     @rule(replica_id=IDS)
@@ -400,8 +400,10 @@ class GpuMachine(RuleBasedStateMachine):
     def descended(self, replica_id: str, to: str) -> None:
         promise = self.node.promises.get(replica_id)
         if promise and promise.state is ReplicaState.DESCENDING:
-            tenant = self.node.gpus[promise.gpu].tenants[replica_id]
-            has_them = tenant.uses or 0 < tenant.need.own_bytes(promise.gpu) < tenant.held_bytes
+            occupant = self.node.gpus[promise.gpu].occupants[replica_id]
+            has_them = (
+                occupant.uses or 0 < occupant.need.own_bytes(promise.gpu) < occupant.held_bytes
+            )
             if has_them or to == "parked":
                 self.node.handle(state.DescendFinished(replica_id, ReplicaState(to)))
 

@@ -200,7 +200,7 @@ class Cell:
     def told_of(self, name: str, replica_id: str) -> Replica:
         promise = self.nodes[name].promises[replica_id]
         spec = SPECS[promise.model]
-        held = self.nodes[name].gpus[promise.gpu].tenants[replica_id].held_bytes
+        held = self.nodes[name].gpus[promise.gpu].occupants[replica_id].held_bytes
         return Replica(
             replica_id, spec.name, spec.weights, promise.state, f"/{replica_id}", spec.slots,
             name, spec.memory_bytes, promise.gpu, held,

@@ -80,7 +80,7 @@ def test_weights_are_split_among_those_who_use_them() -> None:
     node = NodeState(64 * GIB, 8, [gpu(30)])
     on_gpu(node, "a", need())
     alone = holdings(node)["a"].gpu_share
-    private = node.gpus["gpu-0"].tenants["a"].held_bytes
+    private = node.gpus["gpu-0"].occupants["a"].held_bytes
     weights = sum(node.gpus["gpu-0"].weights.values())
     memory = node.gpus["gpu-0"].memory_bytes
     assert alone == (private + weights) / memory
