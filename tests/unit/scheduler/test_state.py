@@ -640,3 +640,13 @@ def test_who_waited_for_a_thaw_is_told_so_though_an_older_word_of_its_node_comes
     )
     told = cell.do(on.ClimbFinished(again.attempt, Climbed(served, Rung.SERVING)))
     assert only(on.Grant, told).acquired.rung is Rung.PARKED
+
+
+def test_a_node_that_is_for_others_is_not_left_alone_by_those_that_it_takes() -> None:
+    own = replace(FROG, name="own", tenant="acme")
+    cell = Cell(FROG, own)
+    start = only(on.StartClimb, cell.acquire())
+    others = replace(facts("a"), tenants=("acme",))
+    refused = cell.do(on.ClimbRefused(start.attempt, others, "it takes only models of: acme"))
+    assert only(on.Refuse, refused).reason == "NO_NODE_FITS"
+    assert only(on.StartClimb, cell.acquire("own")).node == "a"
