@@ -3,13 +3,12 @@
 Read here and not through `woodfrog.settings`: every module that a replica imports is memory that each restore maps.
 """
 
-import json
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from woodfrog.errors import InvalidArgument
+from woodfrog.replica import arguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +56,15 @@ _BOUNDS = {
 
 def load(environ: Mapping[str, str]) -> Settings:
     """Raises InvalidArgument naming the variable."""
-    model = Path(_variable(environ, "WOODFROG_MODEL"))
+    model = Path(arguments.variable(environ, "WOODFROG_MODEL"))
     if not any((model / name).is_file() for name in ("config.json", "model_index.json")):
         raise InvalidArgument(
             "BAD_SETTING",
             f"WOODFROG_MODEL: {model} has no config.json and no model_index.json; name a model's folder",
         )
     return Settings(
-        socket=Path(_variable(environ, "WOODFROG_SOCKET")),
-        control=Path(_variable(environ, "WOODFROG_CONTROL")),
+        socket=Path(arguments.variable(environ, "WOODFROG_SOCKET")),
+        control=Path(arguments.variable(environ, "WOODFROG_CONTROL")),
         model=model,
         model_name=environ.get("WOODFROG_MODEL_NAME") or model.name,
         arguments=parse_arguments(environ.get("WOODFROG_ENGINE_ARGS") or "{}"),
@@ -74,31 +73,4 @@ def load(environ: Mapping[str, str]) -> Settings:
 
 
 def parse_arguments(text: str) -> EngineArguments:
-    known = [field.name for field in fields(EngineArguments)]
-    try:
-        given = json.loads(text)
-    except ValueError:
-        given = None
-    if not isinstance(given, dict):
-        raise InvalidArgument("BAD_SETTING", "WOODFROG_ENGINE_ARGS is not a JSON object")
-    for name, value in given.items():
-        if name not in known:
-            raise InvalidArgument(
-                "UNKNOWN_SETTING",
-                f"WOODFROG_ENGINE_ARGS: {name!r} is unknown; known are {', '.join(known)}",
-            )
-        low, high = _BOUNDS[name]
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise InvalidArgument(
-                "BAD_SETTING",
-                f"WOODFROG_ENGINE_ARGS: {name} is a whole number from {low} to {high}",
-            )
-    given["threads"] = given.get("threads") or len(os.sched_getaffinity(0))
-    return EngineArguments(**given)
-
-
-def _variable(environ: Mapping[str, str], name: str) -> str:
-    value = environ.get(name)
-    if not value:
-        raise InvalidArgument("MISSING_SETTING", f"environment variable {name} is not set")
-    return value
+    return EngineArguments(**arguments.read(text, _BOUNDS))

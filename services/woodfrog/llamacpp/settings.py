@@ -1,12 +1,11 @@
 """What the engine is told through its environment: the contract's variables, and its own arguments."""
 
-import json
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from woodfrog.errors import InvalidArgument
+from woodfrog.replica import arguments
 
 SLOTS_MAX = 255  # llama.cpp has 256 sequences, and the canary needs one
 
@@ -46,7 +45,7 @@ _BOUNDS = {"context_tokens": (0, 1 << 20), "slots": (1, SLOTS_MAX), "threads": (
 
 def load(environ: Mapping[str, str]) -> Settings:
     """Raises InvalidArgument naming the variable."""
-    folder = Path(_variable(environ, "WOODFROG_MODEL"))
+    folder = Path(arguments.variable(environ, "WOODFROG_MODEL"))
     files = sorted(folder.glob("*.gguf"))
     if not files:
         raise InvalidArgument(
@@ -57,8 +56,8 @@ def load(environ: Mapping[str, str]) -> Settings:
             "BAD_SETTING", "the llamacpp engine runs on the CPU; add the model without --gpu-memory"
         )
     return Settings(
-        socket=Path(_variable(environ, "WOODFROG_SOCKET")),
-        control=Path(_variable(environ, "WOODFROG_CONTROL")),
+        socket=Path(arguments.variable(environ, "WOODFROG_SOCKET")),
+        control=Path(arguments.variable(environ, "WOODFROG_CONTROL")),
         model=files[0],
         model_name=environ.get("WOODFROG_MODEL_NAME") or folder.name,
         arguments=parse_arguments(environ.get("WOODFROG_ENGINE_ARGS") or "{}"),
@@ -66,31 +65,4 @@ def load(environ: Mapping[str, str]) -> Settings:
 
 
 def parse_arguments(text: str) -> Arguments:
-    known = [field.name for field in fields(Arguments)]
-    try:
-        given = json.loads(text)
-    except ValueError:
-        given = None
-    if not isinstance(given, dict):
-        raise InvalidArgument("BAD_SETTING", "WOODFROG_ENGINE_ARGS is not a JSON object")
-    for name, value in given.items():
-        if name not in known:
-            raise InvalidArgument(
-                "UNKNOWN_SETTING",
-                f"WOODFROG_ENGINE_ARGS: {name!r} is unknown; known are {', '.join(known)}",
-            )
-        low, high = _BOUNDS[name]
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise InvalidArgument(
-                "BAD_SETTING",
-                f"WOODFROG_ENGINE_ARGS: {name} is a whole number from {low} to {high}",
-            )
-    given["threads"] = given.get("threads") or len(os.sched_getaffinity(0))
-    return Arguments(**given)
-
-
-def _variable(environ: Mapping[str, str], name: str) -> str:
-    value = environ.get(name)
-    if not value:
-        raise InvalidArgument("MISSING_SETTING", f"environment variable {name} is not set")
-    return value
+    return Arguments(**arguments.read(text, _BOUNDS))

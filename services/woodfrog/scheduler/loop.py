@@ -445,10 +445,8 @@ class SchedulerLoop:
             node = self._state.view.nodes.get(order.node)
             facts = node_agent.refused(error, node.facts) if node is not None else None
             if facts is not None:
-                if error.reason in (
-                    "NODE_DRAINING",
-                    "NODE_OF_OTHERS",
-                ):  # perhaps not any more: its stream tells
+                # Perhaps not any more: its stream tells.
+                if error.reason in ("NODE_DRAINING", "NODE_OF_OTHERS"):
                     self._links.doubt(order.node)
                 return on.ClimbRefused(order.attempt, facts, error.message)
             if error.reason == status.UNREACHABLE:

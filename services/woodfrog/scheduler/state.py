@@ -381,8 +381,9 @@ class SchedulerState:
                 wait.add(ticket.excluded)
                 if not ticket.excluded:
                     break
-        while (waiting := board.in_turn(model)) and waiting[-1] is not last:
-            if not self._decide(waiting[-1], slot_comes=coming >= 0):
+        while waiting := board.waiting.get(model):
+            ticket = max(waiting.values(), key=lambda each: each.rank)
+            if ticket is last or not self._decide(ticket, slot_comes=coming >= 0):
                 break
         some = any(map(board.is_open, self.view.replicas_of(model)))
         for ticket in self._climbs.joined(model) if some else ():
