@@ -18,7 +18,7 @@ from woodfrog.weight_fs.metrics import Metrics as WeightFsMetrics
 OUT = Path(__file__).with_suffix(".md")
 _HEAD = """# Metrics
 
-Each service serves its own as OpenMetrics: the router on the gateway's port, the others where `WOODFROG_<SERVICE>_METRICS_LISTEN` says, all below `/metrics`. `woodfrog up` chooses the ports and lists them in `.woodfrog/prometheus-targets.json`, which a Prometheus reads by `file_sd_configs`; [deploy/grafana](../deploy/grafana/README.md) has one. Buckets carry exemplars with `trace_id`, where the trace is exported.
+Each service serves its own as OpenMetrics: where `WOODFROG_<SERVICE>_METRICS_LISTEN` says, below `/metrics`; keep those ports from users, for they tell what each tenant used. `woodfrog up` chooses the ports and lists them in `.woodfrog/prometheus-targets.json`, which a Prometheus reads by `file_sd_configs`; [deploy/grafana](../deploy/grafana/README.md) has one. Buckets carry exemplars with `trace_id`, where the trace is exported.
 
 A metric is called `woodfrog_<service>_<what>_<unit>`. Written by `docs/metrics.py`; do not edit.
 """

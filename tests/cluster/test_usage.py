@@ -1,10 +1,14 @@
 """What a real cluster records is what was asked and held, over kills of those who record it."""
 
 import asyncio
+import stat
 import time
+
+import grpc
 
 from tests.cluster.conftest import NAME, Running, wait
 from tests.cluster.test_faults import QUESTION, _woodfrog
+from woodfrog.api.scheduler.v1 import tenants_pb2, tenants_pb2_grpc
 from woodfrog.clients.usages import UsagesClient
 from woodfrog.metering import Usage
 from woodfrog.model.spec import ModelSpec
@@ -18,7 +22,7 @@ def used(running: Running, model: str = NAME) -> Usage:
     async def work() -> Usage:
         found = Usage()
         cluster = running.cluster
-        for address in (cluster.router_operators, cluster.address("node_agent")):
+        for address in (cluster.operators("router"), cluster.address("node_agent")):
             async with UsagesClient(address) as usages:
                 rows = await usages.list(0, 1 << 40)
             found = sum((row.usage for row in rows if row.model == model), found)
@@ -75,3 +79,19 @@ def test_each_request_is_counted_once_and_a_replica_for_as_long_as_it_was_there(
     assert lines[0].startswith("tenant,model,requests,failed,wakes,")
     (line,) = [line for line in lines if line.startswith(f"-,{NAME},")]
     assert int(line.split(",")[2]) == third.requests
+
+
+def test_keys_are_made_where_only_operators_get(frog: Running) -> None:
+    cluster = frog.cluster
+    sockets = [*cluster.operators_dir.iterdir()]
+    assert {each.name for each in sockets} == {"router.sock", "scheduler.sock"}
+    assert stat.S_IMODE(cluster.operators_dir.stat().st_mode) == 0o700
+    for address, code in (
+        (cluster.operators("scheduler"), grpc.StatusCode.OK),
+        (cluster.address("scheduler"), grpc.StatusCode.UNIMPLEMENTED),
+        (cluster.address("router"), grpc.StatusCode.UNIMPLEMENTED),
+    ):
+        with grpc.insecure_channel(address) as channel:
+            stub = tenants_pb2_grpc.TenantsStub(channel)  # type: ignore[no-untyped-call]
+            call = stub.ListTenants.future(tenants_pb2.ListTenantsRequest(), timeout=30)
+            assert call.code() is code, address

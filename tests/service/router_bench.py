@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import urllib.request
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import openai
 from tests.memory.simulated_engine import SimulatedEngine
 from tests.memory.simulated_scheduler import SimulatedScheduler
+from tests.service.processes import free_addresses
 
 from woodfrog.catalog import CatalogEvent, CatalogSnapshot
 from woodfrog.clients.scheduler import SchedulerClient
@@ -53,6 +55,7 @@ class Bench:
         catalog: MemoryCatalog,
         router: Router,
         client: openai.AsyncOpenAI,
+        metrics: str,
     ) -> None:
         self._folder = folder
         self._stack = stack
@@ -63,6 +66,7 @@ class Bench:
         self.http = f"127.0.0.1:{router.http_port}"
         self.grpc = f"127.0.0.1:{router.grpc_port}"
         self.client = client
+        self._metrics = metrics
         self.engines: dict[str, SimulatedEngine] = {}
 
     @staticmethod
@@ -71,6 +75,8 @@ class Bench:
         folder: Path, *, scheduler_away: bool = False, schedulers: int = 1, **settings: Any
     ) -> AsyncIterator["Bench"]:
         defaults = {"listen": "127.0.0.1:0", "grpc_listen": "127.0.0.1:0", "drain_s": 1}
+        (metrics,) = free_addresses(1)
+        defaults["metrics_listen"] = metrics
         given = Settings(**{**defaults, "sse_comment_s": COMMENT_S, **settings})
         catalog = MemoryCatalog(spec("m"), spec("org/m"))
         async with AsyncExitStack() as engines, AsyncExitStack() as stack:
@@ -87,7 +93,7 @@ class Bench:
             client.base_url = f"http://127.0.0.1:{router.http_port}/v1"
             for scheduler in started:
                 await scheduler.until(lambda s: s.routers == (0 if scheduler_away else 1))
-            yield Bench(folder, engines, started, catalog, router, client)
+            yield Bench(folder, engines, started, catalog, router, client, given.metrics_listen)
 
     async def replica(self, name: str, model: str = "m", slots: int = 256) -> ReadyReplica:
         """A running simulated engine; not announced."""
@@ -119,6 +125,17 @@ class Bench:
                 key = row.tenant, row.model
                 found[key] = found.get(key, Usage()) + row.usage
         return found
+
+    async def metrics(self) -> str:
+        """As OpenMetrics, by who reaches their address."""
+        headers = {"accept": "application/openmetrics-text; version=1.0.0"}
+        request = urllib.request.Request(f"http://{self._metrics}/metrics", headers=headers)
+
+        def scrape() -> bytes:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return bytes(answer.read())
+
+        return (await asyncio.to_thread(scrape)).decode()
 
     async def raw(self, request: bytes) -> tuple[bytes, bytes]:
         """Head and body of the answer to bytes on a connection of its own."""

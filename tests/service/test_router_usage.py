@@ -162,8 +162,10 @@ async def test_usage_survives_a_restart_and_has_its_metrics(tmp_path: Path) -> N
             await bench.ready("a")
             await bench.ask()
             assert (await used(bench)).requests == count
-            _, metrics = await bench.raw(b"GET /metrics HTTP/1.1\r\nhost: h\r\n\r\n")
-            assert b'woodfrog_router_usage_total{tenant="",unit="completion_tokens"} 8.0' in metrics
+            metrics = await bench.metrics()
+            assert 'woodfrog_router_usage_total{tenant="",unit="completion_tokens"} 8.0' in metrics
+            head, _ = await bench.raw(b"GET /metrics HTTP/1.1\r\nhost: h\r\n\r\n")
+            assert b" 404 " in head, "the public port tells no tenant's usage"
 
 
 async def test_a_span_that_cannot_be_is_refused(bench: Bench) -> None:

@@ -1,6 +1,7 @@
 """Tenants and keys: in a real etcd, over gRPC, and at both faces of a router before simulated engines."""
 
 import asyncio
+import stat
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -73,12 +74,15 @@ async def test_what_is_not_there_and_what_is_wrong(session: Session) -> None:
 
 
 @need("etcd")
-async def test_over_grpc_a_key_is_told_once(session: Session) -> None:
-    async with rpc.Server("127.0.0.1:0") as server:
+async def test_over_grpc_a_key_is_told_once(session: Session, tmp_path: Path) -> None:
+    """At a socket that is its user's alone."""
+    folder = tmp_path / "operators"
+    async with rpc.Server(f"unix:{folder}/s.sock") as server:
         servicer = TenantsServicer(Tenants(session), SystemClock())
         tenants_pb2_grpc.add_TenantsServicer_to_server(servicer, server.grpc)  # type: ignore[no-untyped-call]
         await server.start("woodfrog.api.scheduler.v1.Tenants")
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        async with grpc.aio.insecure_channel(f"unix:{folder}/s.sock") as channel:
             stub: Any = tenants_pb2_grpc.TenantsStub(channel)  # type: ignore[no-untyped-call]
             wanted = pb.Tenant(name="acme", concurrency_max=3)
             await stub.CreateTenant(pb.CreateTenantRequest(tenant=wanted))

@@ -21,6 +21,7 @@ from woodfrog.clients.usages import SERVICE, UsagesServicer
 from woodfrog.clock import SystemClock
 from woodfrog.coordination import Session
 from woodfrog.errors import InvalidArgument, Unavailable
+from woodfrog.host.folders import remove_tree
 from woodfrog.metering import HOUR_S, Ledger, Row, Usage
 from woodfrog.model import digest
 from woodfrog.model.spec import ModelSpec
@@ -64,7 +65,8 @@ async def cluster(tmp_path: Path, etcd: EtcdServer) -> AsyncIterator[Cluster]:
         port = int(etcd.endpoint.rpartition(":")[2])
         ports = {"etcd": port, "node_agent": one, "node_agent-2": two}
         cluster = Cluster(tmp_path, 0, ports, node_count=2)
-        await stack.enter_async_context(serving(ROUTED, cluster.router_operators))
+        await stack.enter_async_context(serving(ROUTED, cluster.operators("router")))
+        stack.callback(remove_tree, cluster.operators_dir)
         yield cluster
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 GRACE_S = 1.0
 MESSAGE_BYTES_MAX = 80 << 20  # a manifest of the greatest size fits
 _QUIET = ("/grpc.health.", "/grpc.reflection.")
+_UNIX = "unix:"
 
 
 class Server:
@@ -33,6 +35,7 @@ class Server:
     """
 
     def __init__(self, listen: str) -> None:
+        """`listen` is host:port, or unix:PATH; a folder that is not there is made for this user alone."""
         self.grpc = grpc.aio.server(
             interceptors=[_Interceptor()],
             options=[
@@ -59,8 +62,11 @@ class Server:
         names = (*service_names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
         reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self.grpc)
         try:
+            if self._listen.startswith(_UNIX):
+                folder = Path(self._listen.removeprefix(_UNIX)).parent
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.port = self.grpc.add_insecure_port(self._listen)
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             raise errors.FailedPrecondition(
                 "ADDRESS_TAKEN",
                 f"cannot listen on {self._listen}: {error}; stop what uses it or choose another",

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from opentelemetry import trace
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -32,12 +31,6 @@ class ServiceMetrics:
 
     def look(self) -> None:
         """Subclasses set gauges here that are read off their service's state; on its loop, before each scrape."""
-
-    def render(self, accept: str) -> tuple[bytes, str]:
-        """The exposition and its content type, OpenMetrics when the scraper takes it. Call it on the loop."""
-        self.look()
-        encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
 
     @contextmanager
     def served(self, listen: str) -> Iterator[None]:

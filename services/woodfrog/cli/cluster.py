@@ -172,11 +172,11 @@ class Cluster:
     @property
     def metrics(self) -> dict[str, str]:
         """Where each child serves them, host:port."""
-        listening = {"router": f"127.0.0.1:{self.http_port}"}
-        for child in self.children:
-            if _METRICS + child in self.ports:
-                listening[child] = self.address(_METRICS + child)
-        return listening
+        return {
+            child: self.address(_METRICS + child)
+            for child in self.children
+            if _METRICS + child in self.ports
+        }
 
     @property
     def base_url(self) -> str:
@@ -192,9 +192,13 @@ class Cluster:
         return self.local_node(1).run_dir
 
     @property
-    def router_operators(self) -> str:
-        """Where its router tells operators of usage: not reached from other machines, and needs no port."""
-        return f"unix-abstract:woodfrog-{self.key}-router"
+    def operators_dir(self) -> Path:
+        """Of the sockets at which services answer operators, who need no key: only the user who started them may open it."""
+        return Path("/run/woodfrog") / f"{self.key}-operators"
+
+    def operators(self, service: str) -> str:
+        """Where the router tells all usage, and the scheduler takes tenants and keys; a gRPC address."""
+        return f"unix:{self.operators_dir}/{service}.sock"
 
     @property
     def traces_file(self) -> Path:
@@ -218,8 +222,7 @@ class Cluster:
         service, number = _parsed(child)
         prefix = f"WOODFROG_{service.upper()}_"
         settings = {"listen": self.address(child), **self._settings(service, number, tools)}
-        if service != "router":  # which has them on the gateway's port
-            settings["metrics_listen"] = self.metrics.get(child, "")
+        settings["metrics_listen"] = self.metrics.get(child, "")
         # Where code and a GPU's libraries are found, and what a user set.
         passed_on = (prefix, "OTEL_", "PYTHONPATH", "LD_LIBRARY_PATH", "SIMULATED_")
         given = {k: v for k, v in os.environ.items() if k.startswith(passed_on)}
@@ -263,14 +266,17 @@ class Cluster:
                     **shares.memory(self.node_count),
                 }
             case "scheduler":
-                return {"etcd": self.address("etcd")}
+                return {
+                    "etcd": self.address("etcd"),
+                    "operator_listen": self.operators("scheduler"),
+                }
             case "router":
                 return {
                     "listen": f"127.0.0.1:{self.http_port}",
                     "grpc_listen": self.address("router"),
                     "etcd": self.address("etcd"),
                     "scheduler": self.address("scheduler"),
-                    "operator_listen": self.router_operators,
+                    "operator_listen": self.operators("router"),
                     "usage_file": self.home / "router" / "usage.db",
                     "auth": self.auth,
                 }
@@ -300,7 +306,7 @@ def _parsed(child: str) -> tuple[str, int]:
 def _names(node_count: int) -> tuple[str, ...]:
     """Of the ports of so many nodes."""
     children = _children(node_count)
-    metrics = (_METRICS + child for child in children if child != "router")
+    metrics = (_METRICS + child for child in children)
     return (*_PORTS, *(child for child in children if child not in _PORTS), *metrics)
 
 

@@ -168,6 +168,7 @@ def clean(cluster: Cluster) -> None:
     """Removes what killed processes left: sandboxes, their folders, mounts. Of all nodes that there may have been."""
     for number in range(1, NODES_MAX + 1):
         _clean(cluster.local_node(number))
+    remove_tree(cluster.operators_dir)
 
 
 def _clean(node: LocalNode) -> None:

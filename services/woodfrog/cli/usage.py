@@ -52,7 +52,7 @@ class Span:
 async def usage(cluster: Cluster, span: Span, by: str | None, as_csv: bool) -> None:
     """Raises Unavailable USAGE_INCOMPLETE, after all was printed that there is."""
     now = SystemClock().wall()
-    places = [("the router", cluster.router_operators)]
+    places = [("the router", cluster.operators("router"))]
     places += [(f"node {node.name}", node.agent) for node in cluster.nodes]
     asked = await asyncio.gather(
         *(_ask(address, span) for _, address in places), return_exceptions=True

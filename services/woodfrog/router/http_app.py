@@ -140,7 +140,7 @@ class HttpApp:
     async def _look(self, route: Route | None, arrival: Arrival, reply: Reply) -> None:
         """Answers what needs no replica."""
         path = arrival.path
-        known = path in ("/health", "/ready", "/metrics", MODELS) or path.startswith(MODELS + "/")
+        known = path in ("/health", "/ready", MODELS) or path.startswith(MODELS + "/")
         if route is None and not known:
             raise routes.no_route(path)
         allowed = ("POST",) if route is not None else ("GET", "HEAD")
@@ -155,10 +155,6 @@ class HttpApp:
                 parts = self._readiness()
                 body = json.dumps({"ready": all(parts.values()), **parts}).encode()
                 await reply.whole(200 if all(parts.values()) else 503, body, [_JSON])
-            case "/metrics":
-                accept = arrival.headers.get(b"accept", b"").decode("latin-1")
-                body, content_type = self._metrics.render(accept)
-                await reply.whole(200, body, [(b"content-type", content_type.encode())])
             case str() if path == MODELS:
                 tenant = self._access.tenant(arrival.authorization)
                 data = [_model(spec) for spec in self._models.all(tenant)]

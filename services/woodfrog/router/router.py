@@ -130,7 +130,8 @@ async def running(
             _add_servicers(server, asking, ModelsServicer(admission))
             _add_usages(server, UsagesServicer(ledger, whose=lambda c: _whose(access, c)))
             await server.start(*_SERVICES, USAGES)
-            yield Router(http.port, server.port, table, tasks)
+            with metrics.served(settings.metrics_listen):
+                yield Router(http.port, server.port, table, tasks)
     finally:
         for task in tasks:
             task.cancel()

@@ -23,6 +23,8 @@ class Settings(ServiceSettings):
     """Address for HTTP; port 0 takes a free one."""
     grpc_listen: str = "127.0.0.1:7000"
     """Address for gRPC."""
+    metrics_listen: str = ""
+    """HTTP address of /metrics; empty: it is not served. It tells what each tenant used: keep it from users."""
     scheduler: str = "127.0.0.1:7001"
     """Addresses of all schedulers, with commas between. The first that is up is asked; all of them in the same order in
     every router, so that one scheduler knows of all waits."""
@@ -53,8 +55,8 @@ class Settings(ServiceSettings):
     connections_max: int = Field(default=8192, gt=0)
     """Client connections at once; above it they are closed."""
     operator_listen: str = ""
-    """gRPC address for operators, where the usage of all tenants is told and no key asked for; keep it from users. Empty:
-    there is none."""
+    """gRPC address for operators, where the usage of all tenants is told and no key asked for; keep it from users:
+    unix:PATH is for who may open that folder. Empty: there is none."""
     usage_file: Path | None = None
     """Where usage is kept, of this router alone. Without it, it is gone with the process."""
     drain_s: int = Field(default=5, ge=0)

@@ -2,6 +2,8 @@
 
 import asyncio
 import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from woodfrog import rpc
 from woodfrog.api.scheduler.v1 import placements_pb2_grpc, tenants_pb2_grpc
@@ -20,7 +22,7 @@ from woodfrog.scheduler.state import SchedulerState
 from woodfrog.scheduler.tenants_service import TenantsServicer
 from woodfrog.settings import load
 
-SERVICES = tuple(f"woodfrog.api.scheduler.v1.{name}" for name in ("Placements", "Tenants"))
+PLACEMENTS, TENANTS = (f"woodfrog.api.scheduler.v1.{name}" for name in ("Placements", "Tenants"))
 
 
 async def main(stop: asyncio.Event) -> None:
@@ -45,21 +47,32 @@ async def main(stop: asyncio.Event) -> None:
     metrics = Metrics()
     async with Session(settings.etcd.split(","), clock) as session, asyncio.TaskGroup() as group:
         loop = SchedulerLoop(state, clock, waits, group, plans, metrics)
-        async with rpc.Server(settings.listen) as server:
+        async with (
+            rpc.Server(settings.listen) as server,
+            _operators(settings.operator_listen, TenantsServicer(Tenants(session), clock)),
+        ):
             servicer = PlacementsServicer(loop)
             placements_pb2_grpc.add_PlacementsServicer_to_server(servicer, server.grpc)  # type: ignore[no-untyped-call]
-            tenants_pb2_grpc.add_TenantsServicer_to_server(  # type: ignore[no-untyped-call]
-                TenantsServicer(Tenants(session), clock), server.grpc
-            )
             catalog = Catalog(session)
             loop.start(catalog, catalog.candidate(name, settings.leader_ttl_s))
             if settings.plan_every_s:
                 loop.plan(settings.plan_every_s)
-            await server.start(*SERVICES)
+            await server.start(PLACEMENTS)
             with metrics.served(settings.metrics_listen):
                 await stop.wait()
             loop.refuse_all()
         loop.end()
+
+
+@asynccontextmanager
+async def _operators(listen: str, tenants: TenantsServicer) -> AsyncIterator[None]:
+    if not listen:
+        yield
+        return
+    async with rpc.Server(listen) as server:
+        tenants_pb2_grpc.add_TenantsServicer_to_server(tenants, server.grpc)  # type: ignore[no-untyped-call]
+        await server.start(TENANTS)
+        yield
 
 
 if __name__ == "__main__":

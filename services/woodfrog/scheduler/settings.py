@@ -10,6 +10,9 @@ class Settings(ServiceSettings, env_prefix="WOODFROG_SCHEDULER_"):
     """gRPC address."""
     metrics_listen: str = ""
     """HTTP address of /metrics; empty: it is not served."""
+    operator_listen: str = ""
+    """gRPC address for operators, where tenants and keys are made and no key is asked for; keep it from users:
+    unix:PATH is for who may open that folder. Empty: there is none."""
     etcd: str = "127.0.0.1:2379"
     """etcd's endpoints, host:port, comma between."""
     climb_timeout_s: float = Field(default=300.0, gt=0)
