@@ -128,6 +128,13 @@ class Ledger:
             Row(hour, tenant, model, Usage(*counters)) for hour, tenant, model, *counters in found
         ]
 
+    def rows(self, since_hour: int, until_hour: int) -> Iterator[Row]:
+        """All that `page` has, page by page. Raises Unavailable LEDGER_UNREADABLE."""
+        after: Row | None = None
+        while found := self.page(since_hour, until_hour, after):
+            yield from found
+            after = found[-1]
+
     def close(self) -> None:
         if self._checkpoint is not None:
             self._checkpoint.join()

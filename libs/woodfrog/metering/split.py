@@ -9,6 +9,9 @@ from woodfrog.metering.usage import HOUR_S, Row, Usage, bucket, hours_in
 _NOBODY = ""
 
 Key = tuple[int, str, str]  # hour, tenant, model
+Slots = Mapping[
+    tuple[int, str], Mapping[str, float]
+]  # by hour and model the seconds of each tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +45,23 @@ def lines(
     merged: dict[Key, Usage] = defaultdict(Usage)
     for row in rows:
         merged[bucket(row.hour, now_hour), row.tenant, row.model] += row.usage
-    slots: dict[tuple[int, str], dict[str, float]] = defaultdict(dict)
-    for (hour, tenant, model), usage in merged.items():
-        if usage.slot_s > 0:
-            slots[hour, model][tenant] = usage.slot_s
+    slots = slots_of(merged.items())
     used = split(merged, slots)
     never = split(_never_sleeping(standing, since_hour, until, now_hour), slots)
     keys = sorted(used.keys() | never.keys())
     return {key: Line(used.get(key, Usage()), never.get(key, Usage())) for key in keys}
 
 
-def split(
-    usages: Mapping[Key, Usage], slots: Mapping[tuple[int, str], Mapping[str, float]]
-) -> dict[Key, Usage]:
+def slots_of(usages: Iterable[tuple[Key, Usage]]) -> Slots:
+    """The seconds in which tenants had slots; each key comes once."""
+    slots: dict[tuple[int, str], dict[str, float]] = defaultdict(dict)
+    for (hour, tenant, model), usage in usages:
+        if usage.slot_s > 0:
+            slots[hour, model][tenant] = usage.slot_s
+    return slots
+
+
+def split(usages: Mapping[Key, Usage], slots: Slots) -> dict[Key, Usage]:
     """With nobody's GPU and host seconds among those who had slots."""
     found: dict[Key, Usage] = defaultdict(Usage)
     for (hour, tenant, model), usage in usages.items():

@@ -1,10 +1,12 @@
 """What a tenant used of a model within an hour. Pure."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from operator import add, attrgetter
 from typing import Any
 
 HOUR_S = 3600.0
+GIB_H = float(1 << 30) * HOUR_S  #: bytes times seconds in a GiB hour
 _DAY_HOURS = 24
 _HOURLY_DAYS = 60  # older hours are kept as days
 
@@ -40,6 +42,12 @@ class Row:
     tenant: str  # empty: nobody's own, or there are no tenants
     model: str
     usage: Usage
+
+
+def month_began(now: float) -> int:
+    """The first hour of the calendar month in UTC; `now` in seconds since the epoch."""
+    day = datetime.fromtimestamp(now, UTC)
+    return int(datetime(day.year, day.month, 1, tzinfo=UTC).timestamp() // HOUR_S)
 
 
 def bucket(hour: int, now_hour: int) -> int:

@@ -19,9 +19,12 @@ FORMAT = 1
 SHARE_MIN, SHARE_MAX = 0.01, 100.0
 CONCURRENCY_MAX = 1_000_000
 A_MINUTE_MAX = 1_000_000_000
+LIMITS = {  #: fields of a tenant, and their greatest values
+    "concurrency_max": CONCURRENCY_MAX, "requests_per_minute": A_MINUTE_MAX, "tokens_per_minute": A_MINUTE_MAX,
+    "tokens_per_month": _NUMBER_MAX, "gpu_seconds_per_month": _NUMBER_MAX, "host_gib_hours_per_month": _NUMBER_MAX,
+}  # fmt: skip
 _TENANT_TYPES: dict[str, type | tuple[type, ...]] = {
-    "name": str, "share": (int, float), "concurrency_max": (int, NoneType), "requests_per_minute": (int, NoneType),
-    "tokens_per_minute": (int, NoneType), "tokens_per_month": (int, NoneType), "create_time": (int, float),
+    "name": str, "share": (int, float), "create_time": (int, float), **dict.fromkeys(LIMITS, (int, NoneType)),
 }  # fmt: skip
 _KEY_TYPES: dict[str, type | tuple[type, ...]] = {
     "key_id": str, "tenant": str, "sha256": str, "label": str, "create_time": (int, float),
@@ -47,8 +50,15 @@ class Tenant:
     concurrency_max: int | None = None  # requests at once
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None  # of prompts and answers
-    tokens_per_month: int | None = None  # the budget, of a calendar month in UTC
+    tokens_per_month: int | None = None  # a budget, of a calendar month in UTC
+    gpu_seconds_per_month: int | None = None  # another, of what its models hold
+    host_gib_hours_per_month: int | None = None
     create_time: float = 0.0  # seconds since the epoch
+
+    @property
+    def budgets_held(self) -> bool:
+        """Whether it has a budget of what models hold."""
+        return self.gpu_seconds_per_month is not None or self.host_gib_hours_per_month is not None
 
     def encode(self) -> bytes:
         return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True).encode()
@@ -65,12 +75,7 @@ class Tenant:
             raise ValueError(
                 f"share is {self.share:g}, it must be {SHARE_MIN:g} to {SHARE_MAX:g} of other tenants'"
             )
-        for limit, most in (
-            ("concurrency_max", CONCURRENCY_MAX),
-            ("requests_per_minute", A_MINUTE_MAX),
-            ("tokens_per_minute", A_MINUTE_MAX),
-            ("tokens_per_month", _NUMBER_MAX),
-        ):
+        for limit, most in LIMITS.items():
             value = getattr(self, limit)
             if value is not None and not 1 <= value <= most:
                 raise ValueError(

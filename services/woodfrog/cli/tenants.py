@@ -18,7 +18,14 @@ from woodfrog.model import tenant as values
 from woodfrog.model.tenant import Tenant
 
 NO_LIMIT = "none"
-_TOKENS_MAX = 1 << 62
+_WHAT = {
+    "concurrency_max": "requests at once",
+    "requests_per_minute": "requests a minute",
+    "tokens_per_minute": "tokens a minute, of prompts and answers",
+    "tokens_per_month": "tokens a calendar month, in UTC",
+    "gpu_seconds_per_month": "GPU seconds that its models hold in a calendar month",
+    "host_gib_hours_per_month": "GiB hours of memory that its models hold in a calendar month",
+}
 
 
 def take(verbs: Any) -> None:
@@ -69,15 +76,9 @@ def _take_limits(verb: options.Parser) -> None:
         "--share", type=options.number(values.SHARE_MIN, values.SHARE_MAX), metavar="N",
         help="of the turns where several tenants wait for one model, against others', who have 1",
     )  # fmt: skip
-    for option, most, what in (
-        ("--concurrency-max", values.CONCURRENCY_MAX, "requests at once"),
-        ("--requests-per-minute", values.A_MINUTE_MAX, "requests a minute"),
-        ("--tokens-per-minute", values.A_MINUTE_MAX, "tokens a minute, of prompts and answers"),
-        ("--tokens-per-month", _TOKENS_MAX, "tokens a calendar month, in UTC"),
-    ):
-        verb.add_argument(
-            option, type=_limit(most), metavar="N", help=f"{what}, or '{NO_LIMIT}'"
-        )  # fmt: skip
+    for limit, most in values.LIMITS.items():
+        option, what = f"--{limit.replace('_', '-')}", _WHAT[limit]
+        verb.add_argument(option, type=_limit(most), metavar="N", help=f"{what}, or '{NO_LIMIT}'")
 
 
 def _limit(most: int) -> Any:
@@ -104,12 +105,22 @@ async def show(cluster: Cluster) -> None:
         (
             each.name, sum(key.tenant == each.name for key in keys), f"{each.share:g}",
             *("-" if limit is None else limit for limit in (
-                each.concurrency_max, each.requests_per_minute, each.tokens_per_minute, each.tokens_per_month,
+                getattr(each, name) for name in values.LIMITS
             )),
         )
         for each in found
     ]  # fmt: skip
-    header = ("TENANT", "KEYS", "SHARE", "AT ONCE", "REQUESTS/MIN", "TOKENS/MIN", "TOKENS/MONTH")
+    header = (
+        "TENANT",
+        "KEYS",
+        "SHARE",
+        "AT ONCE",
+        "REQUESTS/MIN",
+        "TOKENS/MIN",
+        "TOKENS/MONTH",
+        "GPU-S/MONTH",
+        "GIB-H/MONTH",
+    )
     print(table(header, rows))
     _warn(cluster)
 
@@ -148,7 +159,7 @@ async def revoke_key(cluster: Cluster, key_id: str) -> None:
 def _with(tenant: Tenant, args: argparse.Namespace) -> Tenant:
     limits: dict[str, Any] = {
         name: getattr(args, name)
-        for name in ("share", "concurrency_max", "requests_per_minute", "tokens_per_minute", "tokens_per_month")
+        for name in ("share", *values.LIMITS)
         if getattr(args, name) is not None
     }  # fmt: skip
     wanted: dict[str, Any] = {k: None if v == NO_LIMIT else v for k, v in limits.items()}

@@ -17,13 +17,12 @@ from woodfrog.clients.usages import UsagesClient
 from woodfrog.clock import SystemClock
 from woodfrog.coordination import Session
 from woodfrog.errors import InvalidArgument, Unavailable, WoodfrogError
-from woodfrog.metering import HOUR_S, Row, Usage, bucket, hours_in
+from woodfrog.metering import GIB_H, HOUR_S, Row, Usage, bucket, hours_in
 from woodfrog.metering.split import Key, Line, Standing, grouped, lines
 from woodfrog.model.spec import ModelSpec
 
 LAST_HOURS = 24
 _TIMEOUT_S = 10.0
-_GIB_H = float(1 << 30) * HOUR_S
 _NOBODY = "-"
 BY = ("tenant", "model", "hour")
 
@@ -137,7 +136,7 @@ def _cells(line: Line) -> tuple[str, ...]:
     return (
         *(f"{count:,}" for count in counts),
         *_held(used.gpu_s, never.gpu_s),
-        *_held(used.host_byte_s / _GIB_H, never.host_byte_s / _GIB_H),
+        *_held(used.host_byte_s / GIB_H, never.host_byte_s / GIB_H),
     )
 
 

@@ -59,6 +59,11 @@ class Access:
             )
         return self._tenants[found.tenant]
 
+    @property
+    def budgets_held(self) -> bool:
+        """Whether anybody has a budget of what models hold."""
+        return self.required and any(tenant.budgets_held for tenant in self._tenants.values())
+
     def named(self, name: str) -> Tenant | None:
         return self._tenants.get(name)
 

@@ -1,59 +1,65 @@
-"""How many tokens tenants have used this calendar month, in UTC, by this router's ledger."""
+"""What tenants have used of their budgets this calendar month, in UTC."""
 
 import logging
 from collections import Counter
-from datetime import UTC, datetime
 
 from woodfrog.clock import Clock
 from woodfrog.errors import ResourceExhausted, Unavailable
-from woodfrog.metering import HOUR_S, Ledger, Row
+from woodfrog.metering import GIB_H, Ledger, month_began
 from woodfrog.model.tenant import Tenant
+from woodfrog.router.held import Held
 
 log = logging.getLogger(__name__)
 _EVER_HOURS = 1 << 40
 
 
 class Budgets:
-    """A restart forgets nothing: the month is read again from the ledger. While that cannot be read, nobody is refused."""
+    """Tokens by this router's ledger, so that a restart forgets none: the month is read again. While that cannot be read,
+    nobody is refused for them. What models held by what nodes last told.
+    """
 
-    def __init__(self, ledger: Ledger, clock: Clock) -> None:
+    def __init__(self, ledger: Ledger, held: Held, clock: Clock) -> None:
         self._ledger = ledger
+        self._held = held
         self._clock = clock
-        self._month: datetime | None = None
-        self._used: Counter[str] = Counter()
+        self._month: int | None = None
+        self._tokens: Counter[str] = Counter()
 
     def check(self, tenant: Tenant) -> None:
         """Raises ResourceExhausted INSUFFICIENT_QUOTA, which time mends only with the month."""
-        if tenant.tokens_per_month is None:
-            return
-        self._turn()
-        if self._used[tenant.name] >= tenant.tokens_per_month:
-            raise ResourceExhausted(
-                "INSUFFICIENT_QUOTA",
-                f"tenant {tenant.name!r} has used its {tenant.tokens_per_month} tokens of this month; wait for the next,"
-                " or have the budget raised",
-            )
+        if tenant.tokens_per_month is not None:
+            self._turn()
+            _check(tenant, self._tokens[tenant.name], tenant.tokens_per_month, "tokens")
+        if tenant.budgets_held:
+            held = self._held.of(tenant.name)
+            _check(tenant, held.gpu_s, tenant.gpu_seconds_per_month, "GPU seconds")
+            gib_h, most = held.host_byte_s / GIB_H, tenant.host_gib_hours_per_month
+            _check(tenant, gib_h, most, "GiB hours of memory")
 
     def charge(self, tenant: str, tokens: int) -> None:
         """The ledger has them already."""
         if not self._turn():
-            self._used[tenant] += tokens
+            self._tokens[tenant] += tokens
 
     def _turn(self) -> bool:
         """Whether another month began, or the first: then all that the ledger has of it is counted."""
-        now = datetime.fromtimestamp(self._clock.wall(), UTC)
-        month = datetime(now.year, now.month, 1, tzinfo=UTC)
+        month = month_began(self._clock.wall())
         if month == self._month:
             return False
-        self._month, self._used = month, Counter()
-        since = int(month.timestamp() // HOUR_S)
-        after: Row | None = None
+        self._month, self._tokens = month, Counter()
         try:
-            while page := self._ledger.page(since, _EVER_HOURS, after):
-                for row in page:
-                    self._used[row.tenant] += row.usage.prompt_tokens + row.usage.completion_tokens
-                after = page[-1]
+            for row in self._ledger.rows(month, _EVER_HOURS):
+                self._tokens[row.tenant] += row.usage.prompt_tokens + row.usage.completion_tokens
         except Unavailable as error:
             self._month = None
             log.error("budgets are not held", extra={"error": error.message})
         return True
+
+
+def _check(tenant: Tenant, used: float, budget: int | None, what: str) -> None:
+    if budget is not None and used >= budget:
+        raise ResourceExhausted(
+            "INSUFFICIENT_QUOTA",
+            f"tenant {tenant.name!r} has used its {budget} {what} of this month; wait for the next, or have the budget"
+            " raised",
+        )

@@ -18,6 +18,7 @@ from woodfrog.router.access import Access
 from woodfrog.router.admission import Admission
 from woodfrog.router.budgets import Budgets
 from woodfrog.router.gateway import Gateway, Limits
+from woodfrog.router.held import Held
 from woodfrog.router.http_app import HttpApp, HttpLimits
 from woodfrog.router.http_server import ConnectionLimits, HttpServer
 from woodfrog.router.metrics import Metrics
@@ -76,7 +77,8 @@ async def running(
     access = Access(required=settings.auth == "keys")
     ledger = Ledger(settings.usage_file)
     quotas = Quotas(clock, settings.requests_max)
-    admission = Admission(models, access, quotas, Budgets(ledger, clock))
+    held = Held(ledger, clock)
+    admission = Admission(models, access, quotas, Budgets(ledger, held, clock))
     client = ReplicaClient(settings.answer_wait_s)
     limits = Limits(settings.requests_max, settings.sse_comment_s)
     schedulers = Schedulers(
@@ -102,13 +104,6 @@ async def running(
             settings.wake_wait_s,
         ),
     )
-    connections = ConnectionLimits(
-        settings.head_bytes_max,
-        settings.body_wait_s + _REFUSAL_S,
-        settings.unread_wait_s,
-        settings.connections_max,
-        settings.drain_s,
-    )
     asking = Asking(
         gateway,
         admission,
@@ -119,12 +114,13 @@ async def running(
     )
     tasks = (
         asyncio.create_task(schedulers.run()),
-        asyncio.create_task(_follow(catalog, models, access)),
+        asyncio.create_task(_follow(catalog, models, access, held)),
+        asyncio.create_task(held.run(lambda: access.budgets_held)),
     )
     try:
         async with (
             rpc.Server(settings.grpc_listen) as server,
-            HttpServer(app, settings.listen, connections) as http,
+            HttpServer(app, settings.listen, _connections(settings)) as http,
             _operators(settings.operator_listen, ledger),
         ):
             _add_servicers(server, asking, ModelsServicer(admission))
@@ -138,6 +134,16 @@ async def running(
         await asyncio.wait(tasks)
         client.close()
         ledger.close()
+
+
+def _connections(settings: Settings) -> ConnectionLimits:
+    return ConnectionLimits(
+        settings.head_bytes_max,
+        settings.body_wait_s + _REFUSAL_S,
+        settings.unread_wait_s,
+        settings.connections_max,
+        settings.drain_s,
+    )
 
 
 def _add_servicers(server: rpc.Server, asking: Asking, models: ModelsServicer) -> None:
@@ -168,10 +174,11 @@ async def _operators(listen: str, ledger: Ledger) -> AsyncIterator[None]:
         yield
 
 
-async def _follow(catalog: Following, models: ModelList, access: Access) -> None:
+async def _follow(catalog: Following, models: ModelList, access: Access, held: Held) -> None:
     async with aclosing(catalog.follow()) as events:
         async for event in events:
             access.hear(event)
+            held.hear(event)
             match event:
                 case CatalogSnapshot():
                     models.replace(event.models)

@@ -6,10 +6,9 @@ from woodfrog.api.scheduler.v1 import tenants_pb2 as pb
 from woodfrog.api.scheduler.v1 import tenants_pb2_grpc
 from woodfrog.catalog.tenants import Tenants
 from woodfrog.clock import Clock
-from woodfrog.model.tenant import ApiKey, Tenant
+from woodfrog.model.tenant import LIMITS, ApiKey, Tenant
 
 Context = grpc.aio.ServicerContext[object, object]
-_LIMITS = ("concurrency_max", "requests_per_minute", "tokens_per_minute", "tokens_per_month")
 
 
 class TenantsServicer(tenants_pb2_grpc.TenantsServicer):
@@ -60,13 +59,13 @@ class TenantsServicer(tenants_pb2_grpc.TenantsServicer):
 
 
 def _tenant(message: pb.Tenant, now: float) -> Tenant:
-    limits = {name: getattr(message, name) for name in _LIMITS if message.HasField(name)}
+    limits = {name: getattr(message, name) for name in LIMITS if message.HasField(name)}
     share = message.share if message.HasField("share") else 1.0
     return Tenant(message.name, share, **limits, create_time=now)
 
 
 def _tenant_to_pb(tenant: Tenant) -> pb.Tenant:
-    limits = {name: getattr(tenant, name) for name in _LIMITS}
+    limits = {name: getattr(tenant, name) for name in LIMITS}
     return pb.Tenant(name=tenant.name, share=tenant.share, **limits, create_time=tenant.create_time)
 
 

@@ -9,7 +9,7 @@ from woodfrog.model.tenant import ApiKey, Tenant, key_id, new_key
 
 
 def test_they_come_back_as_they_were() -> None:
-    tenant = Tenant("acme", 2.5, 7, 60, 10_000, 1 << 40, 1.5)
+    tenant = Tenant("acme", 2.5, 7, 60, 10_000, 1 << 40, 3600, 24, 1.5)
     assert Tenant.decode(tenant.encode()) == tenant
     assert Tenant.decode(b'{"format": 1, "name": "acme"}') == Tenant("acme")
     _, key = new_key("acme", "laptop of A.", 3.0)

@@ -10,6 +10,7 @@ from woodfrog.errors import ResourceExhausted
 from woodfrog.metering import HOUR_S, Ledger, Row, Usage
 from woodfrog.model.tenant import Tenant
 from woodfrog.router.budgets import Budgets
+from woodfrog.router.held import Held
 
 ACME = Tenant("acme", tokens_per_month=100)
 LAST_DAY = datetime(2026, 1, 31, 23, tzinfo=UTC).timestamp()
@@ -31,14 +32,14 @@ def refused(budgets: Budgets) -> bool:
 
 def test_a_months_tokens_are_counted_once_over_restarts_and_anew_each_month(tmp_path: Path) -> None:
     clock, ledger = FakeClock(wall=LAST_DAY), Ledger(tmp_path / "usage")
-    budgets = Budgets(ledger, clock)
+    budgets = Budgets(ledger, Held(ledger, clock), clock)
     used(ledger, clock, budgets, 60)
     used(ledger, clock, budgets, 39)
     assert not refused(budgets)
-    assert not refused(Budgets(ledger, clock))
+    assert not refused(Budgets(ledger, Held(ledger, clock), clock))
     used(ledger, clock, budgets, 1)
     assert refused(budgets)
-    assert refused(Budgets(ledger, clock)), "a restart forgets nothing"
+    assert refused(Budgets(ledger, Held(ledger, clock), clock)), "a restart forgets nothing"
     budgets.check(Tenant("acme"))
     budgets.check(Tenant("other", tokens_per_month=1))
     clock.advance(2 * 3600.0)
@@ -52,7 +53,7 @@ def test_a_ledger_that_cannot_be_read_refuses_nobody(monkeypatch: pytest.MonkeyP
     from woodfrog.errors import Unavailable
 
     clock, ledger = FakeClock(wall=LAST_DAY), Ledger(None)
-    budgets = Budgets(ledger, clock)
+    budgets = Budgets(ledger, Held(ledger, clock), clock)
 
     def broken(*_: object) -> list[Row]:
         raise Unavailable("LEDGER_UNREADABLE", "its disk is gone")
