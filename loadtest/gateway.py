@@ -4,7 +4,7 @@
 
 Two back ends. `simulated`: an engine that answers at once from memory and says that it is simulated, behind a real router
 process with a real etcd and a simulated scheduler: here the gateway is what is measured, by wrk. `paced` rows are of the same,
-asked 30 times a second in all, so that nothing queues. Without that word: the real engine in a real cluster, where what counts
+asked so often a second in all as their name says, so that little queues. Without that word: the real engine in a real cluster, where what counts
 is the added latency. The targets are `direct`, the engine's own socket; `hop`, a process that only copies bytes; `woodfrog`,
 the router; and `litellm`, LiteLLM's proxy before the simulated engine, if `deploy/clients.sh proxy` has installed it. They
 are asked in turn by the same client: round by round, so that each has the machine for itself; the real ones, with one
@@ -54,7 +54,8 @@ _WHOLE = {"model": _NAME, "messages": _MESSAGES, "max_tokens": 1, "temperature":
 _STREAM = {**_WHOLE, "stream": True, "max_tokens": _STREAM_TOKENS}
 _STREAM_EVENTS = _STREAM_TOKENS + 2  # with the reason of its end, and [DONE]
 _LITELLM_SLOWNESS = 5
-_PACED_RATE, _PACED_CLIENTS_MAX = 30, 32
+_PACED_RATES, _PACED_CLIENTS_MAX = (30, 1000), 32
+_LITELLM_RATE_MAX = 100  # a second: more than it carries is no measure of it
 _HOP_NOTE = "a process in between that only copies bytes, same run"
 _NOISE_NOTE = "; 0 where it is less than the noise"
 
@@ -190,11 +191,14 @@ async def simulated(bench: Bench, connections: Sequence[int], seconds: float) ->
                 stream = await wrk_in_turn(targets, count, seconds, _STREAM)
                 add_simulated(bench, f"c{count}", whole, stream)
             for count in connections:
-                if count <= _PACED_CLIENTS_MAX:
-                    alone = [[target] for target in targets]
-                    paced = await in_turn(alone, count, seconds, _WHOLE, rate=_PACED_RATE)
-                    for target in gateways(targets):
-                        add_latency(bench, f"c{count}/paced", paced, target)
+                for rate in _PACED_RATES if count <= _PACED_CLIENTS_MAX else ():
+                    fit = [
+                        each for each in targets if each.slowness == 1 or rate <= _LITELLM_RATE_MAX
+                    ]
+                    alone = [[target] for target in fit]
+                    paced = await in_turn(alone, count, seconds, _WHOLE, rate=rate)
+                    for target in gateways(fit):
+                        add_latency(bench, f"c{count}/paced-{rate}", paced, target)
 
 
 def gateways(targets: Sequence[Target]) -> list[str]:
