@@ -28,7 +28,7 @@ _ASKED = {"model": _MODEL, "messages": [{"role": "user", "content": "hi"}], "max
 
 
 async def measure(bench: Bench, readers: int) -> None:
-    raise_limits(2 * readers + 1024)  # the router has two for each reader
+    raise_limits(2 * readers + 128)  # the router has two for each reader
     settings = {
         "WOODFROG_ROUTER_REQUESTS_MAX": str(2 * readers + 64),
         "WOODFROG_ROUTER_CONNECTIONS_MAX": str(2 * readers + 64),

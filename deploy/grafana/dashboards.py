@@ -207,7 +207,10 @@ def _panel(number: int, panel: Panel) -> dict[str, Any]:
             "defaults": {"unit": panel.unit, "min": 0, "custom": stacking},
             "overrides": [],
         },
-        "options": {"legend": {"displayMode": "list"}, "tooltip": {"mode": "multi"}},
+        "options": {
+            "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True},
+            "tooltip": {"mode": "multi"},
+        },
         "targets": [
             {
                 "refId": chr(ord("A") + each),
