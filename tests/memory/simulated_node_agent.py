@@ -86,7 +86,7 @@ class SimulatedNodeAgent(replicas_pb2_grpc.ReplicasServicer):
 
     async def kill(self) -> None:
         """Its connections break, its replicas are gone; its lease stays for now."""
-        await self._server.grpc.stop(None)
+        await self._server.stop(None)
         for task in self._answers.values():
             task.cancel()
         await asyncio.gather(*self._answers.values(), return_exceptions=True)

@@ -58,7 +58,7 @@ class SimulatedScheduler(placements_pb2_grpc.PlacementsServicer):
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._server.grpc.stop(0)
+        await self._server.stop(0)
 
     async def announce(self, *replicas: ReadyReplica) -> None:
         self.ready.update({replica.replica_id: replica for replica in replicas})

@@ -6,7 +6,8 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import grpc
-from opentelemetry.trace import SpanKind
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind, StatusCode
 
 from woodfrog import telemetry
 from woodfrog.errors import status
@@ -44,10 +45,9 @@ async def call(
     """
     name = method._method.decode()[1:]  # type: ignore[attr-defined]
     attributes = {names.RPC_SYSTEM: "grpc", names.RPC_METHOD: name}
-    with telemetry.tracer().start_as_current_span(
-        name, kind=SpanKind.CLIENT, attributes=attributes
-    ) as span:
-        metadata = tuple(propagation.inject().items())
+    span = telemetry.tracer().start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
+    try:
+        metadata = tuple(propagation.headers(span).items())
         until = time.monotonic() + patience_s
         while True:
             try:
@@ -57,14 +57,19 @@ async def call(
                 if known.reason != status.UNREACHABLE or time.monotonic() > until:
                     span.set_attribute(names.RPC_STATUS, error.code().name)
                     span.set_attribute(names.ERROR_TYPE, known.reason)
+                    span.set_status(StatusCode.ERROR, known.message)
                     raise known from None
             await asyncio.sleep(_RETRY_S)
+    finally:
+        span.end()
 
 
 async def stream(method: Any, request: Any) -> AsyncGenerator[Any, None]:
     """The responses of a streaming call. `request` is a message or an async iterator of them."""
     name = method._method.decode()[1:]
-    responses = method(request, metadata=tuple(propagation.inject().items()))
+    responses = method(
+        request, metadata=tuple(propagation.headers(trace.get_current_span()).items())
+    )
     try:
         async for response in responses:
             yield response

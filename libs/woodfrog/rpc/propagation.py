@@ -14,8 +14,9 @@ _FORM = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-
 _VERSION, _INVALID = "00", "ff"
 
 
-def inject() -> dict[str, str]:
-    header = traceparent(trace.get_current_span())
+def headers(span: trace.Span) -> dict[str, str]:
+    """That name `span` as the parent."""
+    header = traceparent(span)
     return {_HEADER: header} if header else {}
 
 

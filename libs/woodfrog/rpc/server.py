@@ -1,7 +1,7 @@
-"""gRPC servers: health, reflection, and one interceptor that opens the span and translates errors."""
+"""gRPC servers: health, reflection, and around each method what opens the span and translates errors."""
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from woodfrog.telemetry import names
 log = logging.getLogger(__name__)
 GRACE_S = 1.0
 MESSAGE_BYTES_MAX = 80 << 20  # a manifest of the greatest size fits
-_QUIET = ("/grpc.health.", "/grpc.reflection.")
 _UNIX = "unix:"
 
 
@@ -36,8 +35,7 @@ class Server:
 
     def __init__(self, listen: str) -> None:
         """`listen` is host:port, or unix:PATH; a folder that is not there is made for this user alone."""
-        self.grpc = grpc.aio.server(
-            interceptors=[_Interceptor()],
+        self._server = grpc.aio.server(
             options=[
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -45,6 +43,7 @@ class Server:
                 ("grpc.keepalive_permit_without_calls", 1),
             ],
         )
+        self.grpc = _Wrapping(self._server)  #: where servicers are added
         self._listen = listen
         self.health = health_aio.HealthServicer()
         self.port = 0
@@ -54,45 +53,61 @@ class Server:
 
     async def __aexit__(self, *_: object) -> None:
         await self.health.enter_graceful_shutdown()
-        await self.grpc.stop(GRACE_S)
+        await self.stop(GRACE_S)
+
+    async def stop(self, grace_s: float | None) -> None:
+        """Calls under way may go on so long; with None they end at once."""
+        await self._server.stop(grace_s)
 
     async def start(self, *service_names: str) -> None:
         """Binds, serves, and says SERVING. Raises FailedPrecondition when the address is taken."""
-        health_pb2_grpc.add_HealthServicer_to_server(self.health, self.grpc)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         names = (*service_names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
-        reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self.grpc)
+        reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._server)
         try:
             if self._listen.startswith(_UNIX):
                 folder = Path(self._listen.removeprefix(_UNIX)).parent
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.port = self.grpc.add_insecure_port(self._listen)
+            self.port = self._server.add_insecure_port(self._listen)
         except (RuntimeError, OSError) as error:
             raise errors.FailedPrecondition(
                 "ADDRESS_TAKEN",
                 f"cannot listen on {self._listen}: {error}; stop what uses it or choose another",
                 address=self._listen,
             ) from None
-        await self.grpc.start()
+        await self._server.start()
         await self.health.set("", health_pb2.HealthCheckResponse.SERVING)
         log.info("serving", extra={"address": self._listen, "port": self.port})
 
 
-class _Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    def __init__(self) -> None:
-        self._wrapped: dict[str, Any] = {}  # by method: to make one takes longer than all else here
+class _Wrapping:
+    """A server that wraps what it is given, once. An interceptor would be a coroutine more in each call."""
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self._server = server
+
+    def add_generic_rpc_handlers(self, handlers: Iterable[Any]) -> None:
+        self._server.add_generic_rpc_handlers([_WrappingHandler(each) for each in handlers])
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        wrapped = {name: _wrapped(f"/{service}/{name}", each) for name, each in handlers.items()}
+        self._server.add_registered_method_handlers(service, wrapped)  # type: ignore[attr-defined]
+
+
+class _WrappingHandler(grpc.GenericRpcHandler):  # type: ignore[type-arg]
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self._wrapped: dict[str, Any] = {}
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         name = handler_call_details.method
-        if name in self._wrapped:
-            return self._wrapped[name]
-        handler = await continuation(handler_call_details)
-        if handler is None or name.startswith(_QUIET):
-            return handler  # not kept: clients may ask for any number of methods that are not there
-        self._wrapped[name] = _wrapped(name, handler)
+        if name not in self._wrapped:
+            handler = self._inner.service(handler_call_details)
+            if handler is None:
+                return (
+                    None  # not kept: clients may ask for any number of methods that are not there
+                )
+            self._wrapped[name] = _wrapped(name, handler)
         return self._wrapped[name]
 
 
@@ -117,15 +132,14 @@ def _wrapped(name: str, handler: Any) -> Any:
 def _unary(name: str, inner: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
     async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         span = _open(name, context)
-        # grpc's abort ends the call by an exception, which says nothing of the cause.
-        with trace.use_span(
-            span, end_on_exit=True, record_exception=False, set_status_on_exception=False
-        ):
-            try:
-                return await inner(request, context)
-            except Exception as error:  # noqa: BLE001  the outermost frame of a call
-                _tell(span, error)
-                await _abort(name, context, error)
+        _enter(span)
+        try:
+            return await inner(request, context)
+        except Exception as error:  # noqa: BLE001  the outermost frame of a call
+            _tell(span, error)
+            await _abort(name, context, error)
+        finally:
+            span.end()
 
     return handle
 
@@ -139,8 +153,7 @@ def _stream(
         # A stream lives as long as its peer: its span marks the opening, so that one is seen before the end.
         span = _open(name, context)
         span.end()
-        # Never detached: the context is of this call's own task, which ends with it.
-        contexts.attach(trace.set_span_in_context(span))
+        _enter(span)
         try:
             async for response in inner(request, context):
                 yield response
@@ -157,6 +170,11 @@ def _open(name: str, context: grpc.aio.ServicerContext[Any, Any]) -> trace.Span:
         kind=SpanKind.SERVER,
         attributes={names.RPC_SYSTEM: "grpc", names.RPC_METHOD: name[1:]},
     )
+
+
+def _enter(span: trace.Span) -> None:
+    """It is the current one from now on; never left, since the context is of this call's own task, which ends with it."""
+    contexts.attach(trace.set_span_in_context(span))
 
 
 def _tell(span: trace.Span, error: Exception) -> None:
