@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,18 @@ class Server:
         await self._server.start()
         await self.health.set("", health_pb2.HealthCheckResponse.SERVING)
         log.info("serving", extra={"address": self._listen, "port": self.port})
+
+
+@asynccontextmanager
+async def serving(listen: str, service: str, add: Callable[[Server], None]) -> AsyncIterator[None]:
+    """One service at an address of its own, given to the server by `add`; nowhere when the address is empty."""
+    if not listen:
+        yield
+        return
+    async with Server(listen) as server:
+        add(server)
+        await server.start(service)
+        yield
 
 
 class _Wrapping:

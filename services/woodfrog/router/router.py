@@ -121,7 +121,11 @@ async def running(
         async with (
             rpc.Server(settings.grpc_listen) as server,
             HttpServer(app, settings.listen, _connections(settings)) as http,
-            _operators(settings.operator_listen, ledger),
+            rpc.serving(
+                settings.operator_listen,
+                USAGES,
+                lambda each: _add_usages(each, UsagesServicer(ledger)),
+            ),
         ):
             _add_servicers(server, asking, ModelsServicer(admission))
             _add_usages(server, UsagesServicer(ledger, whose=lambda c: _whose(access, c)))
@@ -161,17 +165,6 @@ def _add_usages(server: rpc.Server, usages: UsagesServicer) -> None:
 def _whose(access: Access, context: Context) -> str | None:
     tenant = access.tenant(authorization(context))
     return None if tenant is None else tenant.name
-
-
-@asynccontextmanager
-async def _operators(listen: str, ledger: Ledger) -> AsyncIterator[None]:
-    if not listen:
-        yield
-        return
-    async with rpc.Server(listen) as server:
-        _add_usages(server, UsagesServicer(ledger))
-        await server.start(USAGES)
-        yield
 
 
 async def _follow(catalog: Following, models: ModelList, access: Access, held: Held) -> None:

@@ -2,8 +2,6 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 from woodfrog import rpc
 from woodfrog.api.scheduler.v1 import placements_pb2_grpc, tenants_pb2_grpc
@@ -49,7 +47,13 @@ async def main(stop: asyncio.Event) -> None:
         loop = SchedulerLoop(state, clock, waits, group, plans, metrics)
         async with (
             rpc.Server(settings.listen) as server,
-            _operators(settings.operator_listen, TenantsServicer(Tenants(session), clock)),
+            rpc.serving(
+                settings.operator_listen,
+                TENANTS,
+                lambda server: tenants_pb2_grpc.add_TenantsServicer_to_server(  # type: ignore[no-untyped-call]
+                    TenantsServicer(Tenants(session), clock), server.grpc
+                ),
+            ),
         ):
             servicer = PlacementsServicer(loop)
             placements_pb2_grpc.add_PlacementsServicer_to_server(servicer, server.grpc)  # type: ignore[no-untyped-call]
@@ -62,17 +66,6 @@ async def main(stop: asyncio.Event) -> None:
                 await stop.wait()
             loop.refuse_all()
         loop.end()
-
-
-@asynccontextmanager
-async def _operators(listen: str, tenants: TenantsServicer) -> AsyncIterator[None]:
-    if not listen:
-        yield
-        return
-    async with rpc.Server(listen) as server:
-        tenants_pb2_grpc.add_TenantsServicer_to_server(tenants, server.grpc)  # type: ignore[no-untyped-call]
-        await server.start(TENANTS)
-        yield
 
 
 if __name__ == "__main__":
