@@ -233,7 +233,8 @@ class HttpApp:
             status = reply.status or _CLIENT_CLOSED  # 0: cancelled because the router stops
             span.set_attribute(names.HTTP_STATUS, status)
             span.end()
-            self._metrics.ended(route.name, self._models.label(model), status)
+            took_s = self._clock.now() - arrived
+            self._metrics.ended(route.name, self._models.label(model), status, took_s)
 
     async def _fail(
         self, error: errors.WoodfrogError, route: Route, reply: Reply, span: Span

@@ -136,7 +136,8 @@ class Asking:
         finally:
             span.end()
             label = self._models.label(model)
-            self._metrics.ended(f"grpc {route.operation}", label, status)
+            took_s = self._clock.now() - arrived
+            self._metrics.ended(f"grpc {route.operation}", label, status, took_s)
 
     def _check(self, model: str, body: bytes, tenant: Tenant | None) -> None:
         if not model:
