@@ -21,6 +21,7 @@ class Panel:
     unit: str  # one of Grafana's
     queries: tuple[tuple[str, str], ...]  # PromQL, and how its lines are called
     stacked: bool = False
+    gpu: bool = False  # a node without GPUs has no data for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ _OVERVIEW = Dashboard(
         Panel("Predictions: error, nine in ten", "percentunit", (
             (quantile(0.9, "woodfrog_scheduler_prediction_error_ratio", "rung"), "{{rung}}"),
         )),
+        Panel("Requests, to the end of their answer", "s", p50_and_p99("woodfrog_router_request_seconds", "route")),
         Panel("Refusals", "ops", ((rate("woodfrog_router_refusals_total", "reason"), "{{reason}}"),)),
         Panel("Added by the router", "s", (
             (quantile(0.5, "woodfrog_router_added_seconds", "service"), "p50"),
@@ -95,6 +97,17 @@ _LADDER = Dashboard(
         Panel("Requests", "reqps", (
             (rate("woodfrog_router_requests_total", "route, status", _MODEL), "{{route}} {{status}}"),
         )),
+        Panel("A wake now, as predicted", "s", (
+            (f"max(woodfrog_scheduler_model_predicted_seconds{_MODEL})", "predicted"),
+        )),
+        Panel("Climbs by the rung they began on", "ops", (
+            (rate("woodfrog_scheduler_model_climb_seconds_count", "rung", _MODEL), "{{rung}}"),
+        )),
+        Panel("Climbs, mean", "s", ((
+            f"{rate('woodfrog_scheduler_model_climb_seconds_sum', 'rung', _MODEL)}"
+            f" / {rate('woodfrog_scheduler_model_climb_seconds_count', 'rung', _MODEL)}",
+            "{{rung}}",
+        ),)),
     ),
     variable="model",
     values_of="woodfrog_scheduler_model_rungs",
@@ -130,6 +143,13 @@ _ONE_NODE = Dashboard(
         Panel("Stages of climbs, median", "s", (
             (quantile(0.5, "woodfrog_node_agent_stage_seconds", "stage", _NODE), "{{stage}}"),
         )),
+        Panel("GPU memory promised", "bytes", (
+            (f"sum by (gpu) (woodfrog_node_agent_gpu_promised_bytes{_NODE})", "{{gpu}}"),
+            (f"sum by (gpu) (woodfrog_node_agent_gpu_memory_bytes{_NODE})", "{{gpu}}, of"),
+        ), gpu=True),
+        Panel("Weights on GPUs and in pinned memory", "bytes", (
+            (f"sum by (gpu, tier) (woodfrog_node_agent_weights_bytes{_NODE})", "{{gpu}} {{tier}}"),
+        ), stacked=True, gpu=True),
     ),
     variable="node",
     values_of="woodfrog_node_agent_memory_bytes",

@@ -16,6 +16,7 @@ from woodfrog.host.cgroup import Cgroups
 from woodfrog.model.node import Replica
 from woodfrog.replica.client import ControlClient
 
+STEP_S = 2.0  # a token's, on a machine that is busy
 QUESTION = "Name three animals that live in a forest."
 
 
@@ -243,3 +244,34 @@ def test_a_model_with_a_minimum_serves_unasked_and_again_when_its_replica_dies(
     assert climbed[-1]["rung"] == "frozen"
     running.remove("always")
     wait(lambda: not running.replicas("always"), "no replica")
+
+
+def test_a_client_that_times_out_three_times_costs_one_climb_and_no_generation(
+    running: Running,
+) -> None:
+    """OpenAI's client asks twice more by itself, in a cold start and in the middle of an answer."""
+    others = {*running.cluster.run_dir.glob("*/engine.sock")}
+    running.add("impatient")
+    impatient = running.client.with_options(timeout=0.5, max_retries=2)
+    messages: Any = [{"role": "user", "content": QUESTION}]
+    # It is told just before its time is over, or is not.
+    with pytest.raises((openai.APITimeoutError, openai.InternalServerError)):
+        impatient.chat.completions.create(model="impatient", messages=messages)
+
+    def climbs() -> list[str]:
+        told = [each for each in running.log("scheduler") if each.get("model") == "impatient"]
+        return [each["message"] for each in told if each["message"].startswith("climb")]
+
+    wait(lambda: bool(climbs()), "the climb that it began")
+    assert running.ask(QUESTION, "impatient").rung == "serving"
+    long: Any = {"max_tokens": 900, "extra_body": {"ignore_eos": True}}
+    with pytest.raises(openai.APITimeoutError):
+        impatient.chat.completions.create(model="impatient", messages=messages, **long)
+    (socket,) = {*running.cluster.run_dir.glob("*/engine.sock")} - others
+
+    def active() -> int:
+        return int(asyncio.run(_describe(socket.with_name("control.sock")))["active"])
+
+    wait(lambda: active() == 0, "the end of what nobody waits for", 1.0 + STEP_S)
+    assert climbs() == ["climb finished"]
+    running.remove("impatient")

@@ -64,7 +64,16 @@ def check_events(path: str, body: bytes) -> None:
 
 def check_whole(path: str, body: bytes) -> None:
     """The body of a good answer to POST. Raises jsonschema_rs.ValidationError."""
+    _check(path, json.loads(body))
+
+
+def check_response(response: Any) -> None:
+    """As a whole answer has it, or an event. Raises jsonschema_rs.ValidationError."""
+    _check("/responses", response)
+
+
+def _check(path: str, value: Any) -> None:
     raw = SCHEMA.raw_schema
     answer = raw["paths"][path]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
     root = {**answer, "components": _nullable(raw["components"])}
-    jsonschema_rs.Draft202012Validator(root).validate(json.loads(body))
+    jsonschema_rs.Draft202012Validator(root).validate(value)

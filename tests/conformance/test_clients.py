@@ -8,7 +8,7 @@ from tests.capabilities import need
 from tests.conformance import clients_run
 from tests.service.router_bench import Bench
 
-ROUTES = ("chat", "completions", "embeddings", "responses")
+ROUTES = ("chat", "completions", "embeddings", "responses", "images", "tools")
 
 
 @need("clients")

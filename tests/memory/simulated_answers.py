@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+ARGUMENTS = '{"depth": "deep"}'
 FINGERPRINT = "simulated-engine"
 WORDS = ("once", " upon", " a", " pond", " there", " sat", " a", " frog")
 _CHAT, _COMPLETION, _RESPONSE = "/v1/chat/completions", "/v1/completions", "/v1/responses"
@@ -29,8 +30,16 @@ def whole(path: str, asked: dict[str, Any], tokens: int) -> dict[str, Any]:
     """The body of an answer that is not streamed. Of paths that it does not know it tells the path."""
     match path:
         case "/v1/chat/completions":
-            message = {"role": "assistant", "content": _text(tokens), "refusal": None}
+            message: dict[str, Any] = {
+                "role": "assistant",
+                "content": _text(tokens),
+                "refusal": None,
+            }
             choice = {"index": 0, "finish_reason": "stop", "logprobs": None, "message": message}
+            if names := _calls(asked):
+                calls = [{**_call(number, name), "type": "function"} for number, name in names]
+                message |= {"content": None, "tool_calls": calls}
+                choice["finish_reason"] = "tool_calls"
             return {**_base(asked, "chat.completion"), "choices": [choice], "usage": _usage(tokens)}
         case "/v1/completions":
             choice = {"index": 0, "finish_reason": "stop", "logprobs": None, "text": _text(tokens)}
@@ -50,6 +59,8 @@ def events(path: str, asked: dict[str, Any], tokens: int) -> Iterable[bytes]:
         return _response_events(asked, tokens)
     options = asked.get("stream_options")
     usage = isinstance(options, dict) and bool(options.get("include_usage"))
+    if names := _calls(asked):
+        return _call_events(asked, names, usage)
     if tokens <= _TOKENS_MAX:
         return _kept_events(path == _CHAT, str(asked["model"]), tokens, usage)
     return _events(path == _CHAT, str(asked["model"]), tokens, usage)
@@ -68,6 +79,36 @@ def _events(chat: bool, model: str, tokens: int, usage: bool) -> Iterator[bytes]
     yield _data({**base, "choices": [_piece(chat, None)]})
     if usage:
         yield _data({**base, "choices": [], "usage": _usage(tokens)})
+    yield b"data: [DONE]\n\n"
+
+
+def _calls(asked: dict[str, Any]) -> list[tuple[int, str]]:
+    script = asked.get("simulate")
+    return [*enumerate(script.get("calls", ()))] if isinstance(script, dict) else []
+
+
+def _call(number: int, name: str) -> dict[str, Any]:
+    return {"id": f"call_{number}", "function": {"name": name, "arguments": ARGUMENTS}}
+
+
+def _call_events(
+    asked: dict[str, Any], names: list[tuple[int, str]], usage: bool
+) -> Iterator[bytes]:
+    """Each call in two pieces."""
+    base = _base(asked, "chat.completion.chunk")
+    deltas: list[dict[str, Any]] = [{"role": "assistant", "content": None}]
+    half = len(ARGUMENTS) // 2
+    for number, name in names:
+        first = {"name": name, "arguments": ARGUMENTS[:half]}
+        begun = {"index": number, "id": f"call_{number}", "type": "function", "function": first}
+        more = {"index": number, "function": {"arguments": ARGUMENTS[half:]}}
+        deltas += [{"tool_calls": [begun]}, {"tool_calls": [more]}]
+    for delta in [*deltas, {}]:
+        reason = None if delta else "tool_calls"
+        choice = {"index": 0, "finish_reason": reason, "logprobs": None, "delta": delta}
+        yield _data({**base, "choices": [choice]})
+    if usage:
+        yield _data({**base, "choices": [], "usage": _usage(len(names))})
     yield b"data: [DONE]\n\n"
 
 

@@ -3,7 +3,7 @@
 A request's own field `simulate` scripts it: `tokens`, `interval_s`, `status` (an error response), `hold` (answer only when
 `let_go()` is called, or after the first token when `hold` is "mid"), `die` (drop the connection after that many tokens; 0 is
 before the first byte), `tells` (false: no comment with the tokens at a stream's end), `text` (what each token of a chat is),
-`torn` (each byte comes in a chunk of its own). Run as a process it serves until it is killed:
+`torn` (each byte comes in a chunk of its own), `calls` (names of functions that a chat calls, in place of text). Run as a process it serves until it is killed:
 `python -m tests.memory.simulated_engine SOCKET [HOST:PORT]`.
 """
 

@@ -35,6 +35,7 @@ class RouterProcess:
     engine: str  # its host and port, for who knows no unix sockets
     engine_pid: int
     scheduler: SimulatedScheduler
+    etcd: str  # host and port
 
 
 @asynccontextmanager
@@ -65,7 +66,9 @@ async def opened(
         }
         router = await enter(ServiceProcess("woodfrog.router", grpc, env, folder))
         await scheduler.until(lambda state: state.routers == 1)
-        yield RouterProcess(http, router.pid, engine_socket, engine, engine_pid, scheduler)
+        yield RouterProcess(
+            http, router.pid, engine_socket, engine, engine_pid, scheduler, etcd.endpoint
+        )
 
 
 @asynccontextmanager

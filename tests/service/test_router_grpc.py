@@ -9,11 +9,13 @@ from typing import Any
 import grpc
 import openai
 import pytest
+from google.rpc import error_details_pb2, status_pb2
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from tests.memory.simulated_scheduler import Climb
+from tests.service import reflection
 from tests.service.router_bench import Bench
 from tests.service.test_router import PARENT, TEXT, post
 
@@ -152,6 +154,43 @@ async def test_errors_are_rich(bench: Bench, chats: chats_pb2_grpc.ChatsStub) ->
     assert error.retry_after_s == 1.5
 
 
+async def test_details_are_google_rpcs(bench: Bench, chats: chats_pb2_grpc.ChatsStub) -> None:
+    """As a client in another language reads them."""
+    full = errors.ResourceExhausted("NO_CAPACITY", "full", retry_after_s=2.5, model="m")
+    bench.scheduler.climbs["m"] = Climb(error=full)
+    bench.scheduler.climbs["m"].finish.set()
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await chats.Create(chats_pb2.CreateRequest(chat=chat()))
+    assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    trailing: Any = dict(raised.value.trailing_metadata())  # type: ignore[arg-type]
+    details = status_pb2.Status.FromString(trailing["grpc-status-details-bin"]).details
+    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    assert [details[0].Unpack(info), details[1].Unpack(retry), len(details)] == [True, True, 2]
+    assert (info.reason, info.domain, info.metadata["model"]) == ("NO_CAPACITY", "woodfrog", "m")
+    assert retry.retry_delay.ToTimedelta().total_seconds() == 2.5
+
+
+async def test_who_knows_nothing_of_it_may_ask_and_watch_its_health(bench: Bench) -> None:
+    await bench.ready("a")
+
+    def look() -> None:
+        listed = reflection.services(bench.grpc)
+        faces = ("Chats", "Completions", "Embeddings", "Images", "Models")
+        assert listed == {
+            "woodfrog.api.metering.v1.Usages",
+            *(f"woodfrog.api.router.v1.{face}" for face in faces),
+        }
+        assert all(reflection.serves(bench.grpc, name) for name in ("", *listed))
+        with pytest.raises(grpc.RpcError) as unknown:
+            reflection.serves(bench.grpc, "woodfrog.api.router.v1.Frogs")
+        assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+        asked = {"chat": {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}}
+        answer = reflection.ask(bench.grpc, "woodfrog.api.router.v1.Chats", "Create", asked)
+        assert answer["choices"][0]["message"]["content"] == TEXT
+
+    await asyncio.to_thread(look)
+
+
 async def test_death_in_mid_stream(bench: Bench, chats: chats_pb2_grpc.ChatsStub) -> None:
     await bench.ready("a")
     call = chats.Stream(chats_pb2.StreamRequest(chat=chat(simulate={"die": 3})))
@@ -195,6 +234,10 @@ async def test_deadline_bounds_the_wait(bench: Bench, chats: chats_pb2_grpc.Chat
     await bench.scheduler.until(lambda s: s.waiting == 0)
 
 
+def called(span: ReadableSpan) -> tuple[Any, str]:
+    return (span.attributes or {}).get("rpc.response.status_code"), span.kind.name
+
+
 def by_name(spans: InMemorySpanExporter) -> dict[str, ReadableSpan]:
     return {span.name: span for span in spans.get_finished_spans()}
 
@@ -217,11 +260,15 @@ async def test_trace_of_a_wake(bench: Bench, spans: InMemorySpanExporter) -> Non
     assert f"{root.parent.span_id:016x}" == PARENT.split("-")[2]
     assert dict(root.attributes or {}) == {
         "http.request.method": "POST",
+        "url.scheme": "http",
+        "url.path": "/v1/chat/completions",
         "http.route": "/v1/chat/completions",
         "http.response.status_code": 200,
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "woodfrog",
         "gen_ai.request.model": "m",
+        "gen_ai.usage.input_tokens": 5,
+        "gen_ai.usage.output_tokens": 8,
         "woodfrog.request_id": (root.attributes or {})["woodfrog.request_id"],
         "woodfrog.rung": "stored",
         "woodfrog.climb_ms": 100.0,
@@ -238,6 +285,15 @@ async def test_trace_of_a_wake(bench: Bench, spans: InMemorySpanExporter) -> Non
         assert span.parent is not None
         assert span.parent.span_id == tree[parent].context.span_id, child
         assert f"{span.context.trace_id:032x}" == trace_id
+    rpc = clients["woodfrog.api.scheduler.v1.Placements/Acquire"]
+    address, _, port = bench.scheduler.address.partition(":")
+    assert dict(rpc.attributes or {}) == {
+        "rpc.system.name": "grpc",
+        "rpc.method": "woodfrog.api.scheduler.v1.Placements/Acquire",
+        "rpc.response.status_code": "OK",
+        "server.address": address,
+        "server.port": int(port),
+    }
     (link,) = clients["router.acquire"].links
     assert f"{link.context.span_id:016x}" == climb_parent.split("-")[2]
     engine_parent = bench.engines["a"].requests[0].headers["traceparent"]
@@ -262,6 +318,31 @@ async def test_trace_of_a_failure(bench: Bench, spans: InMemorySpanExporter) -> 
     forwards = [s for s in finished if s.name == "router.forward"]
     assert forwards[0].status.status_code is trace.StatusCode.ERROR
     assert (forwards[1].attributes or {})["woodfrog.retries"] == "1"
+
+
+async def test_what_an_engine_failed_at_is_an_error_by_either_face(
+    bench: Bench, chats: chats_pb2_grpc.ChatsStub, spans: InMemorySpanExporter
+) -> None:
+    await bench.ready("a")
+    with pytest.raises(openai.InternalServerError):
+        await bench.ask(extra_body={"simulate": {"status": 500}})
+    with pytest.raises(openai.RateLimitError):
+        await bench.ask(extra_body={"simulate": {"status": 429}})
+    await failure(chats.Create(chats_pb2.CreateRequest(chat=chat(simulate={"status": 500}))))
+    call = chats.Stream(chats_pb2.StreamRequest(chat=chat(simulate={"die": 3})))
+    with pytest.raises(grpc.aio.AioRpcError):
+        _ = [piece async for piece in call]
+    unknown = chats_pb2.ChatRequest(model="nobody")
+    await failure(chats.Create(chats_pb2.CreateRequest(chat=unknown)))
+    (rpc,) = [s for s in spans.get_finished_spans() if called(s) == ("NOT_FOUND", "SERVER")]
+    assert rpc.status.status_code is trace.StatusCode.UNSET, "it is the caller's to mend"
+    names = ("POST /v1/chat/completions", "chat m")
+    await bench.until(lambda: sum(s.name in names for s in spans.get_finished_spans()) == 4)
+    failed, refused, *typed = [s for s in spans.get_finished_spans() if s.name in names]
+    assert failed.status.status_code is trace.StatusCode.ERROR
+    assert (failed.attributes or {})["error.type"] == "500"
+    assert refused.status.status_code is trace.StatusCode.UNSET
+    assert [s.status.status_code for s in typed] == [trace.StatusCode.ERROR] * 2
 
 
 async def test_trace_of_a_client_that_left(bench: Bench, spans: InMemorySpanExporter) -> None:

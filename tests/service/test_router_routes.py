@@ -89,6 +89,14 @@ async def test_new_paths_make_no_new_metrics(bench: Bench) -> None:
     assert "/v1/one" not in text
 
 
+async def test_each_refusal_is_counted_by_its_reason(bench: Bench) -> None:
+    for body in (b"{", b'{"model": ""}', b'{"model": "nobody"}'):
+        await bench.raw(post(body))
+    _, text = await bench.raw(b"GET /metrics HTTP/1.1\r\nconnection: close\r\n\r\n")
+    for reason in (b"INVALID_JSON", b"MISSING_MODEL", b"MODEL_NOT_FOUND"):
+        assert b'woodfrog_router_refusals_total{reason="%b"} 1.0' % reason in text
+
+
 async def test_forms_are_refused_before_they_are_read(bench: Bench) -> None:
     await bench.ready("a")
     form = b"content-length: 1073741824\r\ncontent-type: multipart/form-data; boundary=x"

@@ -5,13 +5,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.memory.simulated_answers import ARGUMENTS
 from tests.memory.simulated_scheduler import Climb
 from tests.service.router_bench import Bench
 from tests.service.test_router import TEXT
 from tests.service.test_tenants import ACME, ACME_KEPT, ACME_KEY
 
 from woodfrog.catalog import KeyPut, TenantPut
-from woodfrog.client import AsyncClient, Client, Model
+from woodfrog.client import AsyncClient, Client, Message, Model, ToolCall
 from woodfrog.errors import (
     DeadlineExceeded,
     NotFound,
@@ -61,6 +62,50 @@ async def test_the_blocking_face_does_the_same(bench: Bench) -> None:
                 client.chat("nobody", HELLO)
             with pytest.raises(NotFound):
                 list(client.chat_pieces("nobody", HELLO))
+
+    await asyncio.to_thread(work)
+
+
+async def test_calls_of_functions_and_their_results(bench: Bench) -> None:
+    engine = await bench.ready("a")
+    tools = [{"type": "function", "function": {"name": "pond"}}]
+    script = {"calls": ["pond", "frog"]}
+    async with AsyncClient(bench.grpc) as client:
+        answer = await client.chat("m", HELLO, tools=tools, simulate=script)
+        assert (answer.text, answer.finish_reason) == ("", "tool_calls")
+        assert answer.tool_calls[1] == ToolCall("call_1", "frog", ARGUMENTS)
+        pieces = [piece async for piece in client.chat_pieces("m", HELLO, simulate=script)]
+        told = [call for piece in pieces for call in piece.tool_calls]
+        assert [call.name for call in told] == ["pond", "", "frog", ""]
+        assert "".join(call.arguments for call in told if call.index == 1) == ARGUMENTS
+        said = Message("assistant", tool_calls=answer.tool_calls)
+        results = [Message("tool", "deep", tool_call_id=call.id) for call in answer.tool_calls]
+        assert (await client.chat("m", [*HELLO, said, *results], tools=tools)).text == TEXT
+    asked = engine.requests[-1].json
+    assert asked["tools"] == tools
+    roles = ["system", "user", "assistant", "tool", "tool"]
+    assert [message["role"] for message in asked["messages"]] == roles
+    assert asked["messages"][2]["tool_calls"][0]["function"]["name"] == "pond"
+
+
+async def test_vectors_and_pictures(bench: Bench) -> None:
+    engine = await bench.ready("a")
+    async with AsyncClient(bench.grpc) as client:
+        vectors = await client.embed("m", ["a", "b"], dimensions=4, user="me")
+        assert vectors == ((0.5, -0.25, 0.125, 1.0),) * 2
+        asked = engine.requests[-1].json
+        assert (asked["input"], asked["dimensions"], asked["user"]) == (["a", "b"], 4, "me")
+        (image,) = await client.images("m", "a frog", size="64x64", seed=7)
+        assert image.startswith(b"\x89PNG")
+        asked = engine.requests[-1].json
+        assert (asked["prompt"], asked["size"], asked["seed"]) == ("a frog", "64x64", 7)
+        with pytest.raises(NotFound):
+            await client.embed("nobody", ["a"])
+
+    def work() -> None:
+        with Client(bench.grpc) as client:
+            assert client.embed("m", ["a"]) == vectors[:1]
+            assert client.images("m", "a frog") == (image,)
 
     await asyncio.to_thread(work)
 

@@ -8,6 +8,15 @@ iteration over pieces early, or its time-out, ends the generation.
 """
 
 from woodfrog.client.asking import AsyncClient, Client
-from woodfrog.client.values import Answer, Model, Piece
+from woodfrog.client.values import Answer, Message, Model, Piece, TokenLogprob, ToolCall
 
-__all__ = ["Answer", "AsyncClient", "Client", "Model", "Piece"]
+__all__ = [
+    "Answer",
+    "AsyncClient",
+    "Client",
+    "Message",
+    "Model",
+    "Piece",
+    "TokenLogprob",
+    "ToolCall",
+]

@@ -11,11 +11,13 @@ from woodfrog.api.router.v1 import (
     chats_pb2_grpc,
     completions_pb2,
     completions_pb2_grpc,
+    embeddings_pb2_grpc,
+    images_pb2_grpc,
     models_pb2,
     models_pb2_grpc,
 )
 from woodfrog.client import values
-from woodfrog.client.values import Answer, Messages, Model, Piece
+from woodfrog.client.values import Answer, Messages, Model, Piece, Vector
 from woodfrog.errors import status
 
 _TIMEOUT_S = 600.0  # what OpenAI's own clients wait
@@ -26,6 +28,8 @@ class _Stubs:
     def __init__(self, channel: Any, api_key: str) -> None:
         self.chats = chats_pb2_grpc.ChatsStub(channel)  # type: ignore[no-untyped-call]
         self.completions = completions_pb2_grpc.CompletionsStub(channel)  # type: ignore[no-untyped-call]
+        self.embeddings = embeddings_pb2_grpc.EmbeddingsStub(channel)  # type: ignore[no-untyped-call]
+        self.images = images_pb2_grpc.ImagesStub(channel)  # type: ignore[no-untyped-call]
         self.models = models_pb2_grpc.ModelsStub(channel)  # type: ignore[no-untyped-call]
         self.metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
 
@@ -72,7 +76,7 @@ class Client:
     def chat(
         self, model: str, messages: Messages, *, stop: Sequence[str] = (), **fields: Any
     ) -> Answer:
-        """`fields`: max_tokens, temperature, top_p, seed, and any other of OpenAI's."""
+        """`fields`: max_tokens, temperature, top_p, seed, and any other of OpenAI's (tools, response_format, …)."""
         chat = values.chat_request(model, messages, stop, fields)
         request = chats_pb2.CreateRequest(chat=chat)
         return values.chat_answer(self._ask(self._stubs.chats.Create, request))
@@ -96,6 +100,16 @@ class Client:
         request = completions_pb2.StreamCompleteRequest(completion=asked)
         for message in self._listen(self._stubs.completions.StreamComplete, request):
             yield values.completion_piece(message)
+
+    def embed(self, model: str, inputs: Sequence[str], **fields: Any) -> tuple[Vector, ...]:
+        """A vector for each text. `fields`: dimensions, and any other of OpenAI's."""
+        request = values.embed_request(model, inputs, fields)
+        return values.vectors(self._ask(self._stubs.embeddings.Embed, request))
+
+    def images(self, model: str, prompt: str, **fields: Any) -> tuple[bytes, ...]:
+        """Files, PNG unless another format is asked for. `fields`: n, size, and any other of OpenAI's."""
+        request = values.generate_request(model, prompt, fields)
+        return tuple(self._ask(self._stubs.images.Generate, request).images)
 
     def _ask(self, method: Any, request: Any) -> Any:
         try:
@@ -171,6 +185,14 @@ class AsyncClient:
         request = completions_pb2.StreamCompleteRequest(completion=asked)
         async for message in self._listen(self._stubs.completions.StreamComplete, request):
             yield values.completion_piece(message)
+
+    async def embed(self, model: str, inputs: Sequence[str], **fields: Any) -> tuple[Vector, ...]:
+        request = values.embed_request(model, inputs, fields)
+        return values.vectors(await self._ask(self._stubs.embeddings.Embed, request))
+
+    async def images(self, model: str, prompt: str, **fields: Any) -> tuple[bytes, ...]:
+        request = values.generate_request(model, prompt, fields)
+        return tuple((await self._ask(self._stubs.images.Generate, request)).images)
 
     async def _ask(self, method: Any, request: Any) -> Any:
         try:

@@ -4,7 +4,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from woodfrog.api.router.v1 import chats_pb2, completions_pb2, models_pb2
+from woodfrog.api.router.v1 import (
+    chats_pb2,
+    completions_pb2,
+    embeddings_pb2,
+    images_pb2,
+    models_pb2,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    id: str
+    name: str
+    arguments: str  # a JSON object; of a piece, what follows of it
+    index: int = 0  # of a piece: which call of the answer; `id` and `name` are set on its first
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    token: str
+    logprob: float
+    top: tuple["TokenLogprob", ...] = ()  # the likeliest in its place
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: str  # "system", "user", "assistant" or "tool"
+    text: str = ""
+    image_urls: Sequence[str] = ()  # data: URLs; they stand before the text
+    tool_calls: Sequence[ToolCall] = ()  # of an assistant, as its answer had them
+    tool_call_id: str = ""  # of a tool: which call it answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +43,8 @@ class Answer:
 
     text: str
     finish_reason: str  # "stop", "length" or "tool_calls"
+    tool_calls: tuple[ToolCall, ...]
+    logprobs: tuple[TokenLogprob, ...]  # where they were asked for
     prompt_tokens: int
     completion_tokens: int
     rung: str  # on which the model was when the request came
@@ -29,6 +61,8 @@ class Piece:
     climb_ms: float = 0.0
     prompt_tokens: int = 0  # set on the last piece, as is the next
     completion_tokens: int = 0
+    tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +72,8 @@ class Model:
     weights_bytes: int
 
 
-Messages = Sequence[tuple[str, str]]  # role and text, oldest first
+Messages = Sequence[Message | tuple[str, str]]  # the latter are role and text; oldest first
+Vector = tuple[float, ...]
 _CHAT = ("max_tokens", "temperature", "top_p", "seed")
 _COMPLETION = ("max_tokens", "temperature")
 
@@ -48,8 +83,16 @@ def chat_request(
 ) -> chats_pb2.ChatRequest:
     """`fields` that the message does not have go as they are. Raises TypeError, ValueError."""
     request = chats_pb2.ChatRequest(model=model, stop=stop)
-    for role, content in messages:
-        request.messages.add(role=role, content=content)
+    for each in messages:
+        message = each if isinstance(each, Message) else Message(*each)
+        added = request.messages.add(
+            role=message.role,
+            content=message.text,
+            image_urls=message.image_urls,
+            tool_call_id=message.tool_call_id,
+        )
+        for call in message.tool_calls:
+            added.tool_calls.add(id=call.id, name=call.name, arguments=call.arguments)
     _fill(request, fields, _CHAT)
     return request
 
@@ -63,22 +106,44 @@ def completion_request(
     return request
 
 
+def embed_request(
+    model: str, inputs: Sequence[str], fields: dict[str, Any]
+) -> embeddings_pb2.EmbedRequest:
+    """As `chat_request`."""
+    request = embeddings_pb2.EmbedRequest(model=model, inputs=inputs)
+    _fill(request, fields, ("dimensions",))
+    return request
+
+
+def generate_request(model: str, prompt: str, fields: dict[str, Any]) -> images_pb2.GenerateRequest:
+    """As `chat_request`."""
+    request = images_pb2.GenerateRequest(model=model, prompt=prompt)
+    _fill(request, fields, ("n", "size"))
+    return request
+
+
 def chat_answer(message: chats_pb2.CreateResponse) -> Answer:
     choice = message.choices[0]
-    return _answer(choice.message.content, choice.finish_reason, message)
+    calls = tuple(ToolCall(c.id, c.name, c.arguments) for c in choice.message.tool_calls)
+    return _answer(choice.message.content, calls, choice, message)
 
 
 def completion_answer(message: completions_pb2.CompleteResponse) -> Answer:
     choice = message.choices[0]
-    return _answer(choice.text, choice.finish_reason, message)
+    return _answer(choice.text, (), choice, message)
 
 
 def chat_piece(message: chats_pb2.StreamResponse) -> Piece:
-    return _piece(message.content, message)
+    calls = (ToolCall(c.id, c.name, c.arguments, c.index) for c in message.tool_calls)
+    return _piece(message.content, tuple(calls), message)
 
 
 def completion_piece(message: completions_pb2.StreamCompleteResponse) -> Piece:
-    return _piece(message.text, message)
+    return _piece(message.text, (), message)
+
+
+def vectors(message: embeddings_pb2.EmbedResponse) -> tuple[Vector, ...]:
+    return tuple(tuple(each.vector) for each in message.embeddings)
 
 
 def models(message: models_pb2.ListModelsResponse) -> tuple[Model, ...]:
@@ -93,15 +158,19 @@ def _fill(request: Any, fields: dict[str, Any], known: Sequence[str]) -> None:
             setattr(request, name, value)
 
 
-def _answer(text: str, finish_reason: str, message: Any) -> Answer:
+def _answer(text: str, calls: tuple[ToolCall, ...], choice: Any, message: Any) -> Answer:
     return Answer(
-        text, finish_reason, message.usage.prompt_tokens, message.usage.completion_tokens,
+        text, choice.finish_reason, calls, _logprobs(choice.logprobs), message.usage.prompt_tokens, message.usage.completion_tokens,
         message.wake.rung, message.wake.climb_ms, message.wake.fallback_reason,
     )  # fmt: skip
 
 
-def _piece(text: str, message: Any) -> Piece:
+def _piece(text: str, calls: tuple[ToolCall, ...], message: Any) -> Piece:
     return Piece(
         text, message.index, message.finish_reason, message.wake.rung, message.wake.climb_ms,
-        message.usage.prompt_tokens, message.usage.completion_tokens,
+        message.usage.prompt_tokens, message.usage.completion_tokens, calls, _logprobs(message.logprobs),
     )  # fmt: skip
+
+
+def _logprobs(messages: Any) -> tuple[TokenLogprob, ...]:
+    return tuple(TokenLogprob(m.token, m.logprob, _logprobs(m.top)) for m in messages)

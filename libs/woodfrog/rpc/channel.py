@@ -1,8 +1,9 @@
 """gRPC channels and calls: the client's span, the deadline, and errors as woodfrog.errors classes again."""
 
 import asyncio
+import functools
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import grpc
@@ -44,14 +45,16 @@ async def call(
     While the peer cannot be reached it is tried again for `patience_s`: a restart of a neighbour is no error then.
     """
     name = method._method.decode()[1:]  # type: ignore[attr-defined]
-    attributes = {names.RPC_SYSTEM: "grpc", names.RPC_METHOD: name}
+    attributes = _attributes(name, method._channel.target)  # type: ignore[attr-defined]
     span = telemetry.tracer().start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
     try:
         metadata = tuple(propagation.headers(span).items())
         until = time.monotonic() + patience_s
         while True:
             try:
-                return await method(request, timeout=timeout_s, metadata=metadata)
+                response = await method(request, timeout=timeout_s, metadata=metadata)
+                span.set_attribute(names.RPC_STATUS, "OK")
+                return response
             except grpc.aio.AioRpcError as error:
                 known = status.from_rpc_error(error, name)
                 if known.reason != status.UNREACHABLE or time.monotonic() > until:
@@ -62,6 +65,16 @@ async def call(
             await asyncio.sleep(_RETRY_S)
     finally:
         span.end()
+
+
+@functools.lru_cache(4096)
+def _attributes(name: str, target: bytes) -> Mapping[str, str | int]:
+    """Of a client span; `target` is an address as channels take it, with or without a scheme."""
+    address, _, port = target.decode().rpartition("/")[2].rpartition(":")
+    found: dict[str, str | int] = {names.RPC_SYSTEM: "grpc", names.RPC_METHOD: name}
+    if port.isdecimal():
+        found |= {names.SERVER_ADDRESS: address.strip("[]"), names.SERVER_PORT: int(port)}
+    return found
 
 
 async def stream(method: Any, request: Any) -> AsyncGenerator[Any, None]:

@@ -22,6 +22,10 @@ from woodfrog.telemetry import names
 
 log = logging.getLogger(__name__)
 GRACE_S = 1.0
+# Of a server's span these are no errors, by OpenTelemetry's conventions: the peer may mend its call.
+_PEERS = frozenset(
+    ("INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED")
+)  # fmt: skip
 MESSAGE_BYTES_MAX = 80 << 20  # a manifest of the greatest size fits
 _UNIX = "unix:"
 
@@ -61,7 +65,7 @@ class Server:
         await self._server.stop(grace_s)
 
     async def start(self, *service_names: str) -> None:
-        """Binds, serves, and says SERVING. Raises FailedPrecondition when the address is taken."""
+        """Binds, serves, and says SERVING of the process and of each service. Raises FailedPrecondition when the address is taken."""
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         names = (*service_names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
         reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._server)
@@ -77,7 +81,8 @@ class Server:
                 address=self._listen,
             ) from None
         await self._server.start()
-        await self.health.set("", health_pb2.HealthCheckResponse.SERVING)
+        for name in ("", *service_names):
+            await self.health.set(name, health_pb2.HealthCheckResponse.SERVING)
         log.info("serving", extra={"address": self._listen, "port": self.port})
 
 
@@ -147,7 +152,9 @@ def _unary(name: str, inner: Callable[..., Awaitable[Any]]) -> Callable[..., Any
         span = _open(name, context)
         _enter(span)
         try:
-            return await inner(request, context)
+            response = await inner(request, context)
+            span.set_attribute(names.RPC_STATUS, "OK")
+            return response
         except Exception as error:  # noqa: BLE001  the outermost frame of a call
             _tell(span, error)
             await _abort(name, context, error)
@@ -196,7 +203,8 @@ def _tell(span: trace.Span, error: Exception) -> None:
     known = error if isinstance(error, errors.WoodfrogError) else errors.Internal("INTERNAL", "")
     code = status.code_of(known).name
     span.set_attributes({names.RPC_STATUS: code, names.ERROR_TYPE: known.reason})
-    span.set_status(trace.StatusCode.ERROR, known.message or type(error).__name__)
+    if code not in _PEERS:
+        span.set_status(trace.StatusCode.ERROR, known.message or type(error).__name__)
 
 
 async def _abort(name: str, context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> None:

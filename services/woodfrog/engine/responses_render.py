@@ -18,15 +18,17 @@ _REPEATED: dict[str, Any] = {
     "max_tool_calls": None,
     "metadata": {},
     "parallel_tool_calls": True,
-    "prompt_cache_key": None,
-    "safety_identifier": None,
     "temperature": 1.0,
     "tool_choice": "auto",
     "tools": [],
     "top_logprobs": 0,
     "top_p": 1.0,
-    "user": None,
 }
+_TOLD_WHERE_SAID = (
+    "prompt_cache_key",
+    "safety_identifier",
+    "user",
+)  # OpenAI's schema has no null there
 
 
 class ResponseRenderer:
@@ -46,6 +48,7 @@ class ResponseRenderer:
             name: default if body.get(name) is None else body[name]
             for name, default in _REPEATED.items()
         }
+        self._said |= {name: body[name] for name in _TOLD_WHERE_SAID if body.get(name) is not None}
         text = body.get("text") or {}
         self._said["text"] = {
             "format": text.get("format") or {"type": "text"},
@@ -184,7 +187,6 @@ class ResponseRenderer:
             "service_tier": "default",
             "store": False,
             "truncation": "disabled",
-            "usage": None,
             **self._said,
             **fields,
         }

@@ -108,6 +108,13 @@ class Metrics(metrics.ServiceMetrics):
             registry=self.registry,
         )
 
+        self._weights = Gauge(
+            "woodfrog_node_agent_weights_bytes",
+            "Weights that a GPU has at hand, by GPU and tier: gpu, or pinned memory of the host.",
+            ("gpu", "tier"),
+            registry=self.registry,
+        )
+
     def look(self) -> None:
         promises = [*self._state.promises.values()]
         for each in ReplicaState:
@@ -118,6 +125,8 @@ class Metrics(metrics.ServiceMetrics):
             facts = gpu.facts()
             self._gpu_promised.labels(facts.uuid).set(facts.promised_bytes)
             self._gpu.labels(facts.uuid).set(facts.memory_bytes)
+            self._weights.labels(facts.uuid, "gpu").set(sum(gpu.weights.values()))
+            self._weights.labels(facts.uuid, "pinned").set(sum(gpu.pinned.values()))
 
     def finished(self, climbed: Climbed, took_s: float) -> None:
         rung, exemplar = climbed.from_rung.value, metrics.exemplar()

@@ -200,6 +200,7 @@ class Gateway:
             head, wake = answer.exchange.head, _wake(call, answer.slot)
             if head.status >= 400:
                 record.write(failed=True)
+                _tell_refused(call.span, head.status)
                 yield Refused(head, wake, answer.first)
                 return
             yield Begun(head, wake)
@@ -214,6 +215,7 @@ class Gateway:
             raise
         finally:
             record.write()  # also when the client left
+            call.span.set_attributes(record.attributes)
             self._active -= 1
             if beginning is not None:
                 _finish(beginning)
@@ -298,6 +300,13 @@ class Gateway:
             slot.acquired.rung.value, slot.waited_s, self._clock.now() - call.arrived
         )
         return _Answer(slot, span, exchange, first)
+
+
+def _tell_refused(span: Span, status: int) -> None:
+    """That the engine answered so."""
+    span.set_attribute(names.ERROR_TYPE, str(status))
+    if status >= 500:
+        span.set_status(StatusCode.ERROR, f"the engine answered with status {status}")
 
 
 def _finish(beginning: asyncio.Task[_Answer]) -> None:

@@ -176,11 +176,13 @@ class HttpApp:
             kind=SpanKind.SERVER,
             attributes={
                 names.HTTP_METHOD: "POST",
+                names.URL_SCHEME: "http",
+                names.URL_PATH: route.path,
                 names.HTTP_ROUTE: route.name,
                 names.GENAI_PROVIDER: "woodfrog",
                 names.GENAI_OPERATION: route.operation,
                 names.REQUEST_ID: request_id,
-                **arrival.retry_attributes,
+                **arrival.client_attributes,
             },
         )
         trace_id = f"{span.get_span_context().trace_id:032x}"
@@ -215,11 +217,7 @@ class HttpApp:
         except Disconnected:
             reply.status = _CLIENT_CLOSED
         except Refusal as refusal:
-            if reply.status:
-                reply.status = refusal.status
-                await reply.event_error(refusal.body, route)
-            else:
-                await reply.refuse(refusal)
+            await self._refuse(refusal, refusal.reason, route, reply, span)
         except errors.WoodfrogError as error:
             await self._fail(error, route, reply, span)
         except Exception as error:  # the outermost frame of a request
@@ -231,17 +229,23 @@ class HttpApp:
             status = reply.status or _CLIENT_CLOSED  # 0: cancelled because the router stops
             span.set_attribute(names.HTTP_STATUS, status)
             span.end()
-            self._metrics.ended(route.name, self._models.label(model), status)
+            took_s = self._clock.now() - arrived
+            self._metrics.ended(route.name, self._models.label(model), status, took_s)
 
     async def _fail(
         self, error: errors.WoodfrogError, route: Route, reply: Reply, span: Span
     ) -> None:
-        """As a response, or inside the stream that has begun; a body of known length is cut off instead."""
         refusal = openai_errors.refusal(error)
-        span.set_attribute(names.ERROR_TYPE, error.reason)
-        self._metrics.refused(error.reason)
         if refusal.status >= 500:
             span.set_status(StatusCode.ERROR, error.message)
+        await self._refuse(refusal, error.reason, route, reply, span)
+
+    async def _refuse(
+        self, refusal: Refusal, reason: str, route: Route, reply: Reply, span: Span
+    ) -> None:
+        """As a response, or inside the stream that has begun; a body of known length is cut off instead."""
+        span.set_attribute(names.ERROR_TYPE, reason)
+        self._metrics.refused(reason)
         if not reply.status:
             await reply.refuse(refusal)
         else:

@@ -108,19 +108,28 @@ class Arrival:
         return int(count) if _COUNT.fullmatch(count) else 0
 
     @property
-    def retry_attributes(self) -> dict[str, int]:
-        """For the span."""
-        return {names.CLIENT_RETRY: self.retries} if self.retries else {}
+    def client_attributes(self) -> dict[str, int | float]:
+        """For the span: what OpenAI's client says of itself."""
+        found: dict[str, int | float] = {names.CLIENT_RETRY: self.retries} if self.retries else {}
+        if (timeout_s := self.client_timeout_s) is not None:
+            found[names.CLIENT_TIMEOUT] = timeout_s
+        return found
+
+    @property
+    def client_timeout_s(self) -> float | None:
+        """Between two reads, as OpenAI's client says; None where it says none."""
+        try:
+            timeout_s = float(self.headers.get(b"x-stainless-read-timeout", b""))
+        except ValueError:
+            return None
+        return timeout_s if timeout_s > 0 else None
 
     def wait_s(self, cap_s: float, *, stream: bool) -> float:
         """How long the client will wait for a replica. A stream's time-out runs anew at each comment, so it is no bound."""
-        try:
-            read_timeout_s = float(self.headers.get(b"x-stainless-read-timeout", b""))
-        except ValueError:
+        timeout_s = self.client_timeout_s
+        if stream or timeout_s is None:
             return cap_s
-        if stream or not read_timeout_s > 0:
-            return cap_s
-        return min(cap_s, read_timeout_s * _CLIENT_SHARE)
+        return min(cap_s, timeout_s * _CLIENT_SHARE)
 
 
 def check_media_type(arrival: Arrival) -> None:

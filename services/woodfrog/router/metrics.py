@@ -21,6 +21,14 @@ class Metrics(metrics.ServiceMetrics):
             registry=self.registry,
         )
         self._requests_of: dict[tuple[str, str, int], Counter] = {}
+        self._request = Histogram(
+            "woodfrog_router_request_seconds",
+            "Requests from their arrival to the end of their answer, by route.",
+            ("route",),
+            buckets=metrics.CLIMB_S,
+            registry=self.registry,
+        )
+        self._request_of: dict[str, Histogram] = {}
         self.active = Gauge(
             "woodfrog_router_active_requests", "Requests being served.", registry=self.registry
         )
@@ -83,13 +91,17 @@ class Metrics(metrics.ServiceMetrics):
             if amount := getattr(usage, unit):
                 counter.inc(amount)
 
-    def ended(self, route: str, model: str, status: int) -> None:
+    def ended(self, route: str, model: str, status: int, took_s: float) -> None:
         """`model` is one that exists, or empty: clients must not be able to grow the metric."""
         key = (route, model, status)
         counter = self._requests_of.get(key)
         if counter is None:
             counter = self._requests_of[key] = self._requests.labels(route, model, str(status))
         counter.inc()
+        histogram = self._request_of.get(route)
+        if histogram is None:
+            histogram = self._request_of[route] = self._request.labels(route)
+        histogram.observe(took_s)
 
     def refused(self, reason: str) -> None:
         self._refusals.labels(reason).inc()

@@ -44,7 +44,7 @@ class Refusal(Exception):
         self,
         status: int,
         message: str,
-        code: str | None,
+        code: str,
         *,
         type_: str = _INVALID,
         param: str | None = None,
@@ -53,7 +53,17 @@ class Refusal(Exception):
         super().__init__(message)
         self.status = status
         self.headers = headers or []
-        self.error = {"message": message, "type": type_, "param": param, "code": code}
+        self.error: dict[str, Any] = {
+            "message": message,
+            "type": type_,
+            "param": param,
+            "code": code,
+        }
+
+    @property
+    def reason(self) -> str:
+        """For spans and metrics; there are no more of them than are written in the code."""
+        return str(self.error["code"]).upper()
 
     @property
     def body(self) -> bytes:

@@ -8,7 +8,13 @@ from typing import Protocol
 
 from woodfrog import rpc
 from woodfrog.api.metering.v1 import usages_pb2_grpc
-from woodfrog.api.router.v1 import chats_pb2_grpc, completions_pb2_grpc, models_pb2_grpc
+from woodfrog.api.router.v1 import (
+    chats_pb2_grpc,
+    completions_pb2_grpc,
+    embeddings_pb2_grpc,
+    images_pb2_grpc,
+    models_pb2_grpc,
+)
 from woodfrog.catalog import CatalogEvent, CatalogSnapshot, ModelPut, ModelRemoved
 from woodfrog.clients.usages import SERVICE as USAGES
 from woodfrog.clients.usages import UsagesServicer
@@ -33,6 +39,8 @@ from woodfrog.router.service import (
     ChatsServicer,
     CompletionsServicer,
     Context,
+    EmbeddingsServicer,
+    ImagesServicer,
     ModelsServicer,
     authorization,
 )
@@ -40,7 +48,10 @@ from woodfrog.router.settings import Settings
 from woodfrog.router.slots import Slots
 from woodfrog.router.usage_records import UsageRecords
 
-_SERVICES = tuple(f"woodfrog.api.router.v1.{name}" for name in ("Chats", "Completions", "Models"))
+_SERVICES = tuple(
+    f"woodfrog.api.router.v1.{name}"
+    for name in ("Chats", "Completions", "Embeddings", "Images", "Models")
+)
 _REFUSAL_S = 5.0  # after which a slow body's connection ends, though it was told
 
 
@@ -155,6 +166,8 @@ def _add_servicers(server: rpc.Server, asking: Asking, models: ModelsServicer) -
     completions_pb2_grpc.add_CompletionsServicer_to_server(  # type: ignore[no-untyped-call]
         CompletionsServicer(asking), server.grpc
     )
+    embeddings_pb2_grpc.add_EmbeddingsServicer_to_server(EmbeddingsServicer(asking), server.grpc)  # type: ignore[no-untyped-call]
+    images_pb2_grpc.add_ImagesServicer_to_server(ImagesServicer(asking), server.grpc)  # type: ignore[no-untyped-call]
     models_pb2_grpc.add_ModelsServicer_to_server(models, server.grpc)  # type: ignore[no-untyped-call]
 
 

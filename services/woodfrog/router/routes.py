@@ -41,6 +41,8 @@ class Route:
     CHAT: ClassVar["Route"]
     COMPLETION: ClassVar["Route"]
     RESPONSE: ClassVar["Route"]
+    EMBEDDING: ClassVar["Route"]
+    IMAGE: ClassVar["Route"]
 
 
 def _known(path: str, operation: str, *, streams: bool = False) -> Route:
@@ -50,14 +52,16 @@ def _known(path: str, operation: str, *, streams: bool = False) -> Route:
 Route.CHAT = _known("/v1/chat/completions", "chat", streams=True)
 Route.COMPLETION = _known("/v1/completions", "text_completion", streams=True)
 Route.RESPONSE = _known("/v1/responses", "chat", streams=True)
+Route.EMBEDDING = _known("/v1/embeddings", "embeddings")
+Route.IMAGE = _known("/v1/images/generations", "generate_content")
 _KNOWN = {
     route.path: route
     for route in (
         Route.CHAT,
         Route.COMPLETION,
         Route.RESPONSE,
-        _known("/v1/embeddings", "embeddings"),
-        _known("/v1/images/generations", "generate_content"),
+        Route.EMBEDDING,
+        Route.IMAGE,
         _known("/v1/classify", "classify"),
     )
 }

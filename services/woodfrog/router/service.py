@@ -6,6 +6,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar
 
 import grpc
+from opentelemetry.trace import StatusCode
 
 from woodfrog import errors, telemetry
 from woodfrog.api.router.v1 import (
@@ -13,6 +14,10 @@ from woodfrog.api.router.v1 import (
     chats_pb2_grpc,
     completions_pb2,
     completions_pb2_grpc,
+    embeddings_pb2,
+    embeddings_pb2_grpc,
+    images_pb2,
+    images_pb2_grpc,
     models_pb2,
     models_pb2_grpc,
 )
@@ -34,7 +39,7 @@ _ANSWER_BYTES_MAX = 64 << 20
 
 
 class Asking:
-    """What both services share: one call through the gateway, read to its end or event by event."""
+    """What all services share: one call through the gateway, read to its end or event by event."""
 
     def __init__(
         self,
@@ -124,12 +129,15 @@ class Asking:
         except errors.WoodfrogError as error:
             status = openai_errors.refusal(error).status
             span.set_attribute(names.ERROR_TYPE, error.reason)
+            if status >= 500:
+                span.set_status(StatusCode.ERROR, error.message)
             self._metrics.refused(error.reason)
             raise
         finally:
             span.end()
             label = self._models.label(model)
-            self._metrics.ended(f"grpc {route.operation}", label, status)
+            took_s = self._clock.now() - arrived
+            self._metrics.ended(f"grpc {route.operation}", label, status, took_s)
 
     def _check(self, model: str, body: bytes, tenant: Tenant | None) -> None:
         if not model:
@@ -181,6 +189,32 @@ class CompletionsServicer(completions_pb2_grpc.CompletionsServicer):
         body = typed_json.completion_body(request.completion, stream=True)
         cls, model = completions_pb2.StreamCompleteResponse, request.completion.model
         return self._asking.pieces(cls, Route.COMPLETION, model, body, context)
+
+
+class EmbeddingsServicer(embeddings_pb2_grpc.EmbeddingsServicer):
+    def __init__(self, asking: Asking) -> None:
+        self._asking = asking
+
+    async def Embed(
+        self, request: embeddings_pb2.EmbedRequest, context: Context
+    ) -> embeddings_pb2.EmbedResponse:
+        body = typed_json.embed_body(request)
+        return typed_json.embed_answer(
+            *await self._asking.whole(Route.EMBEDDING, request.model, body, context)
+        )
+
+
+class ImagesServicer(images_pb2_grpc.ImagesServicer):
+    def __init__(self, asking: Asking) -> None:
+        self._asking = asking
+
+    async def Generate(
+        self, request: images_pb2.GenerateRequest, context: Context
+    ) -> images_pb2.GenerateResponse:
+        body = typed_json.generate_body(request)
+        return typed_json.generate_answer(
+            *await self._asking.whole(Route.IMAGE, request.model, body, context)
+        )
 
 
 class ModelsServicer(models_pb2_grpc.ModelsServicer):

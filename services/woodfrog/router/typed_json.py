@@ -1,6 +1,8 @@
 """The typed gRPC messages as OpenAI's JSON, and OpenAI's answers as typed messages. What has no typed field is left out."""
 
+import base64
 import json
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
@@ -8,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
 
-from woodfrog.api.router.v1 import chats_pb2, completions_pb2
+from woodfrog.api.router.v1 import chats_pb2, completions_pb2, embeddings_pb2, images_pb2
 from woodfrog.errors import Internal, InvalidArgument
 from woodfrog.router import openai_errors
 from woodfrog.router.gateway import Wake
@@ -20,7 +22,7 @@ def chat_body(chat: chats_pb2.ChatRequest, *, stream: bool) -> bytes:
     value = _begun(chat.extra, stream=stream)
     value["model"] = chat.model
     if chat.messages:
-        value["messages"] = [{"role": m.role, "content": m.content} for m in chat.messages]
+        value["messages"] = [_message(message) for message in chat.messages]
     if chat.stop:
         value["stop"] = list(chat.stop)
     for name in ("max_tokens", "temperature", "top_p", "seed"):
@@ -40,6 +42,29 @@ def completion_body(completion: completions_pb2.CompletionRequest, *, stream: bo
     return json.dumps(value).encode()
 
 
+def embed_body(request: embeddings_pb2.EmbedRequest) -> bytes:
+    value = _begun(request.extra)
+    value["model"] = request.model
+    value["encoding_format"] = "base64"  # a tenth of the bytes, and nothing to parse
+    if request.inputs:
+        value["input"] = list(request.inputs)
+    if request.HasField("dimensions"):
+        value["dimensions"] = request.dimensions
+    return json.dumps(value).encode()
+
+
+def generate_body(request: images_pb2.GenerateRequest) -> bytes:
+    value = _begun(request.extra)
+    value["model"] = request.model
+    value["prompt"] = request.prompt
+    value["response_format"] = "b64_json"  # an address would be of no use
+    if request.HasField("n"):
+        value["n"] = request.n
+    if request.size:
+        value["size"] = request.size
+    return json.dumps(value).encode()
+
+
 def chat_answer(body: bytes, wake: Wake) -> chats_pb2.CreateResponse:
     """Raises Internal when the engine's answer is not what OpenAI's is."""
     with _understood():
@@ -48,9 +73,12 @@ def chat_answer(body: bytes, wake: Wake) -> chats_pb2.CreateResponse:
             chats_pb2.ChatChoice(
                 index=choice["index"],
                 message=chats_pb2.ChatMessage(
-                    role=choice["message"]["role"], content=choice["message"].get("content") or ""
+                    role=choice["message"]["role"],
+                    content=choice["message"].get("content") or "",
+                    tool_calls=[_call(call) for call in choice["message"].get("tool_calls") or ()],
                 ),
                 finish_reason=choice.get("finish_reason") or "",
+                logprobs=_logprobs(choice),
             )
             for choice in value["choices"]
         ]
@@ -72,6 +100,7 @@ def completion_answer(body: bytes, wake: Wake) -> completions_pb2.CompleteRespon
                 index=choice["index"],
                 text=choice.get("text") or "",
                 finish_reason=choice.get("finish_reason") or "",
+                logprobs=_logprobs(choice),
             )
             for choice in value["choices"]
         ]
@@ -82,6 +111,28 @@ def completion_answer(body: bytes, wake: Wake) -> completions_pb2.CompleteRespon
             usage=_usage(value.get("usage")),
             wake=wake_message(wake),
         )
+
+
+def embed_answer(body: bytes, wake: Wake) -> embeddings_pb2.EmbedResponse:
+    """Raises Internal when the engine's answer is not what OpenAI's is."""
+    with _understood():
+        value = json.loads(body)
+        data = sorted(value["data"], key=lambda each: int(each["index"]))
+        return embeddings_pb2.EmbedResponse(
+            model=value["model"],
+            embeddings=[
+                embeddings_pb2.Embedding(vector=_vector(each["embedding"])) for each in data
+            ],
+            usage=_usage(value.get("usage")),
+            wake=wake_message(wake),
+        )
+
+
+def generate_answer(body: bytes, wake: Wake) -> images_pb2.GenerateResponse:
+    """Raises Internal when the engine's answer is not what OpenAI's is."""
+    with _understood():
+        images = [base64.b64decode(each["b64_json"]) for each in json.loads(body)["data"]]
+        return images_pb2.GenerateResponse(images=images, wake=wake_message(wake))
 
 
 class Pieces(Generic[Piece]):
@@ -100,11 +151,15 @@ class Pieces(Generic[Piece]):
             pieces = []
             for choice in value["choices"]:
                 text, reason = self._text(choice), choice.get("finish_reason") or ""
-                if text[1] or reason or self._wake:
+                calls, logprobs = _call_pieces(choice), _logprobs(choice)
+                if text[1] or reason or calls or logprobs or self._wake:
                     piece = self._piece(value)
                     piece.index = choice["index"]
                     piece.finish_reason = reason
+                    piece.logprobs.extend(logprobs)
                     setattr(piece, *text)
+                    if isinstance(piece, chats_pb2.StreamResponse):
+                        piece.tool_calls.extend(calls)
                     pieces.append(piece)
             if usage := _usage(value.get("usage")):
                 last = self._piece(value)
@@ -130,7 +185,77 @@ def wake_message(wake: Wake) -> chats_pb2.Wake:
     )
 
 
-def _begun(extra: Struct, *, stream: bool) -> dict[str, Any]:
+def _message(message: chats_pb2.ChatMessage) -> dict[str, Any]:
+    value: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.image_urls:
+        parts = [{"type": "image_url", "image_url": {"url": url}} for url in message.image_urls]
+        value["content"] = [*parts, {"type": "text", "text": message.content}]
+    if message.tool_calls:
+        value["content"] = message.content or None
+        value["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id:
+        value["tool_call_id"] = message.tool_call_id
+    return value
+
+
+def _call(call: dict[str, Any]) -> chats_pb2.ToolCall:
+    function = call["function"]
+    return chats_pb2.ToolCall(id=call["id"], name=function["name"], arguments=function["arguments"])
+
+
+def _call_pieces(choice: dict[str, Any]) -> list[chats_pb2.ToolCallPiece]:
+    return [
+        chats_pb2.ToolCallPiece(
+            index=call["index"],
+            id=call.get("id") or "",
+            name=call["function"].get("name") or "",
+            arguments=call["function"].get("arguments") or "",
+        )
+        for call in choice.get("delta", {}).get("tool_calls") or ()
+    ]
+
+
+def _logprobs(choice: dict[str, Any]) -> list[chats_pb2.TokenLogprob]:
+    """Of a chat, or of a completion, which has lists beside each other."""
+    said = choice.get("logprobs")
+    if not said:
+        return []
+    if "tokens" not in said:
+        return [_logprob(each) for each in said.get("content") or ()]
+    tops = said.get("top_logprobs") or [None] * len(said["tokens"])
+    rows = zip(said["tokens"], said["token_logprobs"], tops, strict=True)
+    return [
+        chats_pb2.TokenLogprob(
+            token=token,
+            logprob=logprob or 0.0,  # of an echoed prompt the first has none
+            top=[chats_pb2.TokenLogprob(token=t, logprob=p) for t, p in (top or {}).items()],
+        )
+        for token, logprob, top in rows
+    ]
+
+
+def _logprob(value: dict[str, Any]) -> chats_pb2.TokenLogprob:
+    return chats_pb2.TokenLogprob(
+        token=value["token"],
+        logprob=value["logprob"],
+        bytes=bytes(value.get("bytes") or ()),
+        top=[_logprob(each) for each in value.get("top_logprobs") or ()],
+    )
+
+
+def _vector(value: Any) -> Any:
+    """As base64, or as numbers where an engine knows no base64."""
+    return array("f", base64.b64decode(value)) if isinstance(value, str) else value
+
+
+def _begun(extra: Struct, *, stream: bool | None = None) -> dict[str, Any]:
     """Typed fields are set over it, so they win."""
     value: dict[str, Any] = {}
     if stream:
@@ -139,7 +264,8 @@ def _begun(extra: Struct, *, stream: bool) -> dict[str, Any]:
         value.update(_integers(MessageToDict(extra)))
     except ValueError:  # infinity, or what is no number
         raise InvalidArgument("INVALID_VALUE", "'extra' holds a number that JSON has not") from None
-    value["stream"] = stream
+    if stream is not None:
+        value["stream"] = stream
     return value
 
 

@@ -7,6 +7,7 @@ from woodfrog.metering import HOUR_S, Ledger, Row, Usage
 from woodfrog.model.rung import Rung
 from woodfrog.router.metrics import Metrics
 from woodfrog.router.told_tokens import ToldTokens
+from woodfrog.telemetry import names
 
 
 class UsageRecords:
@@ -47,6 +48,7 @@ class UsageRecord:
         self._slot_since: float | None = None
         self._slot_s = 0.0
         self._written = False
+        self.attributes: dict[str, int] = {}  #: for the request's span, once it is written
 
     def took_slot(self, rung: Rung) -> None:
         """`rung`: where the model was."""
@@ -75,6 +77,8 @@ class UsageRecord:
         self._written = True
         self.gave_slot()
         read, written = self._told.tokens() if self._told is not None else (0, 0)
+        if read or written:
+            self.attributes = {names.GENAI_INPUT_TOKENS: read, names.GENAI_OUTPUT_TOKENS: written}
         usage = Usage(
             requests=1,
             failed=int(failed),

@@ -3,7 +3,7 @@
 from collections import Counter as Count
 from collections.abc import Callable
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram, Summary
 
 from woodfrog.model.placement import ClusterView
 from woodfrog.model.rung import Rung
@@ -11,6 +11,7 @@ from woodfrog.scheduler import events as on
 from woodfrog.telemetry import metrics
 
 _ERROR_RATIO = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0)
+_OTHERS = "others"
 _MODELS_MAX = 1000  # beyond it single models are left out: each is eight series
 
 
@@ -48,6 +49,13 @@ class Metrics(metrics.ServiceMetrics):
             buckets=metrics.CLIMB_S,
             registry=self.registry,
         )
+        self._taken_by_model = Summary(
+            "woodfrog_scheduler_model_climb_seconds",
+            f"Finished climbs of a model, by the rung they began on; those of more than {_MODELS_MAX} models under one name.",
+            ("model", "rung"),
+            registry=self.registry,
+        )
+        self._climbed: set[str] = set()  # models with series of their own
         self.refusals = Counter(
             "woodfrog_scheduler_refusals",
             "Requests that got no replica, by reason.",
@@ -94,6 +102,12 @@ class Metrics(metrics.ServiceMetrics):
             ("model", "rung"),
             registry=self.registry,
         )
+        self._next = Gauge(
+            "woodfrog_scheduler_model_predicted_seconds",
+            "What a wake of a model would take now, as predicted; likewise, and not where it could not start.",
+            ("model",),
+            registry=self.registry,
+        )
         self._replicas = Gauge(
             "woodfrog_scheduler_model_replicas",
             "Replicas of a model by state; likewise.",
@@ -112,10 +126,13 @@ class Metrics(metrics.ServiceMetrics):
         for rung in Rung:
             self._models.labels(rung.value).set(rungs[rung])
         self._model.clear()
+        self._next.clear()
         self._replicas.clear()
         for model in view.models if len(view.models) <= _MODELS_MAX else ():
             for rung in Rung:
                 self._model.labels(model.model, rung.value).set(model.rung is rung)
+            if model.predicted_ms is not None:
+                self._next.labels(model.model).set(model.predicted_ms / 1000)
             for replica in model.replicas:
                 self._replicas.labels(model.model, replica.state.value).inc()
 
@@ -132,6 +149,9 @@ class Metrics(metrics.ServiceMetrics):
                 self._climbs.labels(rung.value, "finished").inc()
                 exemplar = metrics.exemplar()
                 self._taken.labels(rung.value).observe(took_s, exemplar)
+                self._taken_by_model.labels(self._named(order.spec.name), rung.value).observe(
+                    took_s
+                )
                 if rung is order.rung and took_s > 0:
                     self._predicted.labels(rung.value).observe(order.predicted_s, exemplar)
                     error = abs(took_s - order.predicted_s) / took_s
@@ -140,3 +160,10 @@ class Metrics(metrics.ServiceMetrics):
                 self._climbs.labels(order.rung.value, "refused").inc()
             case on.ClimbFailed():
                 self._climbs.labels(order.rung.value, "failed").inc()
+
+    def _named(self, model: str) -> str:
+        """As it is labelled: series stay for as long as the process does."""
+        if model not in self._climbed and len(self._climbed) >= _MODELS_MAX:
+            return _OTHERS
+        self._climbed.add(model)
+        return model

@@ -50,6 +50,27 @@ async function responses() {
   }
   assert.equal(kinds[0], "response.created");
   assert(["response.completed", "response.incomplete"].includes(kinds.at(-1)));
+  const helper = client.responses.stream({ model, input: "Say a word.", temperature: 0 });
+  assert.equal((await helper.finalResponse()).output[0].content[0].text, whole.output_text);
+}
+
+async function images() {
+  const answer = await client.images.generate({ model, prompt: "a frog", size: "256x256" });
+  assert(Buffer.from(answer.data[0].b64_json, "base64").length);
+}
+
+// Two calls of a simulated engine, whole and by the helper that puts their pieces together.
+async function tools() {
+  const parameters = { type: "object" };
+  const asked = {
+    model, messages, tools: [{ type: "function", function: { name: "pond", parameters } }],
+    simulate: { calls: ["pond", "pond"] },
+  };
+  const told = (choice) => choice.message.tool_calls.map((call) => [call.id, call.function.arguments]);
+  const whole = await client.chat.completions.create(asked);
+  assert.equal(whole.choices[0].finish_reason, "tool_calls");
+  const final = await client.chat.completions.stream(asked).finalChatCompletion();
+  assert.deepEqual(told(final.choices[0]), told(whole.choices[0]));
 }
 
 async function modelsAndErrors() {
@@ -63,7 +84,7 @@ async function modelsAndErrors() {
   await assert.rejects(client.files.list(), (error) => error.code === "route_not_supported");
 }
 
-const suites = { chat, completions, embeddings, responses };
+const suites = { chat, completions, embeddings, responses, images, tools };
 for (const route of routes) await suites[route]();
 await modelsAndErrors();
 console.log(VERSION);

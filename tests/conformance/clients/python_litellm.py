@@ -34,6 +34,13 @@ def main() -> None:
     if "responses" in routes:
         answer = litellm.responses(input="Say a word.", **to)
         assert answer.output[0].content[0].text
+    if "tools" in routes:
+        function = {"name": "pond", "parameters": {"type": "object"}}
+        script = {"tools": [{"type": "function", "function": function}]}
+        called = litellm.completion(
+            messages=MESSAGES, **to, **script, extra_body={"simulate": {"calls": ["pond"]}}
+        )
+        assert called.choices[0].message.tool_calls[0].function.name == "pond"
     assert "nobody" in refusal(lambda: litellm.completion(messages=MESSAGES, **to | NOBODY))
     sys.stdout.write("ok\n")
 

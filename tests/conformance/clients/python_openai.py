@@ -2,11 +2,12 @@
 
     python python_openai.py BASE_URL MODEL ROUTE…
 
-ROUTE is one of chat, completions, embeddings, responses. Ends with an AssertionError or the client's own error, or
+ROUTE is one of chat, completions, embeddings, responses, images, tools; the last needs a simulated engine. Ends with an AssertionError or the client's own error, or
 prints the client's version.
 """
 
 import asyncio
+import base64
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import openai
 
 MESSAGES: Any = [{"role": "user", "content": "What is the capital of France?"}]
+TOOLS: Any = [{"type": "function", "function": {"name": "pond", "parameters": {"type": "object"}}}]
 SHORT = {"temperature": 0, "max_tokens": 64}  # the helpers refuse an answer that was cut
 
 
@@ -30,8 +32,7 @@ def chat(client: Any, model: str) -> None:
     assert joined(chunks) == text
     assert chunks[-1].choices == []
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
-    stream = getattr(client.chat.completions, "stream", None) or client.beta.chat.completions.stream
-    with stream(model=model, messages=MESSAGES, **SHORT) as events:
+    with helper(client)(model=model, messages=MESSAGES, **SHORT) as events:
         kinds = {event.type for event in events}
         final = events.get_final_completion()
     assert {"chunk", "content.delta", "content.done"} <= kinds
@@ -74,6 +75,40 @@ def responses(client: Any, model: str) -> None:
         [*range(len(events))],
         [],  # old versions do not know it
     )
+
+    stream = getattr(client.responses, "stream", None)
+    if stream is not None:  # old versions have none
+        with stream(model=model, input="Say a word.", temperature=0) as helped:
+            kinds = {event.type for event in helped}
+            final = helped.get_final_response()
+        assert {"response.created", "response.output_text.done"} <= kinds
+        assert final.output_text == whole.output_text
+
+
+def images(client: Any, model: str) -> None:
+    answer = client.images.generate(model=model, prompt="a frog", size="256x256")
+    assert base64.b64decode(answer.data[0].b64_json)
+
+
+def tools(client: Any, model: str) -> None:
+    """Two calls, whole and by the helper that puts their pieces together."""
+    asked = {
+        "model": model, "messages": MESSAGES, "tools": TOOLS,
+        "extra_body": {"simulate": {"calls": ["pond", "pond"]}},
+    }  # fmt: skip
+    whole = client.chat.completions.create(**asked, tool_choice=None).choices[0]
+    assert whole.finish_reason == "tool_calls"
+    calls = [(call.id, call.function.arguments) for call in whole.message.tool_calls]
+    with helper(client)(**asked) as events:
+        done = [e for e in events if e.type == "tool_calls.function.arguments.done"]
+        final = events.get_final_completion().choices[0].message
+    assert [call.arguments for call in done] == [arguments for _, arguments in calls]
+    assert [(call.id, call.function.arguments) for call in final.tool_calls] == calls
+
+
+def helper(client: Any) -> Any:
+    """The streaming one of chats, which has moved."""
+    return getattr(client.chat.completions, "stream", None) or client.beta.chat.completions.stream
 
 
 def models_and_errors(client: Any, model: str) -> None:
@@ -122,6 +157,11 @@ async def asynchronous(base_url: str, model: str, routes: list[str]) -> None:
             stream = await create(model=model, messages=MESSAGES, stream=True, **SHORT)
             await anext(stream)
             await stream.close()
+            async with helper(client)(model=model, messages=MESSAGES, **SHORT) as helped:
+                kinds = {event.type async for event in helped}
+                final = await helped.get_final_completion()
+            assert {"content.delta", "content.done"} <= kinds
+            assert final.choices[0].message.content
         if "responses" in routes:
             respond: Any = client.responses.create
             events = [event async for event in await respond(model=model, input="Hi", stream=True)]
@@ -136,6 +176,8 @@ def main() -> None:
         "completions": completions,
         "embeddings": embeddings,
         "responses": responses,
+        "images": images,
+        "tools": tools,
     }
     with openai.OpenAI(base_url=base_url, api_key="k", max_retries=0) as client:
         for route in routes:

@@ -34,11 +34,13 @@ def test_request_id_of_the_client_is_kept_when_it_is_plain() -> None:
         assert arrival(x_request_id=sent).request_id.startswith("req_")
 
 
-def test_retries_of_the_client_are_told() -> None:
-    assert arrival().retry_attributes == {}
-    assert arrival(x_stainless_retry_count="0").retry_attributes == {}
-    assert arrival(x_stainless_retry_count="x").retry_attributes == {}
-    assert list(arrival(x_stainless_retry_count="2").retry_attributes.values()) == [2]
+def test_what_the_client_says_of_itself_is_told() -> None:
+    assert arrival().client_attributes == {}
+    assert arrival(x_stainless_retry_count="0").client_attributes == {}
+    assert arrival(x_stainless_retry_count="x").client_attributes == {}
+    assert arrival(x_stainless_read_timeout="0").client_attributes == {}
+    said = arrival(x_stainless_retry_count="2", x_stainless_read_timeout="1.5").client_attributes
+    assert said == {"woodfrog.client_retry_count": 2, "woodfrog.client_timeout_s": 1.5}
 
 
 @pytest.mark.parametrize(

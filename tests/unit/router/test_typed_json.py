@@ -48,6 +48,65 @@ def test_answer_without_text_is_empty_text() -> None:
     assert not answer.HasField("usage")
 
 
+def test_calls_pictures_and_results_of_calls_go_as_openai_has_them() -> None:
+    chat = chats_pb2.ChatRequest(model="m")
+    chat.messages.add(role="user", content="what is it?", image_urls=["data:a", "data:b"])
+    said = chat.messages.add(role="assistant")
+    said.tool_calls.add(id="c", name="pond", arguments='{"a": 1}')
+    chat.messages.add(role="tool", content="deep", tool_call_id="c")
+    user, assistant, tool = json.loads(typed_json.chat_body(chat, stream=False))["messages"]
+    assert [part["type"] for part in user["content"]] == ["image_url", "image_url", "text"]
+    assert user["content"][1]["image_url"] == {"url": "data:b"}
+    function = {"name": "pond", "arguments": '{"a": 1}'}
+    calls = [{"id": "c", "type": "function", "function": function}]
+    assert assistant == {"role": "assistant", "content": None, "tool_calls": calls}
+    assert tool == {"role": "tool", "content": "deep", "tool_call_id": "c"}
+
+
+def test_logprobs_of_both_forms() -> None:
+    top = [{"token": "a", "logprob": -0.5, "bytes": [97]}, {"token": "b", "logprob": -1.0}]
+    entry = {"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": top}
+    choice = {"index": 0, "message": {"role": "assistant"}, "logprobs": {"content": [entry]}}
+    body = json.dumps({"id": "1", "model": "m", "choices": [choice]}).encode()
+    (told,) = typed_json.chat_answer(body, WAKE).choices[0].logprobs
+    assert (told.token, told.logprob, told.bytes) == ("a", -0.5, b"a")
+    assert [(each.token, each.logprob) for each in told.top] == [("a", -0.5), ("b", -1.0)]
+    lists = {
+        "tokens": ["x", "y"],
+        "token_logprobs": [None, -2.0],
+        "top_logprobs": [None, {"y": -2.0}],
+    }
+    body = json.dumps(
+        {"id": "1", "model": "m", "choices": [{"index": 0, "text": "xy", "logprobs": lists}]}
+    ).encode()
+    first, second = typed_json.completion_answer(body, WAKE).choices[0].logprobs
+    assert (first.token, first.logprob, list(first.top)) == ("x", 0.0, [])
+    assert (second.token, second.logprob, second.top[0].token) == ("y", -2.0, "y")
+    pieces = typed_json.Pieces(chats_pb2.StreamResponse, WAKE)
+    streamed = {"id": "1", "choices": [{"index": 0, "delta": {}, "logprobs": {"content": [entry]}}]}
+    (piece,) = pieces.of(json.dumps(streamed).encode())
+    assert piece.logprobs[0] == told
+
+
+@pytest.mark.parametrize("vector", [[0.5, -0.25], "AAAAPwAAgL4="])
+def test_vectors_come_in_their_order_in_either_form(vector: Any) -> None:
+    rows = [{"index": 1, "embedding": [1.0, 2.0]}, {"index": 0, "embedding": vector}]
+    answer = typed_json.embed_answer(json.dumps({"model": "m", "data": rows}).encode(), WAKE)
+    assert [list(each.vector) for each in answer.embeddings] == [[0.5, -0.25], [1.0, 2.0]]
+    assert answer.wake.rung == "frozen"
+
+
+@pytest.mark.parametrize(
+    "row", [{}, {"index": 0, "embedding": "AAA"}, {"index": 0, "embedding": ["a"]}]
+)
+def test_vectors_and_pictures_that_are_not_openais(row: Any) -> None:
+    body = json.dumps({"model": "m", "data": [row]}).encode()
+    for parse in (typed_json.embed_answer, typed_json.generate_answer):
+        with pytest.raises(errors.Internal) as error:
+            parse(body, WAKE)
+        assert error.value.reason == "ENGINE_ANSWER_MALFORMED"
+
+
 @pytest.mark.parametrize(
     "body", [b"", b"[]", b"null", b'{"id": 1, "model": "m", "choices": []}', b'{"choices": [3]}']
 )

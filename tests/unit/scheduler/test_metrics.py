@@ -3,11 +3,13 @@
 import asyncio
 import urllib.request
 from contextlib import closing
+from dataclasses import replace
 
 from tests.service.processes import free_addresses
 from tests.unit.scheduler.cell import facts, replica, spec
 
 from woodfrog.model.node import Climbed
+from woodfrog.model.placement import ClusterView, ModelView
 from woodfrog.model.rung import Rung
 from woodfrog.scheduler import events as on
 from woodfrog.scheduler.metrics import Metrics
@@ -42,6 +44,26 @@ def test_climbs_by_outcome_and_how_far_off_predictions_were() -> None:
     assert value(error + "_sum", {"rung": "frozen"}) == 0.25
     assert value(error + "_count", {"rung": "frozen"}) == 1
     assert value(error + "_count", {"rung": "absent"}) is None
+
+
+def test_each_models_climbs_and_next_wake_up_to_a_number_of_models() -> None:
+    metrics = Metrics()
+    for number in range(1001):
+        order_of = replace(order(Rung.FROZEN, 1.0), spec=replace(FROG, name=f"m{number}"))
+        metrics.ended(order_of, finished(Rung.FROZEN), 2.0)
+    value = metrics.registry.get_sample_value
+    taken = "woodfrog_scheduler_model_climb_seconds"
+    for model in ("m0", "m999", "others"):
+        assert value(taken + "_sum", {"model": model, "rung": "frozen"}) == 2.0
+    assert value(taken + "_sum", {"model": "m1000", "rung": "frozen"}) is None
+    wakes = (
+        ModelView("a", Rung.FROZEN, (), None, 250.0),
+        ModelView("b", Rung.ABSENT, (), None, None),
+    )
+    metrics.view = lambda: ClusterView(wakes, ())
+    metrics.look()
+    assert value("woodfrog_scheduler_model_predicted_seconds", {"model": "a"}) == 0.25
+    assert value("woodfrog_scheduler_model_predicted_seconds", {"model": "b"}) is None
 
 
 async def test_they_are_served_where_that_is_wanted() -> None:
