@@ -184,8 +184,8 @@ class ResponseRenderer:
             "service_tier": "default",
             "store": False,
             "truncation": "disabled",
-            "usage": None,
             **self._said,
+            "usage": None,  # last: who counts tokens looks at an answer's end
             **fields,
         }
 
