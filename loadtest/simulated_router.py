@@ -18,7 +18,7 @@ from woodfrog.metering import Ledger
 from woodfrog.model.node import ReplicaState
 from woodfrog.model.placement import ANYONE, Acquired, Caller, ReplicaUsage, TrackUpdate
 from woodfrog.model.rung import Rung
-from woodfrog.router.gateway import Begun, Call, Gateway, Limits
+from woodfrog.router.gateway import Begun, Call, Gateway
 from woodfrog.router.metrics import Metrics
 from woodfrog.router.replica_client import Exchange, Head, ReplicaClient, ReplicaLost
 from woodfrog.router.replicas import ReplicaTable
@@ -326,10 +326,9 @@ class SimulatedRouter:
             _Clock(cell),
         )
         slots = Slots(self.table, schedulers, _Clock(cell))
-        limits = Limits(requests_max=10_000, waiting_interval_s=1.0)
         metrics = Metrics()
         records = UsageRecords(Ledger(None), metrics, _Clock(cell))
-        self._gateway = Gateway(slots, self.replicas, metrics, records, _Clock(cell), limits)
+        self._gateway = Gateway(slots, self.replicas, metrics, records, _Clock(cell), 1.0)
         cell.loop.spawn(schedulers.run())
 
     async def serve(self, request: Request) -> None:

@@ -335,3 +335,20 @@ async def test_a_stream_tells_the_router_its_tokens_though_its_client_did_not_as
     usage = whole["usage"]
     told = f": usage prompt_tokens={usage['prompt_tokens']} completion_tokens={usage['completion_tokens']}"
     assert text.endswith(f"\n\n{told}\n\ndata: [DONE]\n\n")
+
+
+@pytest.mark.parametrize(
+    ("path", "said", "most"),
+    [("/v1/responses", "input", "max_output_tokens"), ("/v1/messages", "messages", "max_tokens")],
+)
+async def test_streams_without_done_tell_their_tokens_too(
+    engine: Engine, path: str, said: str, most: str
+) -> None:
+    connector = aiohttp.UnixConnector(path=str(engine.socket))
+    body = {said: [{"role": "user", "content": "hi"}], most: 7, "temperature": 0}
+    async with aiohttp.ClientSession("http://engine", connector=connector) as client:
+        whole = await (await client.post(path, json=body)).json()
+        async with client.post(path, json={**body, "stream": True}) as response:
+            text = (await response.read()).decode()
+    read, written = (whole["usage"][name] for name in ("input_tokens", "output_tokens"))
+    assert text.endswith(f"\n\n: usage prompt_tokens={read} completion_tokens={written}\n\n")

@@ -103,7 +103,7 @@ async def test_a_flood_of_headers(router: RouterProcess) -> None:
 
 
 async def test_bodies_that_wait_have_a_limit_together(tmp_path: Path) -> None:
-    async with Bench.open(tmp_path, bodies_bytes_max=3 * MIB) as bench:
+    async with Bench.open(tmp_path, bodies_bytes_max=6 * MIB) as bench:
         climb = bench.scheduler.climbs["m"] = Climb(await bench.replica("a"))
         waiting = [asyncio.create_task(bench.ask("x" * (MIB + MIB // 3))) for _ in range(2)]
         await bench.scheduler.until(lambda s: s.waiting == 2)

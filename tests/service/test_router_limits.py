@@ -96,7 +96,7 @@ async def test_head_is_bounded(tmp_path: Path) -> None:
 
 
 async def test_requests_at_once_are_bounded(tmp_path: Path) -> None:
-    async with Bench.open(tmp_path, requests_max=2) as bench:
+    async with Bench.open(tmp_path, requests_max=4) as bench:
         engine = await bench.ready("a")
         script = {"simulate": {"hold": True}}
         held = [asyncio.create_task(bench.ask(extra_body=script)) for _ in range(2)]
@@ -110,7 +110,7 @@ async def test_requests_at_once_are_bounded(tmp_path: Path) -> None:
 
 
 async def test_connections_are_bounded(tmp_path: Path) -> None:
-    async with Bench.open(tmp_path, connections_max=3) as bench:
+    async with Bench.open(tmp_path, connections_max=6) as bench:
         host, _, port = bench.http.partition(":")
         opened = [await asyncio.open_connection(host, int(port)) for _ in range(5)]
         async with asyncio.timeout(10):

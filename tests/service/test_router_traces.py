@@ -22,7 +22,7 @@ ASKED = b"POST /v1/completions HTTP/1.1\r\nhost: h\r\ncontent-length: %d\r\n\r\n
 
 @need("etcd")
 async def test_one_trace_in_a_hundred_is_whole_and_no_span_is_lost(tmp_path: Path) -> None:
-    (collector,) = free_addresses(1)
+    collector, metrics = free_addresses(2)
     file = tmp_path / "traces.jsonl"
     server = await trace_file.serve(file, collector)
     settings = {
@@ -30,11 +30,12 @@ async def test_one_trace_in_a_hundred_is_whole_and_no_span_is_lost(tmp_path: Pat
         "OTEL_EXPORTER_OTLP_INSECURE": "true",
         "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
         "OTEL_TRACES_SAMPLER_ARG": "0.01",
+        "WOODFROG_ROUTER_METRICS_LISTEN": metrics,
     }
     try:
         async with router_process.opened(tmp_path, "m", 256, settings) as router:
             await asyncio.gather(*(ask(router.http) for _ in range(CONNECTIONS)))
-            told = await asyncio.to_thread(spans_told, router.http)
+            told = await asyncio.to_thread(spans_told, metrics)
     finally:
         await server.stop(1.0)  # behind the router, which sends what it still has
     spans = trace_file.read(file)

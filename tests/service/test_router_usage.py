@@ -23,7 +23,7 @@ from woodfrog.errors import InvalidArgument
 from woodfrog.metering import Ledger, Row, Usage
 from woodfrog.model.placement import Caller, ReadyReplica
 from woodfrog.model.rung import Rung
-from woodfrog.router.gateway import Call, Gateway, Limits
+from woodfrog.router.gateway import Call, Gateway
 from woodfrog.router.metrics import Metrics
 from woodfrog.router.replica_client import ReplicaClient
 from woodfrog.router.replicas import ReplicaTable
@@ -71,8 +71,8 @@ async def test_the_record_is_there_when_the_last_byte_is_given_on(
     schedulers = Schedulers(table, {}, lambda replica: None, lambda replica_id: None, clock)
     records = UsageRecords(ledger, metrics, clock)
     client = ReplicaClient(10.0)
-    slots, limits = Slots(table, schedulers, clock), Limits(8, 10.0)
-    gateway = Gateway(slots, client, metrics, records, clock, limits)
+    slots = Slots(table, schedulers, clock)
+    gateway = Gateway(slots, client, metrics, records, clock, 10.0)
     path = str(tmp_path / "a.sock")
     table.apply([ReadyReplica("a", "m", "node-1", path, 1)], ())
     body = json.dumps({"model": "m", "stream": stream}).encode()

@@ -4,7 +4,9 @@ SQLite in WAL mode, synchronous NORMAL: what `add` has returned from is with the
 the last seconds.
 """
 
+import fcntl
 import logging
+import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
@@ -51,11 +53,14 @@ _Key = tuple[int, str, str]
 
 
 class Ledger:
-    """One process writes it. Not for several threads."""
+    """One process has it open. Not for several threads."""
 
     def __init__(self, path: Path | None) -> None:
-        """None keeps it in memory. Raises DataLoss LEDGER_DAMAGED and FailedPrecondition LEDGER_NEWER."""
+        """None keeps it in memory. Raises DataLoss LEDGER_DAMAGED, FailedPrecondition LEDGER_NEWER, LEDGER_IN_USE and
+        LEDGER_UNUSABLE.
+        """
         self._path = path
+        self._lock = -1
         self._unwritten: dict[_Key, Usage] = {}
         self._folded_before = 0
         self._added = 0  # since the last checkpoint
@@ -63,11 +68,22 @@ class Ledger:
         try:
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
+                self._lock = _locked(path)
             self._database = sqlite3.connect(
                 ":memory:" if path is None else path, timeout=_BUSY_S, isolation_level=None
             )
             self._open()
-        except (OSError, sqlite3.Error) as error:
+        except FailedPrecondition:
+            self._unlock()
+            raise
+        except (OSError, sqlite3.OperationalError) as error:
+            self._unlock()
+            raise FailedPrecondition(
+                "LEDGER_UNUSABLE",
+                f"the usage ledger {path} cannot be opened: {error}; look whether its disk is full, or who has it open",
+            ) from None
+        except sqlite3.Error as error:
+            self._unlock()
             raise DataLoss(
                 "LEDGER_DAMAGED",
                 f"the usage ledger {path} cannot be read: {error}; move it away to begin a new one",
@@ -139,6 +155,12 @@ class Ledger:
         if self._checkpoint is not None:
             self._checkpoint.join()
         self._database.close()
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def _begin_checkpoint(self, path: Path) -> None:
         if self._checkpoint is None or not self._checkpoint.is_alive():
@@ -164,6 +186,20 @@ class Ledger:
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
             raise
+
+
+def _locked(path: Path) -> int:
+    """A descriptor that keeps others out: what two processes add to one ledger would be told, and paid, twice."""
+    lock = os.open(f"{path}.lock", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise FailedPrecondition(
+            "LEDGER_IN_USE",
+            f"another process counts in the usage ledger {path}; give each its own, or stop the other",
+        ) from None
+    return lock
 
 
 def _move_log(path: Path) -> None:

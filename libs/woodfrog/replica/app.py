@@ -48,10 +48,13 @@ class Answer:
         body = f"{name}data: {text}\n\n".encode()
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
-    async def usage(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """For the router, at the end of each stream of tokens: a comment, which clients pass over."""
-        line = f": usage prompt_tokens={prompt_tokens} completion_tokens={completion_tokens}\n\n"
-        await self._send({"type": "http.response.body", "body": line.encode(), "more_body": True})
+    async def usage(self, prompt_tokens: int, completion_tokens: int | None = None) -> None:
+        """For the router: a comment, which clients pass over. At a stream's beginning what was read, at its end both."""
+        line = f": usage prompt_tokens={prompt_tokens}"
+        if completion_tokens is not None:
+            line += f" completion_tokens={completion_tokens}"
+        body = f"{line}\n\n".encode()
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
     async def piece(self, data: bytes) -> None:
         """More of a body that `begin` began."""

@@ -38,12 +38,22 @@ class Server:
         await server.start()
     """
 
-    def __init__(self, listen: str) -> None:
-        """`listen` is host:port, or unix:PATH; a folder that is not there is made for this user alone."""
+    def __init__(
+        self,
+        listen: str,
+        message_bytes_max: int = MESSAGE_BYTES_MAX,
+        calls_max: int | None = None,
+    ) -> None:
+        """`listen` is host:port, or unix:PATH; a folder that is not there is made for this user alone. `calls_max` at once,
+        also those whose message has not come; of one connection half.
+        """
+        bounded = [("grpc.max_concurrent_streams", max(1, calls_max // 2))] if calls_max else []
         self._server = grpc.aio.server(
+            maximum_concurrent_rpcs=calls_max,
             options=[
+                *bounded,
                 ("grpc.so_reuseport", 0),
-                ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+                ("grpc.max_receive_message_length", message_bytes_max),
                 ("grpc.http2.min_ping_interval_without_data_ms", 4000),
                 ("grpc.keepalive_permit_without_calls", 1),
             ],

@@ -1,4 +1,4 @@
-"""Tables for the terminal."""
+"""Tables for the terminal. What a client named reaches no terminal as an escape sequence."""
 
 import shutil
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Columns as wide as their widest cell; cells that are numbers stand right."""
-    cells = [[str(cell) for cell in row] for row in [header, *rows]]
+    cells = [[plain(str(cell)) for cell in row] for row in [header, *rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     right = [bool(rows) and all(_numeric(row[i]) for row in rows) for i in range(len(header))]
     return "\n".join(
@@ -18,6 +18,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         ).rstrip()
         for row in cells
     )
+
+
+def plain(text: str) -> str:
+    """With a question mark for each character that does not show itself."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 def count(number: int, noun: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from woodfrog.cli import trace_file
-from woodfrog.cli.show import table
+from woodfrog.cli.show import plain, table
 from woodfrog.errors import InvalidArgument, NotFound
 from woodfrog.telemetry import names
 
@@ -86,7 +86,9 @@ def draw(spans: Sequence[Span], columns: int) -> str:
             length = max(1, round(span["duration_ms"] / whole_ms * room))
             bar = " " * min(int(start), room - 1) + "█" * length
             lines[number] = f"{lines[number].ljust(width)}  {bar[:room]}"
-    return "\n".join([f"trace {spans[0]['trace_id']}, {whole_ms:,.1f} ms", "", *lines, *notes])
+    return "\n".join(
+        [f"trace {spans[0]['trace_id']}, {whole_ms:,.1f} ms", "", *lines, *map(plain, notes)]
+    )
 
 
 def latest(path: Path) -> None:

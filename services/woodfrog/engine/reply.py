@@ -87,9 +87,15 @@ class Reply:
         await answer.json(200, self._renderer.whole(answers))
 
     async def _stream(self, run: Run, answer: Answer) -> None:
+        told = False
+
         async def send(index: int, piece: Piece) -> None:
+            nonlocal told
             for event in self._renderer.events(index, piece):
                 await answer.event(event)
+            if answer.begun and not told:
+                told = True
+                await answer.usage(self._renderer.tokens()[0])
 
         try:
             await run(send)

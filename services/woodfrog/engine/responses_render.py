@@ -188,6 +188,7 @@ class ResponseRenderer:
             "store": False,
             "truncation": "disabled",
             **self._said,
+            "usage": None,  # last: who counts tokens looks at an answer's end
             **fields,
         }
 

@@ -41,6 +41,7 @@ _CODES = {
 }
 
 _DONE = b"data: [DONE]"
+_COUNTS = ((b"prompt_n", b"predicted_n"), (b"input_tokens", b"output_tokens"))
 _TAIL_BYTES = 16 << 10  # in which the last event is
 
 
@@ -113,25 +114,38 @@ async def _stream(response: aiohttp.ClientResponse, answer: Answer) -> None:
         response.status,
         {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"},
     )
-    tail = b""
+    begin = tail = b""
+    told = False
     async for data in response.content.iter_any():
         before, end, after = data.partition(_DONE)
+        begin = begin or data[:_TAIL_BYTES]
         tail = (tail + before)[-_TAIL_BYTES:]
         if end:
             if before:
                 await answer.piece(before)
-            if told := _tokens(tail):
-                await answer.usage(*told)
+            told = await _tell(begin + tail, answer)
         await answer.piece(end + after if end else data)
+    if not told:  # responses and messages have no [DONE]
+        await _tell(begin + tail, answer)
     await answer.end()
 
 
-def _tokens(tail: bytes) -> tuple[int, int] | None:
-    """Read and written, as the last event's timings have them. Quotes within texts are escaped, so no text can say it."""
-    read, written = (
-        re.findall(rb'"%b": ?(\d+)' % name, tail) for name in (b"prompt_n", b"predicted_n")
-    )
-    return (int(read[-1]), int(written[-1])) if read and written else None
+async def _tell(said: bytes, answer: Answer) -> bool:
+    tokens = _tokens(said)
+    if tokens is not None:
+        await answer.usage(*tokens)
+    return tokens is not None
+
+
+def _tokens(said: bytes) -> tuple[int, int] | None:
+    """Read and written, as the last events have them; of messages the first has what was read. Quotes within texts are
+    escaped, so no text can say it.
+    """
+    for names in _COUNTS:
+        read, written = (re.findall(rb'"%b": ?(\d+)' % name, said) for name in names)
+        if read and written:
+            return int(read[-1]), int(written[-1])
+    return None
 
 
 def _error(data: bytes, status: int) -> dict[str, Any]:

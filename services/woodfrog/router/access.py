@@ -11,6 +11,11 @@ _SCHEME = "bearer "
 _MAKE = "`woodfrog keys create TENANT` makes one"
 
 
+def asker(tenant: Tenant | None, peer: str) -> str:
+    """Who has a share of what the router has: the tenant, or where there is none the peer."""
+    return peer if tenant is None else tenant.name
+
+
 def caller_of(tenant: Tenant | None) -> Caller:
     return ANYONE if tenant is None else Caller(tenant.name, tenant.share)
 

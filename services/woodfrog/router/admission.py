@@ -19,11 +19,11 @@ class Admission:
     budgets: Budgets
 
     @contextmanager
-    def entered(self, tenant: Tenant | None) -> Iterator[None]:
-        """While one of its requests is served. Raises ResourceExhausted."""
+    def entered(self, tenant: Tenant | None, who: str) -> Iterator[None]:
+        """While one of its requests is read and served. Raises ResourceExhausted."""
         if tenant is not None:
             self.budgets.check(tenant)
-        with self.quotas.entered(tenant):
+        with self.quotas.entered(tenant, who):
             yield
 
     def charge(self, tenant: str, tokens: int) -> None:

@@ -75,12 +75,6 @@ class Refused:
 Event = Waiting | Begun | Refused | bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    requests_max: int
-    waiting_interval_s: float
-
-
 class _Quiesced(Exception):
     """The replica is going to sleep and did not take the request."""
 
@@ -137,14 +131,15 @@ class Gateway:
         metrics: Metrics,
         records: UsageRecords,
         clock: Clock,
-        limits: Limits,
+        waiting_interval_s: float,
     ) -> None:
+        """A call that streams is told every `waiting_interval_s` that it waits."""
         self._slots = slots
         self._records = records
         self._client = client
         self._metrics = metrics
         self._clock = clock
-        self._limits = limits
+        self._waiting_interval_s = waiting_interval_s
         self._active = 0
         self._waiting = 0
         self._unanswered: dict[
@@ -178,7 +173,6 @@ class Gateway:
 
     async def answer(self, call: Call) -> AsyncGenerator[Event, None]:
         """Closing it early cancels the engine's work. Raises woodfrog.errors classes, in the middle of a body too."""
-        self._check_room()
         self._active += 1
         record = self._records.open(call.caller.tenant, call.model)
         progress = _Progress(record)
@@ -192,7 +186,7 @@ class Gateway:
                     answer = await self._begin(call, progress)
             if beginning is not None:
                 while not beginning.done():
-                    await asyncio.wait((beginning,), timeout=self._limits.waiting_interval_s)
+                    await asyncio.wait((beginning,), timeout=self._waiting_interval_s)
                     if not beginning.done():
                         yield Waiting(progress.woken)
                 answer = beginning.result()
@@ -221,14 +215,6 @@ class Gateway:
                 _finish(beginning)
             elif answer is not None:
                 answer.close()
-
-    def _check_room(self) -> None:
-        if self._active >= self._limits.requests_max:
-            raise errors.ResourceExhausted(
-                "ROUTER_FULL",
-                f"the router serves {self._active} requests, its limit; ask again soon",
-                retry_after_s=_RETRY_AFTER_S,
-            )
 
     async def _begin(self, call: Call, progress: _Progress) -> _Answer:
         """Up to the first byte of the body; so far nothing went to the client and another replica may be asked."""

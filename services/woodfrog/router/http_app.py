@@ -13,14 +13,14 @@ from woodfrog import errors, telemetry
 from woodfrog.clock import Clock
 from woodfrog.model.spec import ModelSpec
 from woodfrog.router import openai_errors, routes
-from woodfrog.router.access import caller_of
+from woodfrog.router.access import asker, caller_of
 from woodfrog.router.admission import Admission
 from woodfrog.router.gateway import Begun, Call, Event, Gateway, Refused, Waiting, Wake
 from woodfrog.router.http_request import (
     Arrival,
-    Bodies,
     Disconnected,
     Receive,
+    Room,
     Scope,
     Send,
     WhileConnected,
@@ -32,6 +32,7 @@ from woodfrog.router.metrics import Metrics
 from woodfrog.router.openai_errors import Headers, Refusal
 from woodfrog.router.places import Place, Places
 from woodfrog.router.routes import MODELS, Route
+from woodfrog.router.shares import Shares
 from woodfrog.telemetry import names
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,6 @@ _EVENT_END_BYTES = 4  # an empty line may come torn
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
     body_bytes_max: int
-    bodies_bytes_max: int
     body_wait_s: float
     wake_wait_s: float
 
@@ -108,9 +108,10 @@ class HttpApp:
         metrics: Metrics,
         clock: Clock,
         readiness: Callable[[], Mapping[str, bool]],
+        bodies: Shares,
         limits: HttpLimits,
     ) -> None:
-        """`readiness` names what must have come before the router is ready."""
+        """`bodies` is the memory for them. `readiness` names what must have come before the router is ready."""
         self._gateway = gateway
         self._access = admission.access
         self._admission = admission
@@ -120,7 +121,7 @@ class HttpApp:
         self._readiness = readiness
         self._limits = limits
         self._places = Places()
-        self._bodies = Bodies(limits.bodies_bytes_max)
+        self._bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http", scope["type"]
@@ -191,29 +192,27 @@ class HttpApp:
             [(b"x-request-id", request_id.encode()), (b"x-woodfrog-trace-id", trace_id.encode())],
         )
         model = ""
-        room = self._bodies.room()
         try:
             tenant = self._access.tenant(arrival.authorization)
             check_media_type(arrival)
-            body = await read_body(
-                arrival,
-                receive,
-                room,
-                bytes_max=self._limits.body_bytes_max,
-                wait_s=self._limits.body_wait_s,
-            )
-            model, stream = parse_body(body)
-            stream = stream and route.streams
-            span.set_attribute(names.GENAI_MODEL, model[:200].encode(errors="replace").decode())
-            self._models.check(model, tenant)
-            wait_s = arrival.wait_s(self._limits.wake_wait_s, stream=stream)
-            caller = caller_of(tenant)
-            call = Call(route, model, body, stream, wait_s, arrived, request_id, span, caller)
-            wanted = WhileConnected(scope)
-            with self._admission.entered(tenant), self._places.take(arrival, body, wanted) as place:
+            who = asker(tenant, arrival.peer)
+            with self._admission.entered(tenant, who), Room(self._bodies, who) as room:
                 reply.headers += self._admission.quotas.headers(tenant)
-                async with wanted, aclosing(self._gateway.answer(call)) as events:
-                    await _pass_on(call, events, reply, place)
+                body = await read_body(
+                    arrival,
+                    receive,
+                    room,
+                    bytes_max=self._limits.body_bytes_max,
+                    wait_s=self._limits.body_wait_s,
+                )
+                model, stream = parse_body(body)
+                stream = stream and route.streams
+                span.set_attribute(names.GENAI_MODEL, model[:200].encode(errors="replace").decode())
+                self._models.check(model, tenant)
+                wait_s = arrival.wait_s(self._limits.wake_wait_s, stream=stream)
+                caller = caller_of(tenant)
+                call = Call(route, model, body, stream, wait_s, arrived, request_id, span, caller)
+                await self._pass_on(call, arrival, reply, WhileConnected(scope))
         except Disconnected:
             reply.status = _CLIENT_CLOSED
         except Refusal as refusal:
@@ -225,12 +224,21 @@ class HttpApp:
             text = f"internal error; the log has it under trace {trace_id}"
             await self._fail(errors.Internal("INTERNAL", text), route, reply, span)
         finally:
-            room.leave()
             status = reply.status or _CLIENT_CLOSED  # 0: cancelled because the router stops
             span.set_attribute(names.HTTP_STATUS, status)
             span.end()
             took_s = self._clock.now() - arrived
             self._metrics.ended(route.name, self._models.label(model), status, took_s)
+
+    async def _pass_on(
+        self, call: Call, arrival: Arrival, reply: Reply, wanted: WhileConnected
+    ) -> None:
+        whose = arrival.authorization
+        if not self._access.required:  # what it says of itself anybody can say
+            whose = f"{arrival.peer} {whose}"
+        with self._places.take(arrival, whose, call.body, wanted) as place:
+            async with wanted, aclosing(self._gateway.answer(call)) as events:
+                await _pass_on(call, events, reply, place)
 
     async def _fail(
         self, error: errors.WoodfrogError, route: Route, reply: Reply, span: Span

@@ -11,7 +11,9 @@ from typing import Any
 
 from opentelemetry.context import Context
 
+from woodfrog.errors import ResourceExhausted
 from woodfrog.router.openai_errors import Refusal
+from woodfrog.router.shares import Shares, peer
 from woodfrog.rpc import propagation
 from woodfrog.telemetry import names
 
@@ -24,6 +26,7 @@ _REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 _DISCARDED_BYTES_MAX = 64 << 20
 _COUNT = re.compile(rb"[1-9][0-9]{0,5}")
 _CLIENT_SHARE = 0.95  # of a client's time-out, so that it hears why before it gives up
+_RETRY_AFTER_S = 1.0
 _CLOSE = [(b"connection", b"close")]
 
 
@@ -31,43 +34,30 @@ class Disconnected(Exception):
     """The client went away."""
 
 
-class Bodies:
-    """How much memory the bodies of all requests have together, from their first byte until their request ends."""
-
-    def __init__(self, bytes_max: int) -> None:
-        self._bytes_max = bytes_max
-        self.held_bytes = 0
-
-    def room(self) -> "Room":
-        return Room(self)
-
-    def take(self, size: int) -> None:
-        if self.held_bytes + size > self._bytes_max:
-            text = f"the router holds {self.held_bytes} bytes of other requests, its limit is {self._bytes_max}; ask again soon"
-            raise Refusal(
-                429,
-                text,
-                "router_full",
-                type_="rate_limit_error",
-                headers=[(b"retry-after-ms", b"1000")],
-            )
-        self.held_bytes += size
-
-
 class Room:
-    """What one request has of it; leave it once."""
+    """What one request has of the memory for the bodies of all, until it ends: `with Room(bodies, who) as room`."""
 
-    def __init__(self, bodies: Bodies) -> None:
+    def __init__(self, bodies: Shares, who: str) -> None:
         self._bodies = bodies
+        self._who = who
         self._size = 0
 
-    def take(self, size: int) -> None:
-        """Raises Refusal when there is no more."""
-        self._bodies.take(size)
-        self._size += size
+    def __enter__(self) -> "Room":
+        return self
 
-    def leave(self) -> None:
-        self._bodies.held_bytes -= self._size
+    def __exit__(self, *_: object) -> None:
+        self._bodies.give(self._who, self._size)
+
+    def take(self, size: int) -> None:
+        """Raises ResourceExhausted when there is no more."""
+        if not self._bodies.take(self._who, size):
+            raise ResourceExhausted(
+                "ROUTER_FULL",
+                f"the router holds {self._bodies.held} bytes of requests, {self._bodies.of(self._who)} of them yours,"
+                " and has no room for more; ask again soon",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        self._size += size
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +65,20 @@ class Arrival:
     method: str
     path: str
     headers: dict[bytes, bytes]  # of equal names the last
+    authorization: str = ""  # all that it says of it, with commas between
+    peer: str = ""  # who sent it, as `shares.peer` has it
 
     @staticmethod
     def of(scope: Scope) -> "Arrival":
-        return Arrival(scope["method"], scope["path"], dict(scope["headers"]))
+        said = [value for name, value in scope["headers"] if name == b"authorization"]
+        client = scope.get("client")
+        return Arrival(
+            scope["method"],
+            scope["path"],
+            dict(scope["headers"]),
+            b", ".join(said).decode("latin-1"),
+            peer(client[0]) if client else "",
+        )
 
     @property
     def parent(self) -> Context:
@@ -90,10 +90,6 @@ class Arrival:
             n.decode(): self.headers[n].decode("latin-1") for n in names if n in self.headers
         }
         return propagation.extract(carrier)
-
-    @property
-    def authorization(self) -> str:
-        return self.headers.get(b"authorization", b"").decode("latin-1")
 
     @property
     def request_id(self) -> str:
@@ -143,7 +139,7 @@ def check_media_type(arrival: Arrival) -> None:
 async def read_body(
     arrival: Arrival, receive: Receive, room: Room, *, bytes_max: int, wait_s: float
 ) -> bytes:
-    """Raises Refusal when it is too long, too slow or one too many, Disconnected when it ends early."""
+    """Raises Refusal when it is too long or too slow, ResourceExhausted when there is no room, Disconnected when it ends early."""
     declared = arrival.headers.get(b"content-length", b"0").lstrip(b"0")  # HTTP allows any number
     # On a connection that ends with the answer, a client would lose the answer over bytes that nobody read.
     closes = arrival.headers.get(b"connection", b"").lower() == b"close"

@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from woodfrog import errors
 from woodfrog.router.http_request import LOST
 from woodfrog.router.openai_errors import Refusal
+from woodfrog.router.shares import Shares, peer
 
 log = logging.getLogger(__name__)
 _BACKLOG = 2048
@@ -44,7 +45,11 @@ class HttpServer:
     def __init__(self, app: Any, listen: str, limits: ConnectionLimits) -> None:
         config = uvicorn.Config(
             app,
-            http=type("Protocol", (_Protocol,), {"limits": limits}),
+            http=type(
+                "Protocol",
+                (_Protocol,),
+                {"limits": limits, "shares": Shares(limits.connections_max)},
+            ),
             ws="none",
             proxy_headers=False,
             lifespan="off",
@@ -133,10 +138,12 @@ class _Protocol(HttpToolsProtocol):
     Its scope has one more item, LOST: a future that is done when the connection is lost.
     """
 
-    limits: ConnectionLimits  # set by a subclass, since uvicorn makes the instances
+    limits: ConnectionLimits  # both set by a subclass, since uvicorn makes the instances
+    shares: Shares  # of the connections
     _in_head = True
     _in_body = False
     _head_bytes = 0
+    _between_bytes = 0  # since the body's last: its framing, and trailers
     _discarded_bytes = 0
     _slow: asyncio.TimerHandle | None = None
     _stuck: asyncio.TimerHandle | None = None
@@ -146,7 +153,9 @@ class _Protocol(HttpToolsProtocol):
         self._lost = self.loop.create_future()
         self._begin_timing()
         transport.set_write_buffer_limits(high=_UNSENT_BYTES_MAX)
-        if len(self.connections) > self.limits.connections_max:
+        self._peer = peer(self.client[0]) if self.client else ""
+        self._shared = self.shares.take(self._peer)
+        if not self._shared:
             transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -154,16 +163,23 @@ class _Protocol(HttpToolsProtocol):
         if self._stuck is not None:
             self._stuck.cancel()
         self._lost.set_result(None)
+        if self._shared:
+            self.shares.give(self._peer)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if b"pgrade" in data and not self._in_body:
             data = _without_upgrade(data)
+        self._between_bytes += len(data)
         super().data_received(data)
-        if self._in_head and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > self.limits.head_bytes_max:
                 self.send_400_response("")
+        elif self._in_body and self._between_bytes > self.limits.head_bytes_max:
+            self.transport.close()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -171,6 +187,11 @@ class _Protocol(HttpToolsProtocol):
         self._in_head = True
         self._head_bytes = self._discarded_bytes = 0
         self._begin_timing()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Trailers are told here too, but are no headers: a proxy before us need not have looked at them."""
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -181,6 +202,7 @@ class _Protocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
+        self._between_bytes = 0
         if self.cycle.response_complete:
             self._discarded_bytes += len(body)
             if self._discarded_bytes > _DISCARDED_BYTES_MAX:
@@ -224,6 +246,9 @@ class _Protocol(HttpToolsProtocol):
 
 
 def _without_upgrade(data: bytes) -> bytes:
-    """Clients that would rather speak HTTP/2 (Java's, curl --http2) ask to upgrade; the parser would drop their body."""
+    """Clients that would rather speak HTTP/2 (Java's, curl --http2) ask to upgrade; the parser would drop their body.
+
+    No length changes: what looks like the head may be a body, if the head's end came torn.
+    """
     head, end, body = data.partition(b"\r\n\r\n")
-    return _UPGRADE.sub(b"\r\nx-upgrade:", head) + end + body
+    return _UPGRADE.sub(b"\r\nx-grade:", head) + end + body

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from woodfrog.router.http_request import Arrival, WhileConnected
 from woodfrog.router.openai_errors import Refusal
 
-_Question = tuple[bytes, str, bytes, bytes]
+_Question = tuple[str, str, bytes, bytes]
 
 
 @dataclass(slots=True, eq=False)
@@ -25,15 +25,16 @@ class Places:
         self._places: dict[_Question, dict[Place, None]] = {}  # the longest there first
 
     @contextmanager
-    def take(self, arrival: Arrival, body: bytes, request: WhileConnected) -> Iterator[Place]:
-        """For as long as the request lasts. Ends the request that this one retries with a refusal.
+    def take(
+        self, arrival: Arrival, whose: str, body: bytes, request: WhileConnected
+    ) -> Iterator[Place]:
+        """For as long as the request lasts. Ends the request that this one retries with a refusal, if it is of the same.
 
         With an idempotency key that is any earlier one with the key and the same body. Without, the same body may be
         meant to be answered twice: a retry, which says that it is one, replaces the oldest that was retried less often.
         """
         key = arrival.headers.get(b"idempotency-key", b"")
-        secret = arrival.headers.get(b"authorization", b"")
-        question = (secret, arrival.path, key, body)
+        question = (whose, arrival.path, key, body)
         place = Place(arrival.retries, request)
         places = self._places.setdefault(question, {})
         for old in places if key or place.retries else ():

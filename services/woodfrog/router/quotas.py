@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from woodfrog.clock import Clock
 from woodfrog.errors import ResourceExhausted
 from woodfrog.model.tenant import Tenant
+from woodfrog.router.shares import Shares
 
 _MINUTE_S = 60.0
 _RETRY_S = 1.0  # where others must end first
@@ -41,25 +42,32 @@ class Quotas:
     """Of one router. A tenant that asks nothing for a minute is forgotten."""
 
     def __init__(self, clock: Clock, requests_max: int) -> None:
-        """`requests_max` of all tenants at once: each may have as many as it leaves free for others."""
+        """`requests_max` at once, of which each tenant has its share; where there are no tenants, each peer."""
         self._clock = clock
-        self._requests_max = requests_max
-        self._active = 0
+        self._shares = Shares(requests_max)
         self._uses: dict[str, _Use] = {}
         self._swept = clock.now()
 
     @contextmanager
-    def entered(self, tenant: Tenant | None) -> Iterator[None]:
-        """While one of its requests is served. Raises ResourceExhausted."""
-        if tenant is None:
-            yield
-            return
-        use = self._enter(tenant)
+    def entered(self, tenant: Tenant | None, who: str) -> Iterator[None]:
+        """While one of its requests is served; `who` has the share. Raises ResourceExhausted."""
+        use = self._checked(tenant) if tenant is not None else None
+        if not self._shares.take(who):
+            raise ResourceExhausted(
+                "ROUTER_FULL",
+                f"{self._shares.of(who)} requests of yours are under way, as many as are left for all others;"
+                " ask again soon",
+                retry_after_s=_RETRY_S,
+            )
+        if use is not None:
+            use.requests.left -= 1
+            use.active += 1
         try:
             yield
         finally:
-            use.active -= 1
-            self._active -= 1
+            self._shares.give(who)
+            if use is not None:
+                use.active -= 1
 
     def charge(self, tenant: Tenant, tokens: int) -> None:
         """Its answer took so many, the prompt's among them."""
@@ -87,7 +95,8 @@ class Quotas:
                 ]
         return found
 
-    def _enter(self, tenant: Tenant) -> _Use:
+    def _checked(self, tenant: Tenant) -> _Use:
+        """Raises ResourceExhausted."""
         now = self._clock.now()
         self._sweep(now)
         use = self._use(tenant)
@@ -96,13 +105,6 @@ class Quotas:
             raise ResourceExhausted(
                 "CONCURRENCY_EXCEEDED",
                 f"tenant {tenant.name!r} has {use.active} requests under way, its limit; ask again when one ended",
-                retry_after_s=_RETRY_S,
-            )
-        if use.active >= self._requests_max - self._active:
-            raise ResourceExhausted(
-                "ROUTER_FULL",
-                f"tenant {tenant.name!r} has {use.active} requests under way, as many as are left for all others;"
-                " ask again soon",
                 retry_after_s=_RETRY_S,
             )
         for what, per_minute, bucket in (
@@ -118,9 +120,6 @@ class Quotas:
                     f"tenant {tenant.name!r} has used its {per_minute} {what} a minute; ask again in {wait_s:.1f} s",
                     retry_after_s=wait_s,
                 )
-        use.requests.left -= 1
-        use.active += 1
-        self._active += 1
         return use
 
     def _use(self, tenant: Tenant) -> _Use:

@@ -23,7 +23,7 @@ from woodfrog.metering import Ledger
 from woodfrog.router.access import Access
 from woodfrog.router.admission import Admission
 from woodfrog.router.budgets import Budgets
-from woodfrog.router.gateway import Gateway, Limits
+from woodfrog.router.gateway import Gateway
 from woodfrog.router.held import Held
 from woodfrog.router.http_app import HttpApp, HttpLimits
 from woodfrog.router.http_server import ConnectionLimits, HttpServer
@@ -36,6 +36,7 @@ from woodfrog.router.replicas import ReplicaTable
 from woodfrog.router.schedulers import Schedulers
 from woodfrog.router.service import (
     Asking,
+    AskingLimits,
     ChatsServicer,
     CompletionsServicer,
     Context,
@@ -45,6 +46,7 @@ from woodfrog.router.service import (
     authorization,
 )
 from woodfrog.router.settings import Settings
+from woodfrog.router.shares import Shares
 from woodfrog.router.slots import Slots
 from woodfrog.router.usage_records import UsageRecords
 
@@ -52,6 +54,7 @@ _SERVICES = tuple(
     f"woodfrog.api.router.v1.{name}"
     for name in ("Chats", "Completions", "Embeddings", "Images", "Models")
 )
+_FRAMING_BYTES = 64 << 10  # of a gRPC message, whose JSON is hardly ever smaller
 _REFUSAL_S = 5.0  # after which a slow body's connection ends, though it was told
 
 
@@ -91,7 +94,6 @@ async def running(
     held = Held(ledger, clock)
     admission = Admission(models, access, quotas, Budgets(ledger, held, clock))
     client = ReplicaClient(settings.answer_wait_s)
-    limits = Limits(settings.requests_max, settings.sse_comment_s)
     schedulers = Schedulers(
         table,
         placements,
@@ -101,27 +103,24 @@ async def running(
     )
     records = UsageRecords(ledger, metrics, clock, admission.charge)
     slots = Slots(table, schedulers, clock)
-    gateway = Gateway(slots, client, metrics, records, clock, limits)
+    gateway = Gateway(slots, client, metrics, records, clock, settings.sse_comment_s)
+    bodies = Shares(settings.bodies_bytes_max)
     app = HttpApp(
         gateway,
         admission,
         metrics,
         clock,
         lambda: {"scheduler": schedulers.delivered, "catalog": models.known},
-        HttpLimits(
-            settings.body_bytes_max,
-            settings.bodies_bytes_max,
-            settings.body_wait_s,
-            settings.wake_wait_s,
-        ),
+        bodies,
+        HttpLimits(settings.body_bytes_max, settings.body_wait_s, settings.wake_wait_s),
     )
     asking = Asking(
         gateway,
         admission,
         metrics,
         clock,
-        wake_wait_s=settings.wake_wait_s,
-        body_bytes_max=settings.body_bytes_max,
+        bodies,
+        AskingLimits(settings.body_bytes_max, settings.wake_wait_s, settings.unread_wait_s),
     )
     tasks = (
         asyncio.create_task(schedulers.run()),
@@ -130,7 +129,11 @@ async def running(
     )
     try:
         async with (
-            rpc.Server(settings.grpc_listen) as server,
+            rpc.Server(
+                settings.grpc_listen,
+                settings.body_bytes_max + _FRAMING_BYTES,
+                2 * settings.requests_max,
+            ) as server,
             HttpServer(app, settings.listen, _connections(settings)) as http,
             rpc.serving(
                 settings.operator_listen,

@@ -1,9 +1,13 @@
 """The gRPC face: typed messages in and out, the same path in between. Errors are raised; the interceptor translates."""
 
+import asyncio
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import grpc
 from opentelemetry.trace import StatusCode
@@ -25,17 +29,29 @@ from woodfrog.clock import Clock
 from woodfrog.model.spec import ModelSpec
 from woodfrog.model.tenant import Tenant
 from woodfrog.router import openai_errors, typed_json
-from woodfrog.router.access import caller_of
+from woodfrog.router.access import asker, caller_of
 from woodfrog.router.admission import Admission
 from woodfrog.router.gateway import Begun, Call, Event, Gateway, Refused, Wake
+from woodfrog.router.http_request import Room
 from woodfrog.router.metrics import Metrics
 from woodfrog.router.routes import Route
+from woodfrog.router.shares import Shares, peer
 from woodfrog.router.sse import SseReader
 from woodfrog.telemetry import names
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Piece = TypeVar("Piece", chats_pb2.StreamResponse, completions_pb2.StreamCompleteResponse)
 _ANSWER_BYTES_MAX = 64 << 20
+
+
+Render = Callable[[], bytes]  # an engine's request
+
+
+@dataclass(frozen=True, slots=True)
+class AskingLimits:
+    body_bytes_max: int
+    wake_wait_s: float
+    unread_s: float  # that a client may leave a stream unread
 
 
 class Asking:
@@ -47,26 +63,26 @@ class Asking:
         admission: Admission,
         metrics: Metrics,
         clock: Clock,
-        *,
-        wake_wait_s: float,
-        body_bytes_max: int,
+        bodies: Shares,
+        limits: AskingLimits,
     ) -> None:
+        """`bodies` are those of the HTTP face too."""
         self._gateway = gateway
         self._access = admission.access
         self._admission = admission
         self._models = admission.models
         self._metrics = metrics
         self._clock = clock
-        self._wake_wait_s = wake_wait_s
-        self._body_bytes_max = body_bytes_max
+        self._bodies = bodies
+        self._limits = limits
 
     async def whole(
-        self, route: Route, model: str, body: bytes, context: Context
+        self, route: Route, model: str, render: Render, context: Context
     ) -> tuple[bytes, Wake]:
         """The engine's answer. Raises the class of the engine's error."""
         answer = bytearray()
         wake: Wake | None = None
-        async with self._events(route, model, body, context, stream=False) as events:
+        async with self._events(route, model, render, context, stream=False) as events:
             async for event in events:
                 if isinstance(event, bytes):
                     answer += event
@@ -83,12 +99,12 @@ class Asking:
         return bytes(answer), wake
 
     async def pieces(
-        self, cls: type[Piece], route: Route, model: str, body: bytes, context: Context
+        self, cls: type[Piece], route: Route, model: str, render: Render, context: Context
     ) -> AsyncGenerator[Piece, None]:
         """The engine's stream as messages. Raises the class of the engine's error, in the middle too."""
-        reader = SseReader()
+        reader, unread = SseReader(), _Unread(context, self._limits.unread_s)
         pieces: typed_json.Pieces[Piece] | None = None
-        async with self._events(route, model, body, context, stream=True) as events:
+        async with self._events(route, model, render, context, stream=True) as events:
             async for event in events:
                 if isinstance(event, Begun):
                     pieces = typed_json.Pieces(cls, event.wake)
@@ -96,18 +112,20 @@ class Asking:
                     assert pieces is not None
                     for payload in reader.feed(event):
                         for piece in pieces.of(payload) if payload != b"[DONE]" else ():
-                            yield piece
+                            with unread.bounded():
+                                yield piece
                 elif isinstance(event, Refused):
                     raise _engine_error(event)
 
     @asynccontextmanager
     async def _events(
-        self, route: Route, model: str, body: bytes, context: Context, *, stream: bool
+        self, route: Route, model: str, render: Render, context: Context, *, stream: bool
     ) -> AsyncIterator[AsyncIterator[Event]]:
         arrived = self._clock.now()
         status = 499  # cancelled, unless another end comes
+        label = self._models.label(model)
         span = telemetry.tracer().start_span(
-            f"{route.operation} {model[:200]}",
+            f"{route.operation} {label}".rstrip(),  # clients must not be able to make new names
             attributes={
                 names.GENAI_PROVIDER: "woodfrog",
                 names.GENAI_OPERATION: route.operation,
@@ -116,13 +134,18 @@ class Asking:
         )
         try:
             tenant = self._access.tenant(authorization(context))
-            self._check(model, body, tenant)
-            left = context.time_remaining()
-            wait_s = self._wake_wait_s if left is None else min(self._wake_wait_s, left)
-            request_id = f"req_{secrets.token_hex(16)}"
-            caller = caller_of(tenant)
-            call = Call(route, model, body, stream, wait_s, arrived, request_id, span, caller)
-            with self._admission.entered(tenant):
+            who = asker(tenant, _peer(context))
+            with self._admission.entered(tenant, who), Room(self._bodies, who) as room:
+                self._check(model, tenant)
+                body = render()
+                self._check_size(body)
+                room.take(len(body))
+                left = context.time_remaining()
+                most_s = self._limits.wake_wait_s
+                wait_s = most_s if left is None else min(most_s, left)
+                request_id = f"req_{secrets.token_hex(16)}"
+                caller = caller_of(tenant)
+                call = Call(route, model, body, stream, wait_s, arrived, request_id, span, caller)
                 async with aclosing(self._gateway.answer(call)) as events:
                     yield events
             status = 200
@@ -135,21 +158,51 @@ class Asking:
             raise
         finally:
             span.end()
-            label = self._models.label(model)
             took_s = self._clock.now() - arrived
             self._metrics.ended(f"grpc {route.operation}", label, status, took_s)
 
-    def _check(self, model: str, body: bytes, tenant: Tenant | None) -> None:
+    def _check(self, model: str, tenant: Tenant | None) -> None:
         if not model:
             raise errors.InvalidArgument(
                 "MISSING_MODEL", "the request names no model; ListModels has them", param="model"
             )
-        if len(body) > self._body_bytes_max:
+        self._models.check(model, tenant)
+
+    def _check_size(self, body: bytes) -> None:
+        if len(body) > self._limits.body_bytes_max:
             raise errors.InvalidArgument(
                 "REQUEST_TOO_LARGE",
-                f"the request is {len(body)} bytes as JSON, the limit is {self._body_bytes_max}",
+                f"the request is {len(body)} bytes as JSON, the limit is {self._limits.body_bytes_max}",
             )
-        self._models.check(model, tenant)
+
+
+class _Unread:
+    """Ends a call whose client leaves a message unread: it holds a slot. For the task that serves the call."""
+
+    def __init__(self, context: Context, wait_s: float) -> None:
+        self._context = context
+        self._wait_s = wait_s
+        self._serving = asyncio.current_task()
+        self._ending: asyncio.Task[None] | None = None
+
+    @contextmanager
+    def bounded(self) -> Iterator[None]:
+        timer = asyncio.get_running_loop().call_later(self._wait_s, self._end)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _end(self) -> None:
+        """What the client finds when it reads again comes from another task: this one hangs in grpc's."""
+        if self._serving is not None:
+            self._serving.cancel()
+        self._ending = asyncio.create_task(self._tell())
+
+    async def _tell(self) -> None:
+        text = f"the stream was left unread for {self._wait_s:g} s"
+        with suppress(grpc.aio.AbortError, grpc.aio.UsageError):
+            await self._context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, text)
 
 
 class ChatsServicer(chats_pb2_grpc.ChatsServicer):
@@ -159,16 +212,16 @@ class ChatsServicer(chats_pb2_grpc.ChatsServicer):
     async def Create(
         self, request: chats_pb2.CreateRequest, context: Context
     ) -> chats_pb2.CreateResponse:
-        body = typed_json.chat_body(request.chat, stream=False)
-        answer = await self._asking.whole(Route.CHAT, request.chat.model, body, context)
+        render = partial(typed_json.chat_body, request.chat, stream=False)
+        answer = await self._asking.whole(Route.CHAT, request.chat.model, render, context)
         return typed_json.chat_answer(*answer)
 
     def Stream(
         self, request: chats_pb2.StreamRequest, context: Context
     ) -> AsyncIterator[chats_pb2.StreamResponse]:
-        body = typed_json.chat_body(request.chat, stream=True)
+        render = partial(typed_json.chat_body, request.chat, stream=True)
         model = request.chat.model
-        return self._asking.pieces(chats_pb2.StreamResponse, Route.CHAT, model, body, context)
+        return self._asking.pieces(chats_pb2.StreamResponse, Route.CHAT, model, render, context)
 
 
 class CompletionsServicer(completions_pb2_grpc.CompletionsServicer):
@@ -178,17 +231,17 @@ class CompletionsServicer(completions_pb2_grpc.CompletionsServicer):
     async def Complete(
         self, request: completions_pb2.CompleteRequest, context: Context
     ) -> completions_pb2.CompleteResponse:
-        body = typed_json.completion_body(request.completion, stream=False)
+        render = partial(typed_json.completion_body, request.completion, stream=False)
         model = request.completion.model
-        answer = await self._asking.whole(Route.COMPLETION, model, body, context)
+        answer = await self._asking.whole(Route.COMPLETION, model, render, context)
         return typed_json.completion_answer(*answer)
 
     def StreamComplete(
         self, request: completions_pb2.StreamCompleteRequest, context: Context
     ) -> AsyncIterator[completions_pb2.StreamCompleteResponse]:
-        body = typed_json.completion_body(request.completion, stream=True)
+        render = partial(typed_json.completion_body, request.completion, stream=True)
         cls, model = completions_pb2.StreamCompleteResponse, request.completion.model
-        return self._asking.pieces(cls, Route.COMPLETION, model, body, context)
+        return self._asking.pieces(cls, Route.COMPLETION, model, render, context)
 
 
 class EmbeddingsServicer(embeddings_pb2_grpc.EmbeddingsServicer):
@@ -198,10 +251,9 @@ class EmbeddingsServicer(embeddings_pb2_grpc.EmbeddingsServicer):
     async def Embed(
         self, request: embeddings_pb2.EmbedRequest, context: Context
     ) -> embeddings_pb2.EmbedResponse:
-        body = typed_json.embed_body(request)
-        return typed_json.embed_answer(
-            *await self._asking.whole(Route.EMBEDDING, request.model, body, context)
-        )
+        render = partial(typed_json.embed_body, request)
+        answer = await self._asking.whole(Route.EMBEDDING, request.model, render, context)
+        return typed_json.embed_answer(*answer)
 
 
 class ImagesServicer(images_pb2_grpc.ImagesServicer):
@@ -211,10 +263,9 @@ class ImagesServicer(images_pb2_grpc.ImagesServicer):
     async def Generate(
         self, request: images_pb2.GenerateRequest, context: Context
     ) -> images_pb2.GenerateResponse:
-        body = typed_json.generate_body(request)
-        return typed_json.generate_answer(
-            *await self._asking.whole(Route.IMAGE, request.model, body, context)
-        )
+        render = partial(typed_json.generate_body, request)
+        answer = await self._asking.whole(Route.IMAGE, request.model, render, context)
+        return typed_json.generate_answer(*answer)
 
 
 class ModelsServicer(models_pb2_grpc.ModelsServicer):
@@ -236,11 +287,16 @@ class ModelsServicer(models_pb2_grpc.ModelsServicer):
 
 
 def authorization(context: Context) -> str:
-    """What the call's metadata says of it; empty when they say nothing."""
-    for name, value in context.invocation_metadata() or ():
-        if name == "authorization" and isinstance(value, str):
-            return value
-    return ""
+    """All that the call's metadata says of it, with commas between; empty when they say nothing."""
+    said = context.invocation_metadata() or ()
+    return ", ".join(str(value) for name, value in said if name == "authorization")
+
+
+def _peer(context: Context) -> str:
+    """Who asks, as `shares.peer` has it; `context` says ipv4:HOST:PORT, ipv6:%5BHOST%5D:PORT, or unix:."""
+    kind, _, address = context.peer().partition(":")
+    host = unquote(address).rpartition(":")[0].strip("[]")
+    return peer(host) if kind in ("ipv4", "ipv6") else kind
 
 
 def _engine_error(event: Refused) -> errors.WoodfrogError:

@@ -43,7 +43,9 @@ class Settings(ServiceSettings):
     body_bytes_max: int = Field(default=2 << 20, gt=0)
     """A long chat fits. Reading one that is all brackets holds the loop up for 50 ms a MiB."""
     bodies_bytes_max: int = Field(default=512 << 20, gt=0)
-    """Bodies of all requests together, also while they wait for a climb; above it clients get 429."""
+    """Bodies of all requests together, also while they wait for a climb. Of these, of requests and of connections each
+    tenant, and where there are no tenants each address (of IPv6 each /64), has as much as it leaves free for others:
+    alone half. Who puts a proxy before the router, so that all come from one address, doubles them. Above it clients get 429."""
     body_wait_s: float = Field(default=30.0, gt=0)
     """A request's head and body must arrive within it."""
     unread_wait_s: float = Field(default=60.0, gt=0)
@@ -51,9 +53,9 @@ class Settings(ServiceSettings):
     head_bytes_max: int = Field(default=64 << 10, gt=0)
     """Request line and headers together."""
     requests_max: int = Field(default=2048, gt=0)
-    """Requests at once; above it clients get 429."""
+    """Requests at once, from when their heads came; above it clients get 429."""
     connections_max: int = Field(default=8192, gt=0)
-    """Client connections at once; above it they are closed."""
+    """Client connections at once by HTTP, shared by addresses; above it they are closed."""
     operator_listen: str = ""
     """gRPC address for operators, where the usage of all tenants is told and no key asked for; keep it from users:
     unix:PATH is for who may open that folder. Empty: there is none."""

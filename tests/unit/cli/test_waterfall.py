@@ -60,3 +60,9 @@ def test_a_trace_is_found_by_its_first_digits(tmp_path: Path) -> None:
     first, second = waterfall.listed([*SPANS, other, polled])
     assert first[0] == other["trace_id"]
     assert second[2:] == ("POST", "frog", "frozen", "40.0", 4)
+
+
+def test_what_failed_is_told_without_escapes() -> None:
+    told = waterfall.draw([span("POST \x1b[2J", "a", "", 0, 1.0, error="no \x1b]0;x\x07")], 80)
+    assert "\x1b" not in told
+    assert "failed: no ?]0;x?" in told

@@ -160,6 +160,7 @@ def test_a_text_has_openais_events_in_their_order() -> None:
     assert response["output"] == [events[-2]["item"]]
     assert response["output"][0]["content"][0]["text"] == "hello"
     assert response["usage"]["input_tokens"] == 3
+    assert [*response][-1] == "usage", "behind all that is echoed, for who counts by the end"
     assert response["usage"]["output_tokens"] == 3
     assert {e["item_id"] for e in events if "item_id" in e} == {response["output"][0]["id"]}
 

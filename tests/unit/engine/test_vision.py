@@ -423,7 +423,8 @@ class Client:
         lines = [line.removeprefix(b"data: ") for line in self.data.split(b"\n\n") if line]
         assert lines.pop() == b"[DONE]"
         told = [line for line in lines if line.startswith(b": usage prompt_tokens=")]
-        assert len(told) == 1
+        first, last = told
+        assert last.startswith(first + b" completion_tokens="), "at the beginning and at the end"
         return [json.loads(line) for line in lines if line not in told]
 
 

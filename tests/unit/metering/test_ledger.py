@@ -171,8 +171,30 @@ def test_a_ledger_that_cannot_be_used_is_told_in_a_sentence(tmp_path: Path) -> N
     path.write_bytes(b"frog" * 2000)
     with pytest.raises(DataLoss, match="move it away to begin a new one"):
         Ledger(path)
+    assert path.read_bytes() == b"frog" * 2000
+    with pytest.raises(FailedPrecondition, match="look whether its disk is full"):
+        Ledger(tmp_path / "usage.db" / "in no folder")
     newer = tmp_path / "newer.db"
     with sqlite3.connect(newer) as database:
         database.execute("PRAGMA user_version = 2")
     with pytest.raises(FailedPrecondition, match="newer woodfrog"):
         Ledger(newer)
+
+
+def test_a_ledger_is_one_processs(tmp_path: Path) -> None:
+    path = tmp_path / "usage.db"
+    ledger = Ledger(path)
+    with pytest.raises(FailedPrecondition, match="another process counts in the usage ledger"):
+        Ledger(path)
+    ledger.add([Row(HOUR, "a", "m", Usage(requests=1))])
+    ledger.close()
+    with pytest.MonkeyPatch.context() as patch:  # who looks at it by hand is no damage
+        patch.setattr(ledgers, "_BUSY_S", 0.01)
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(FailedPrecondition, match="is locked"):
+            Ledger(path)
+        other.close()
+    again = Ledger(path)
+    assert len(everything(again)) == 1
+    again.close()

@@ -11,18 +11,18 @@ from woodfrog.router.quotas import Quotas
 
 
 def refused(quotas: Quotas, tenant: Tenant) -> ResourceExhausted:
-    with pytest.raises(ResourceExhausted) as caught, quotas.entered(tenant):
+    with pytest.raises(ResourceExhausted) as caught, quotas.entered(tenant, tenant.name):
         pass
     return caught.value
 
 
 def test_requests_at_once() -> None:
     quotas, acme = Quotas(FakeClock(), 100), Tenant("acme", concurrency_max=2)
-    with quotas.entered(acme), quotas.entered(acme):
+    with quotas.entered(acme, "acme"), quotas.entered(acme, "acme"):
         assert refused(quotas, acme).reason == "CONCURRENCY_EXCEEDED"
-        with quotas.entered(Tenant("other", concurrency_max=2)):
+        with quotas.entered(Tenant("other", concurrency_max=2), "other"):
             pass
-    with quotas.entered(acme):
+    with quotas.entered(acme, "acme"):
         pass
 
 
@@ -30,18 +30,18 @@ def test_requests_a_minute_come_back_as_time_goes() -> None:
     clock = FakeClock()
     quotas, acme = Quotas(clock, 100), Tenant("acme", requests_per_minute=30)
     for _ in range(30):
-        with quotas.entered(acme):
+        with quotas.entered(acme, "acme"):
             pass
     error = refused(quotas, acme)
     assert error.reason == "RATE_LIMIT_EXCEEDED"
     assert error.retry_after_s == pytest.approx(2.0)
     clock.advance(2.0)
-    with quotas.entered(acme):
+    with quotas.entered(acme, "acme"):
         pass
     refused(quotas, acme)
     clock.advance(3600.0)
     for _ in range(30):
-        with quotas.entered(acme):
+        with quotas.entered(acme, "acme"):
             pass
     refused(quotas, acme)
 
@@ -49,16 +49,16 @@ def test_requests_a_minute_come_back_as_time_goes() -> None:
 def test_tokens_are_paid_after_and_debts_are_worked_off() -> None:
     clock = FakeClock()
     quotas, acme = Quotas(clock, 100), Tenant("acme", tokens_per_minute=600)
-    with quotas.entered(acme):
+    with quotas.entered(acme, "acme"):
         quotas.charge(acme, 900)
     error = refused(quotas, acme)
     assert error.retry_after_s == pytest.approx(30.1)
     clock.advance(30.2)
-    with quotas.entered(acme):
+    with quotas.entered(acme, "acme"):
         pass
     quotas.charge(acme, 600_000)
     clock.advance(200.0)
-    with quotas.entered(Tenant("other")):
+    with quotas.entered(Tenant("other"), "other"):
         pass
     refused(quotas, acme)
 
@@ -67,17 +67,31 @@ def test_one_tenant_leaves_half_of_the_router_to_others() -> None:
     quotas, flood, other = Quotas(FakeClock(), 8), Tenant("flood"), Tenant("other")
     with ExitStack() as stack:
         for _ in range(4):
-            stack.enter_context(quotas.entered(flood))
+            stack.enter_context(quotas.entered(flood, "flood"))
         assert refused(quotas, flood).reason == "ROUTER_FULL"
         for _ in range(2):
-            stack.enter_context(quotas.entered(other))
+            stack.enter_context(quotas.entered(other, "other"))
         refused(quotas, other)
+
+
+def test_without_tenants_each_peer_has_its_share() -> None:
+    quotas = Quotas(FakeClock(), 8)
+    with ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(quotas.entered(None, "192.0.2.1"))
+        with pytest.raises(ResourceExhausted, match="4 requests of yours"):
+            stack.enter_context(quotas.entered(None, "192.0.2.1"))
+        for _ in range(2):
+            stack.enter_context(quotas.entered(None, "192.0.2.2"))
+    for _ in range(100):
+        with quotas.entered(None, "192.0.2.1"):
+            pass
 
 
 def test_what_is_left_is_told_in_openais_headers() -> None:
     clock = FakeClock()
     quotas, acme = Quotas(clock, 8), Tenant("acme", requests_per_minute=60)
-    with quotas.entered(acme):
+    with quotas.entered(acme, "acme"):
         assert dict(quotas.headers(acme)) == {
             b"x-ratelimit-limit-requests": b"60",
             b"x-ratelimit-remaining-requests": b"59",
@@ -89,8 +103,8 @@ def test_what_is_left_is_told_in_openais_headers() -> None:
 
 def test_other_limits_hold_from_the_next_request_on() -> None:
     quotas = Quotas(FakeClock(), 8)
-    with quotas.entered(Tenant("acme")):
+    with quotas.entered(Tenant("acme"), "acme"):
         pass
-    with quotas.entered(Tenant("acme", requests_per_minute=1)):
+    with quotas.entered(Tenant("acme", requests_per_minute=1), "acme"):
         pass
     refused(quotas, Tenant("acme", requests_per_minute=1))

@@ -37,6 +37,10 @@ def test_a_streams_comment_is_found_and_no_text_forges_it(texts: list[str], size
     comment = b": usage prompt_tokens=12 completion_tokens=345\n\n"
     assert told(SSE, body + comment + piece(FORGED) + end, size) == (12, 345)
     assert told(SSE, body + piece(FORGED), 1 << 20) == (0, len(texts) + 1)
+    begin = b": usage prompt_tokens=12\n\n"
+    assert told(SSE, body + begin + piece(FORGED), size) == (12, len(texts) + 1)
+    assert told(SSE, begin + body + comment + piece(FORGED) + end, size) == (12, 345)
+    assert told(SSE, body + comment + piece("x" * 100_000), 1 << 20) == (12, 345)
 
 
 @given(st.text(max_size=200), st.integers(1, 70))
@@ -57,6 +61,17 @@ def test_a_whole_answers_usage_is_found_and_no_text_forges_it(text: str, size: i
         for encoded in (json.dumps(answer), json.dumps(answer, ensure_ascii=False)):
             assert told(JSON, encoded.encode("utf-8", "replace"), size) == (3, 4)
     assert told(JSON, json.dumps({"metadata": metadata}).encode()) == (0, 0)
+
+
+@pytest.mark.parametrize("length", [10, 3000, 100_000])
+def test_what_is_long_hides_no_usage(length: int) -> None:
+    usage, forged = {"prompt_tokens": 3, "total_tokens": 3}, {"usage": {"prompt_tokens": 0}}
+    floats = [0.5] * length
+    first = {"model": "m", "object": "list", "extra": forged, "usage": usage, "data": floats}
+    last = {"data": floats, "extra": forged, "usage": usage}
+    for answer in (first, last, {**first, "extra": forged}):
+        assert told(JSON, json.dumps(answer).encode(), 5000) == (3, 0)
+    assert told(JSON, json.dumps({"a": forged, "data": floats}).encode(), 5000) == (0, 0)
 
 
 def test_other_names_and_places() -> None:
@@ -83,7 +98,7 @@ def test_only_the_end_of_a_long_answer_is_kept() -> None:
     tokens = ToldTokens(JSON)
     for _ in range(1000):
         tokens.saw(b"[" + b"0.5, " * 1000 + b"]")
-    assert sum(map(len, tokens._parts)) < 32 << 10
+    assert sum(map(len, tokens._parts)) + len(tokens._begin) < 48 << 10
     assert tokens.tokens() == (0, 0)
 
 
