@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from tests.capabilities import need
-from tests.service.engine_process import Engine
+from tests.service.engine_process import DEADLINE_S, Engine
 
 pytestmark = need("model")
 
@@ -22,6 +24,13 @@ FROG = {
 }
 QUESTION = [{"role": "user", "content": "Tell me about a frog."}]
 FORMAT = {"type": "json_schema", "json_schema": {"name": "frog", "strict": True, "schema": FROG}}
+
+
+def large(letter: str) -> dict[str, Any]:
+    """One that takes most of a second to compile, and then has too much that may come next."""
+    properties = {f"{letter}{n}": {"type": "string"} for n in range(3900)}
+    schema = {"type": "object", "properties": properties}
+    return {"type": "json_schema", "json_schema": {"name": "large", "schema": schema}}
 
 
 def body(**fields: Any) -> dict[str, Any]:
@@ -117,3 +126,38 @@ async def test_it_holds_after_a_park_too(api_engine: Engine) -> None:
     before = (await api_engine.ask(**body()))["choices"][0]["message"]["content"]
     await api_engine.lowered_and_thawed("park")
     assert (await api_engine.ask(**body()))["choices"][0]["message"]["content"] == before
+
+
+async def test_others_tokens_come_while_a_large_schema_is_compiled(api_engine: Engine) -> None:
+    """It takes as long as many tokens."""
+    form = large("a")
+    endless = {"messages": QUESTION, "max_tokens": 1500, "ignore_eos": True, "stream": True}
+    connector = aiohttp.UnixConnector(path=str(api_engine.socket))
+    async with aiohttp.ClientSession("http://engine", connector=connector) as client:
+        async with client.post(api_engine.path, json=endless) as response:
+            await response.content.readuntil(b"\n\n")
+            raw = json.dumps(body(response_format=form)).encode()
+            asked = asyncio.ensure_future(api_engine.raw(raw))
+            seen = 0
+            while not asked.done():
+                assert (await response.content.readuntil(b"\n\n")).startswith(b"data: {")
+                seen += 1
+    status, answer = await asked
+    assert (status, answer["error"]["code"]) == (400, "schema_too_complex")
+    assert seen >= 8
+
+
+async def test_no_thread_of_a_client_that_left_is_there_at_rest(api_engine: Engine) -> None:
+    threads = Path(f"/proc/{api_engine.pid}/task")
+    before = len(list(threads.iterdir()))
+    form = large("b")
+    left = asyncio.ensure_future(api_engine.ask(**body(response_format=form, max_tokens=1)))
+    async with asyncio.timeout(DEADLINE_S):
+        while len(list(threads.iterdir())) == before:
+            await asyncio.sleep(0.001)
+    left.cancel()
+    await api_engine.call("quiesce")
+    try:
+        assert len(list(threads.iterdir())) == before
+    finally:
+        await api_engine.lowered_and_thawed("quiesce")

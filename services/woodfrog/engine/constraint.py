@@ -1,20 +1,23 @@
 """Answers that a JSON schema allows and no others: at each step, the words that may come next. By llguidance.
 
 It has no thread, no file and no socket. The table of words is made while the model loads, so that clones share it.
+Its limits bound what a schema may cost; what they leave open, `formats.excess` bounds.
 """
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
+from woodfrog.engine.formats import excess
 from woodfrog.engine.request import Schema
 from woodfrog.errors import InvalidArgument
 
 # One way to write a value: with free whitespace a small model may write nothing else.
 _STYLE: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _REASON_CHARACTERS = 300
+_LIMITS = LLParserLimits(max_lexer_states=50_000)  # 25 MB of them; by default five times as many
 
 
 class Grammars:
@@ -26,13 +29,17 @@ class Grammars:
         )
 
     def constraint(self, schema: Schema) -> "Constraint":
-        """Raises InvalidArgument, with the field that `schema` came in, for one that cannot be followed."""
+        """Blocks for up to a second, and needs a deep stack: see `Schemas`.
+
+        Raises InvalidArgument, with the field that `schema` came in, for one that cannot be followed.
+        """
         try:
-            grammar = LLMatcher.grammar_from_json_schema(schema.text, overrides=_STYLE)
-            matcher = LLMatcher(self._words, grammar, log_level=0)
-            # Some schemas are found to allow nothing only then.
-            first = any(matcher.compute_logit_bias())
-            reason = matcher.get_error() or ("" if first else "no answer fits it")
+            if (reason := excess(schema.text)) is None:
+                grammar = LLMatcher.grammar_from_json_schema(schema.text, overrides=_STYLE)
+                matcher = LLMatcher(self._words, grammar, log_level=0, limits=_LIMITS)
+                # Some schemas are found to allow nothing only then.
+                first = any(matcher.compute_logit_bias())
+                reason = matcher.get_error() or (None if first else "no answer fits it")
         except ValueError as error:
             reason = str(error)
         if reason:
@@ -48,13 +55,14 @@ class Grammars:
 class Constraint:
     """Of one answer. Raises nothing: `broken` says that it could not go on, for whoever takes the tokens."""
 
-    def __init__(self, matcher: LLMatcher) -> None:
+    def __init__(self, matcher: LLMatcher, original: "Constraint | None" = None) -> None:
         self._matcher = matcher
+        self._original = original
         self.broken = False
 
     def copy(self) -> "Constraint":
-        """For another answer to the same request; before the first word."""
-        return Constraint(self._matcher.deep_copy())
+        """For another answer with the same schema; before the first word. When it breaks, so does the original."""
+        return Constraint(self._matcher.deep_copy(), self._original or self)
 
     def allowed(self, logits: torch.Tensor) -> torch.Tensor:
         """`logits`, one for each word, with those of words that may not come next at minus infinity."""
@@ -62,9 +70,15 @@ class Constraint:
         allowed = torch.zeros(logits.shape, dtype=torch.bool)
         count = min(len(allowed), len(mask))
         allowed[:count] = mask[:count] != 0
-        self.broken |= self._matcher.is_error() or not bool(allowed.any())
+        if self._matcher.is_error() or not bool(allowed.any()):
+            self._break()
         return logits if self.broken else logits.masked_fill(~allowed, -torch.inf)
 
     def advance(self, token: int) -> None:
-        if not self.broken:
-            self.broken = not self._matcher.consume_token(token)
+        if not self.broken and not self._matcher.consume_token(token):
+            self._break()
+
+    def _break(self) -> None:
+        self.broken = True
+        if self._original is not None:
+            self._original.broken = True

@@ -19,7 +19,7 @@ from woodfrog.replica.weights import WeightMemory
 if TYPE_CHECKING:  # imported by load(), which the control socket does not wait for
     from woodfrog.engine.batching import Batcher
     from woodfrog.engine.brief import BriefCanary
-    from woodfrog.engine.constraint import Grammars
+    from woodfrog.engine.schemas import Schemas
     from woodfrog.engine.tokenizer import Tokenizer
     from woodfrog.replica.device import DeviceMemory
 
@@ -39,7 +39,7 @@ class TextEngine:
     batcher: "Batcher"
     brief: "BriefCanary"
     tokenizer: "Tokenizer"
-    grammars: "Grammars | None"
+    schemas: "Schemas | None"
     """None for a model that cannot say that an answer is over."""
     limits: Limits
     close_connections: Callable[[], Awaitable[None]]
@@ -66,6 +66,7 @@ class TextEngine:
         from woodfrog.engine.batching import Batcher
         from woodfrog.engine.brief import BriefCanary
         from woodfrog.engine.constraint import Grammars
+        from woodfrog.engine.schemas import Schemas
         from woodfrog.engine.tokenizer import Tokenizer
 
         arguments = self.settings.arguments
@@ -104,12 +105,13 @@ class TextEngine:
             model.get_input_embeddings().num_embeddings,
         )
         folder = self.settings.model
-        self.grammars = Grammars(folder, max(known, computed), eos) if eos else None
+        words = max(known, computed)
+        self.schemas = Schemas(Grammars(folder, words, eos).constraint) if eos else None
         self.limits = Limits(
             arguments.context_tokens,
             min(known, computed),
             arguments.slots,
-            schemas=self.grammars is not None,
+            schemas=self.schemas is not None,
             tool_format=self.tokenizer.tool_format,
         )
         self._stages = {
@@ -159,9 +161,13 @@ class TextEngine:
 
     async def drain(self) -> None:
         await self.admission.empty()
+        if self.schemas is not None:
+            await self.schemas.quiet()
         await self.close_connections()
 
     def clear(self) -> None:
+        if self.schemas is not None:
+            self.schemas.forget()
         self.batcher.clear()
 
     def release(self) -> None:

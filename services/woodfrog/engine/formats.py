@@ -1,14 +1,20 @@
 """The form that an answer shall have: OpenAI's `response_format`, and `text.format` of responses. Pure."""
 
 import json
+import math
 import re
+from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 
 from woodfrog.engine.fields import bad
 from woodfrog.engine.request import Schema
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_SCHEMA_CHARACTERS_MAX = 120_000  # OpenAI's; reading a schema holds up other requests
+SCHEMA_CHARACTERS_MAX = 120_000  # OpenAI's; it also bounds how deep references lead
+# What llguidance bounds by none of its limits: the first takes 160 s for ten million, the second the square of its count.
+_MULTIPLE_MAX = 100_000  # 0.2 s
+_PATTERN_PROPERTIES_MAX = 64
 _ANY_OBJECT = '{"type": "object"}'
 
 
@@ -41,6 +47,43 @@ def schema_text(value: Any, param: str) -> str:
     if not isinstance(value, dict):
         bad(param, "is a JSON schema, an object")
     text = json.dumps(value)
-    if len(text) > _SCHEMA_CHARACTERS_MAX:
-        bad(param, f"is longer than {_SCHEMA_CHARACTERS_MAX} characters")
+    if len(text) > SCHEMA_CHARACTERS_MAX:
+        bad(param, f"is longer than {SCHEMA_CHARACTERS_MAX} characters")
     return text
+
+
+def excess(schema: str) -> str | None:
+    """Why a schema, as text, would take too long to follow, if so."""
+    multiples: set[int] = set()
+    patterns = 0
+    for entry in _objects(json.loads(schema)):
+        if isinstance(named := entry.get("patternProperties"), dict):
+            patterns += len(named)
+        step = entry.get("multipleOf")
+        if step and isinstance(step, int | float) and not isinstance(step, bool):
+            multiples.add(_digits(step))
+    if patterns > _PATTERN_PROPERTIES_MAX:
+        return f"patternProperties has more than {_PATTERN_PROPERTIES_MAX} patterns"
+    # An answer is followed by its remainders, of all of them together where they meet in one place.
+    if math.lcm(*multiples) > _MULTIPLE_MAX:
+        return f"the least common multiple of all multipleOf is above {_MULTIPLE_MAX}"
+    return None
+
+
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    left = [value]
+    while left:
+        entry = left.pop()
+        if isinstance(entry, dict):
+            yield entry
+            left += entry.values()
+        elif isinstance(entry, list):
+            left += entry
+
+
+def _digits(number: int | float) -> int:
+    """A number's digits without the zeros at its end: moving the point costs nothing. 1 for what is no number."""
+    digits = "".join(
+        map(str, Decimal(number if isinstance(number, int) else repr(number)).as_tuple().digits)
+    )
+    return int(digits.rstrip("0") or "1")

@@ -9,7 +9,7 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 )
 
 from woodfrog.engine.request import Sampling, TokenLogprob
-from woodfrog.errors import Internal
+from woodfrog.errors import Internal, InvalidArgument
 
 if TYPE_CHECKING:
     from woodfrog.engine.constraint import Constraint
@@ -74,11 +74,11 @@ class Sampler:
         return token
 
     def check(self) -> None:
-        """Raises Internal once any token would follow: NOT_FINITE, it chose from what is no number; SCHEMA_TOO_COMPLEX."""
+        """Raises Internal NOT_FINITE once it chose from what is no number, InvalidArgument SCHEMA_TOO_COMPLEX."""
         if self._overflowed:
             raise Internal("NOT_FINITE", "the model's numbers overflowed at this request")
         if self._constraint is not None and self._constraint.broken:
-            raise Internal(
+            raise InvalidArgument(
                 "SCHEMA_TOO_COMPLEX",
                 "the answer cannot be kept to its JSON schema; ask with a simpler one",
             )

@@ -47,9 +47,9 @@ class TextFront:
             request = completion_request(
                 body, engine.limits, engine.tokenizer.encode, engine.tokenizer.decode
             )
-        constraint = self._constraint(request, path)
         tickets = engine.admission.take(len(request.prompts) * request.n)
         try:
+            constraint = await self._constraint(request, path)
             reply = Reply(
                 request,
                 self._clock,
@@ -63,13 +63,13 @@ class TextFront:
             for ticket in tickets:
                 ticket.give_back()
 
-    def _constraint(self, request: GenerationRequest, path: str) -> "Constraint | None":
+    async def _constraint(self, request: GenerationRequest, path: str) -> "Constraint | None":
         """Raises InvalidArgument when the schema cannot be followed."""
         if request.schema is None:
             return None
-        assert self._engine.grammars is not None  # its limits say so
+        assert self._engine.schemas is not None  # its limits say so
         try:
-            return self._engine.grammars.constraint(request.schema)
+            return await self._engine.schemas.constraint(request.schema)
         except InvalidArgument as error:
             raise (renamed(error) if path == RESPONSES else error) from None
 

@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Any
 
 from woodfrog.engine.fields import Body, bad, boolean, unsupported
-from woodfrog.engine.formats import schema_text
+from woodfrog.engine.formats import SCHEMA_CHARACTERS_MAX, schema_text
 from woodfrog.engine.request import Schema
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -196,7 +196,10 @@ def _forced(known: ToolFormat, tools: list[dict[str, Any]], chosen: list[str]) -
     if items:
         call = {"type": "array", "items": call, "minItems": 1, "maxItems": 1}
     param = f"tools[{places[0]}].function.parameters" if one else "tools"
-    return Schema(json.dumps(call), param)
+    text = json.dumps(call)
+    if len(text) > SCHEMA_CHARACTERS_MAX:
+        bad(param, f"of which one must be called have more than {SCHEMA_CHARACTERS_MAX} characters")
+    return Schema(text, param)
 
 
 def _moved(schema: Any, root: str) -> Any:

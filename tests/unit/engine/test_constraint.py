@@ -15,7 +15,7 @@ from woodfrog.engine.constraint import Grammars
 from woodfrog.engine.request import GREEDY, Sampling, Schema
 from woodfrog.engine.sampling import Sampler
 from woodfrog.engine.tokenizer import Tokenizer
-from woodfrog.errors import Internal, InvalidArgument
+from woodfrog.errors import InvalidArgument
 
 END, MARK = "<end>", "[TOOL_CALLS]"
 DIGITS = Schema(json.dumps({"enum": [11, 12]}), "response_format")
@@ -67,18 +67,39 @@ def test_one_that_cannot_go_on_fails_alone(tokenizer: Tokenizer, grammars: Gramm
     constraint.advance(tokenizer.encode("x", special=False)[0])
     sampler = Sampler(GREEDY, [1], constraint=constraint)
     assert sampler.choose(torch.zeros(tokenizer.vocabulary_size + 6)) is not None
-    with pytest.raises(Internal) as failure:
+    with pytest.raises(InvalidArgument) as failure:
         sampler.check()
     assert failure.value.reason == "SCHEMA_TOO_COMPLEX"
 
 
 @pytest.mark.parametrize(
-    "text", ['{"type": "frog"}', '{"enum": []}', '{"$ref": "#"}', "[" * 500, "NaN"]
+    "text",
+    ['{"type": "frog"}', '{"enum": []}', '{"$ref": "#"}', "[" * 500, "NaN", '{"multipleOf": true}'],
 )
 def test_what_cannot_be_followed_is_refused(grammars: Grammars, text: str) -> None:
     with pytest.raises(InvalidArgument) as refusal:
         grammars.constraint(Schema(text, "text.format"))
     assert refusal.value.metadata["param"] == "text.format"
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ({"type": "integer", "multipleOf": 9_999_991}, "multipleOf"),
+        ({"anyOf": [{"type": "number", "multipleOf": m} for m in (9.97, 991, 983)]}, "multipleOf"),
+        ({"type": "object", "patternProperties": {f"^{n}": {} for n in range(65)}}, "patternProp"),
+    ],
+)
+def test_what_would_take_minutes_is_refused(grammars: Grammars, schema: object, said: str) -> None:
+    with pytest.raises(InvalidArgument) as refusal:
+        grammars.constraint(Schema(json.dumps(schema), "text.format"))
+    assert said in refusal.value.message
+
+
+@pytest.mark.parametrize("step", [0.01, 5, 86400, 1_000_000, 99_991])
+def test_usual_multiples_are_followed(grammars: Grammars, step: float) -> None:
+    schema = {"properties": {"multipleOf": {"type": "number", "multipleOf": step}}}
+    assert not grammars.constraint(Schema(json.dumps(schema), "text.format")).broken
 
 
 def test_marks_of_calls_are_seen_and_other_special_words_are_not(tokenizer: Tokenizer) -> None:
