@@ -21,6 +21,8 @@ from woodfrog.api.scheduler.v1 import tenants_pb2 as pb
 from woodfrog.api.scheduler.v1 import tenants_pb2_grpc
 from woodfrog.catalog import Catalog, CatalogSnapshot, KeyRevoked, TenantPut
 from woodfrog.catalog.tenants import Tenants
+from woodfrog.cli import commands
+from woodfrog.cli.cluster import Cluster
 from woodfrog.clock import SystemClock
 from woodfrog.coordination import Session
 from woodfrog.errors import AlreadyExists, InvalidArgument, NotFound
@@ -70,6 +72,20 @@ async def test_what_is_not_there_and_what_is_wrong(session: Session) -> None:
     ):
         with pytest.raises(InvalidArgument):
             await wrong
+
+
+@need("etcd")
+async def test_a_model_cannot_be_added_for_a_tenant_that_is_not_there(
+    session: Session, etcd: EtcdServer, tmp_path: Path
+) -> None:
+    await Tenants(session).create(Tenant("acme"))
+    cluster = Cluster.open(tmp_path / "home")
+    port = int(etcd.endpoint.rpartition(":")[2])
+    cluster = replace(cluster, ports={**cluster.ports, "etcd": port})
+    with pytest.raises(NotFound, match="tenant 'acmee' is not known"):
+        await commands.models_add(cluster, replace(spec("own"), tenant="acmee"), tmp_path)
+    with pytest.raises(InvalidArgument, match=r"no .safetensors file"):
+        await commands.models_add(cluster, replace(spec("own"), tenant="acme"), tmp_path)
 
 
 @need("etcd")

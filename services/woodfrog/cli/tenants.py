@@ -88,13 +88,21 @@ def _limit(most: int) -> Any:
 async def add(cluster: Cluster, args: argparse.Namespace) -> None:
     async with _tenants(cluster) as tenants:
         await tenants.create(_with(Tenant(args.name, create_time=SystemClock().wall()), args))
-    print(f"{args.name} is a tenant; {to_type(f'keys create {args.name}', cluster.home)}")
+    print(
+        f"added {args.name}; make it a key with: {to_type(f'keys create {args.name}', cluster.home)}"
+    )
     _warn(cluster)
 
 
 async def change(cluster: Cluster, args: argparse.Namespace) -> None:
     async with _tenants(cluster) as tenants:
         await tenants.change(_with(await tenants.get(args.name), args))
+
+
+async def check(cluster: Cluster, name: str) -> None:
+    """Raises NotFound when there is no such tenant."""
+    async with _tenants(cluster) as tenants:
+        await tenants.get(name)
 
 
 async def show(cluster: Cluster) -> None:

@@ -47,7 +47,7 @@ def up(home: Path, wanted: Wanted, foreground: bool) -> int:
     print(f"the cluster in {cluster.home} {'was up already' if was_up else 'is up'}")
     if cluster.node_count > 1:
         print(f"  nodes    {cluster.node_count}")
-    print(f"  gateway  {cluster.base_url}")
+    print(f"  gateway  {cluster.base_url}, gRPC at {cluster.address('router')}")
     print(f"  logs     {cluster.home}/logs")
     print(f"  stop     {to_type('down', cluster.home)}")
     return 0
@@ -130,7 +130,7 @@ def _check_tenants(cluster: Cluster) -> None:
             raise FailedPrecondition(
                 "NODE_UNKNOWN",
                 f"--node-tenants names node {number}, and the cluster has {_nodes(cluster)}; give it more with --nodes,"
-                " or name another",
+                " or take all nodes back from tenants with --node-tenants 1=",
             )
 
 

@@ -101,6 +101,8 @@ def test_nodes_of_tenants_are_kept_and_must_be_there(
     assert Cluster.existing(tmp_path) == cluster
     with pytest.raises(FailedPrecondition, match="names node 3, and the cluster has 2 nodes"):
         up.up(tmp_path, up.Wanted(tenants={"3": "acme"}), foreground=False)
+    with pytest.raises(FailedPrecondition, match="from tenants with --node-tenants 1="):
+        up.up(tmp_path, up.Wanted(nodes=1), foreground=False)
     up.up(tmp_path, up.Wanted(tenants={"1": ""}), foreground=False)
     assert Cluster.existing(tmp_path).tenants == {}
 
