@@ -23,6 +23,7 @@ from woodfrog.catalog import Catalog, CatalogSnapshot, KeyRevoked, TenantPut
 from woodfrog.catalog.tenants import Tenants
 from woodfrog.cli import commands
 from woodfrog.cli.cluster import Cluster
+from woodfrog.cli.tenants import list_keys
 from woodfrog.clock import SystemClock
 from woodfrog.coordination import Session
 from woodfrog.errors import AlreadyExists, InvalidArgument, NotFound
@@ -75,7 +76,7 @@ async def test_what_is_not_there_and_what_is_wrong(session: Session) -> None:
 
 
 @need("etcd")
-async def test_a_model_cannot_be_added_for_a_tenant_that_is_not_there(
+async def test_a_tenant_that_is_not_there_has_no_model_and_no_list_of_keys(
     session: Session, etcd: EtcdServer, tmp_path: Path
 ) -> None:
     await Tenants(session).create(Tenant("acme"))
@@ -84,6 +85,9 @@ async def test_a_model_cannot_be_added_for_a_tenant_that_is_not_there(
     cluster = replace(cluster, ports={**cluster.ports, "etcd": port})
     with pytest.raises(NotFound, match="tenant 'acmee' is not known"):
         await commands.models_add(cluster, replace(spec("own"), tenant="acmee"), tmp_path)
+    with pytest.raises(NotFound, match="tenant 'acmee' is not known"):
+        await list_keys(cluster, "acmee")
+    await list_keys(cluster, "acme")
     with pytest.raises(InvalidArgument, match=r"no .safetensors file"):
         await commands.models_add(cluster, replace(spec("own"), tenant="acme"), tmp_path)
 

@@ -142,6 +142,8 @@ async def create_key(cluster: Cluster, tenant: str, label: str) -> None:
 
 async def list_keys(cluster: Cluster, tenant: str) -> None:
     async with _tenants(cluster) as tenants:
+        if tenant:
+            await tenants.get(tenant)  # a typo is no empty list
         found = await tenants.list_keys(tenant)
     rows = [(key.key_id, key.tenant, _day(key.create_time), key.label or "-") for key in found]
     print(table(("ID", "TENANT", "CREATED", "LABEL"), rows))
