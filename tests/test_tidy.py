@@ -39,7 +39,7 @@ def tree(path: str) -> ast.Module:
 
 def pages() -> list[Path]:
     """Every Markdown page of ours."""
-    folders = ("docs", "libs", "services", "tests", "loadtest")
+    folders = ("docs", "libs", "services", "tests", "loadtest", "deploy")
     return sorted([*ROOT.glob("*.md"), *(p for f in folders for p in (ROOT / f).rglob("*.md"))])
 
 
@@ -149,6 +149,21 @@ def test_links_lead_somewhere() -> None:
                     yield f"{page.relative_to(ROOT)}: {target} does not exist"
                 elif anchor and anchor not in _anchors(file.read_text()):
                     yield f"{page.relative_to(ROOT)}: {target} names no heading"
+
+    found(faults())
+
+
+def test_rows_of_tables_have_as_many_cells_as_their_heads() -> None:
+    """A bar within a cell, in code too, must be escaped."""
+
+    def faults() -> Iterator[str]:
+        for page in pages():
+            head = 0
+            for number, line in enumerate(page.read_text().splitlines(), 1):
+                bars = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("| ") else 0
+                head = (head or bars) if bars else 0
+                if bars != head:
+                    yield f"{page.relative_to(ROOT)}:{number} has {bars} bars, its head {head}"
 
     found(faults())
 

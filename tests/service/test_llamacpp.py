@@ -27,6 +27,13 @@ CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 STORY = "Once upon a time, there was a frog who"
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+PICTURE = [
+    {
+        "role": "user",
+        "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}],
+    }
+]
+TOOL = {"type": "function", "function": {"name": "jump", "parameters": {"type": "object"}}}
 STREAMED = {
     "messages": [{"role": "user", "content": "Say what a frog does."}],
     "stream": True,
@@ -97,7 +104,15 @@ async def test_what_llama_cpp_offers_is_passed_through(engine: Engine) -> None:
             400,
             "context_length_exceeded",
         ),
-        ("/v1/embeddings", "POST", b'{"input": "a"}', 501, "unsupported"),
+        (CHAT, "POST", json.dumps({"messages": PICTURE}).encode(), 400, "invalid_value"),
+        (
+            CHAT,
+            "POST",
+            json.dumps({"messages": QUESTION, "tools": [TOOL], "tool_choice": "required"}).encode(),
+            400,
+            "unsupported_parameter",  # llama.cpp leaves them out where the template has none
+        ),
+        ("/v1/embeddings", "POST", b'{"input": "a"}', 404, "unknown_url"),
         ("/slots", "GET", b"", 404, "unknown_url"),  # shows what others ask
         (CHAT, "GET", b"", 405, "method_not_allowed"),
     ],
@@ -321,6 +336,16 @@ async def test_a_model_that_pools_answers_with_vectors(embedder: Engine) -> None
     assert thawed["brief"] == canary["brief"]
     after = (await embedder.ask(input="a b c"))["data"][0]["embedding"]
     assert after == pytest.approx(one, abs=1e-4)
+
+
+async def test_what_a_model_that_pools_does_not_take_is_the_requests_fault(
+    embedder: Engine,
+) -> None:
+    status, body = await embedder.raw(json.dumps({"messages": QUESTION}).encode(), CHAT)
+    assert (status, body["error"]["code"]) == (404, "unknown_url")
+    assert body["error"]["message"].endswith("it answers to /v1/embeddings, /v1/rerank")
+    status, body = await embedder.raw(json.dumps({"input": "a " * 9000}).encode(), "/v1/embeddings")
+    assert (status, body["error"]["code"]) == (400, "context_length_exceeded")
 
 
 async def test_a_stream_tells_the_router_its_tokens_though_its_client_did_not_ask(

@@ -139,6 +139,10 @@ async def test_unknown_routes_and_methods(bench: Bench) -> None:
     head, body = await bench.raw(post(b"{}", path="/nothing"))
     assert head.startswith(b"HTTP/1.1 404")
     assert error_of(body)["code"] == "route_not_found"
+    _, body = await bench.raw(post(b"{}", path="/chat/completions"))
+    assert error_of(body)["message"].endswith(
+        "it is /v1/chat/completions: end the base URL with /v1"
+    )
     head, body = await bench.raw(b"GET /v1/completions HTTP/1.1\r\nconnection: close\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 405")
     assert b"allow: POST" in head

@@ -242,6 +242,32 @@ def by_name(spans: InMemorySpanExporter) -> dict[str, ReadableSpan]:
     return {span.name: span for span in spans.get_finished_spans()}
 
 
+async def test_a_streams_span_lasts_as_long_as_its_answer_and_says_why_it_failed(
+    bench: Bench, chats: chats_pb2_grpc.ChatsStub, spans: InMemorySpanExporter
+) -> None:
+    name = "woodfrog.api.router.v1.Chats/Stream"
+    engine = await bench.ready("a")
+    call = chats.Stream(chats_pb2.StreamRequest(chat=chat(simulate={"hold": "mid"})))
+    await call.read()
+    await engine.until_active(1)
+    assert name not in by_name(spans)
+    call.cancel()
+    await bench.until(lambda: name in by_name(spans))
+    assert by_name(spans)[name].status.status_code is not trace.StatusCode.ERROR
+    nobody = chats_pb2.ChatRequest(model="nobody", messages=[{"role": "user", "content": "hi"}])
+    for asked, reason, code in (
+        (nobody, "MODEL_NOT_FOUND", trace.StatusCode.UNSET),  # the client's own
+        (chat(simulate={"die": 3}), "REPLICA_LOST", trace.StatusCode.ERROR),
+    ):
+        spans.clear()
+        with pytest.raises(grpc.aio.AioRpcError):
+            [piece async for piece in chats.Stream(chats_pb2.StreamRequest(chat=asked))]
+        await bench.until(lambda: name in by_name(spans))
+        failed = by_name(spans)[name]
+        assert failed.status.status_code is code
+        assert (failed.attributes or {})["error.type"] == reason
+
+
 async def test_trace_of_a_wake(bench: Bench, spans: InMemorySpanExporter) -> None:
     """A joined climb belongs to another trace: the acquire links to it."""
     climb_parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -22,6 +22,9 @@ from woodfrog.api.scheduler.v1 import tenants_pb2 as pb
 from woodfrog.api.scheduler.v1 import tenants_pb2_grpc
 from woodfrog.catalog import Catalog, CatalogSnapshot, KeyRevoked, TenantPut
 from woodfrog.catalog.tenants import Tenants
+from woodfrog.cli import commands
+from woodfrog.cli.cluster import Cluster
+from woodfrog.cli.tenants import list_keys
 from woodfrog.clock import SystemClock
 from woodfrog.coordination import Session
 from woodfrog.errors import AlreadyExists, InvalidArgument, NotFound
@@ -71,6 +74,23 @@ async def test_what_is_not_there_and_what_is_wrong(session: Session) -> None:
     ):
         with pytest.raises(InvalidArgument):
             await wrong
+
+
+@need("etcd")
+async def test_a_tenant_that_is_not_there_has_no_model_and_no_list_of_keys(
+    session: Session, etcd: EtcdServer, tmp_path: Path
+) -> None:
+    await Tenants(session).create(Tenant("acme"))
+    cluster = Cluster.open(tmp_path / "home")
+    port = int(etcd.endpoint.rpartition(":")[2])
+    cluster = replace(cluster, ports={**cluster.ports, "etcd": port})
+    with pytest.raises(NotFound, match="tenant 'acmee' is not known"):
+        await commands.models_add(cluster, replace(spec("own"), tenant="acmee"), tmp_path)
+    with pytest.raises(NotFound, match="tenant 'acmee' is not known"):
+        await list_keys(cluster, "acmee")
+    await list_keys(cluster, "acme")
+    with pytest.raises(InvalidArgument, match=r"no .safetensors file"):
+        await commands.models_add(cluster, replace(spec("own"), tenant="acme"), tmp_path)
 
 
 @need("etcd")
@@ -239,7 +259,7 @@ async def test_usage_is_the_tenants_and_counts_against_its_limit(bench: Bench) -
         await ask(acme)
         async with grpc.aio.insecure_channel(bench.grpc) as channel:
             stub: Any = usages_pb2_grpc.UsagesStub(channel)  # type: ignore[no-untyped-call]
-            request = usages_pb2.ListRequest(since_hour=0, until_hour=1 << 40)
+            request = usages_pb2.ListRequest()  # all there is
             metadata = (("authorization", f"Bearer {GLOBEX_KEY}"),)
             pages = [page async for page in stub.List(request, metadata=metadata)]
             (row,) = [row for page in pages for row in page.usages]

@@ -109,6 +109,20 @@ async def test_sums_by_each_name(cluster: Cluster, capsys: pytest.CaptureFixture
     assert last.endswith("2.50 of 3.00 (83.3%)")
 
 
+async def test_what_a_model_held_that_is_gone_lessens_nothing_that_was_saved(
+    capsys: pytest.CaptureFixture[str], cluster: Cluster
+) -> None:
+    held = [Row(HOUR, "", "gone", Usage(host_byte_s=8.0 * GIB * HOUR_S)), *HELD]
+    async with serving(held) as port:
+        other = replace(cluster, ports={**cluster.ports, "node_agent": port})
+        await usage.usage(other, SPAN, "model", as_csv=False)
+    _, gone, kept, _, last = capsys.readouterr().out.splitlines()
+    assert gone.split()[0] == "gone"
+    assert gone.endswith("8.00  -")
+    assert kept.endswith("2.50 of 3.00 (83.3%)")
+    assert last.endswith("8.50  2.50 of 3.00 (83.3%)")
+
+
 async def test_what_does_not_answer_is_named_and_the_rest_shown(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,7 @@ from woodfrog.metering import Ledger, Row, Usage
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Usages"].full_name
 _TIMEOUT_S = 30.0
+_EVER_HOURS = 1 << 40
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -69,13 +70,14 @@ class UsagesServicer(pb_grpc.UsagesServicer):
         self, request: pb.ListRequest, context: Context
     ) -> AsyncIterator[pb.ListResponse]:
         tenant = self._whose(context)
-        if not 0 <= request.since_hour <= request.until_hour:
+        until_hour = request.until_hour or _EVER_HOURS
+        if not 0 <= request.since_hour <= until_hour:
             raise InvalidArgument(
                 "BAD_SPAN", "the span must not begin before 1970, nor end before it begins"
             )
         self._settle()
         last: Row | None = None
-        while page := self._ledger.page(request.since_hour, request.until_hour, last):
+        while page := self._ledger.page(request.since_hour, until_hour, last):
             seen = (row for row in page if tenant is None or row.tenant == tenant)
             yield pb.ListResponse(usages=map(row_to_pb, seen))
             last = page[-1]

@@ -29,9 +29,14 @@ class Standing:
 class Line:
     usage: Usage
     always_on: Usage  # its GPU and host seconds only
+    beside: Usage  # what of `usage` is beside it: of a model that is gone nobody knows what always-on would have held
 
     def __add__(self, other: "Line") -> "Line":
-        return Line(self.usage + other.usage, self.always_on + other.always_on)
+        return Line(
+            self.usage + other.usage,
+            self.always_on + other.always_on,
+            self.beside + other.beside,
+        )
 
 
 def lines(
@@ -49,7 +54,15 @@ def lines(
     used = split(merged, slots)
     never = split(_never_sleeping(standing, since_hour, until, now_hour), slots)
     keys = sorted(used.keys() | never.keys())
-    return {key: Line(used.get(key, Usage()), never.get(key, Usage())) for key in keys}
+    none = Usage()
+    return {
+        key: Line(
+            used.get(key, none),
+            never.get(key, none),
+            used.get(key, none) if key in never else none,
+        )
+        for key in keys
+    }
 
 
 def slots_of(usages: Iterable[tuple[Key, Usage]]) -> Slots:

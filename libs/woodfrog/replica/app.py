@@ -111,12 +111,9 @@ class App:
         if state is not State.SERVING:
             await _refuse(answer, state)
         elif expected is None:
-            body = error_object(
-                f"the model {self._model_name} does not answer to {path}",
-                "invalid_request_error",
-                None,
-                "unknown_url",
-            )
+            routes = ", ".join(each for each in self._front.methods if each.startswith("/v1/"))
+            text = f"the model {self._model_name} does not answer to {path}; it answers to {routes}"
+            body = error_object(text, "invalid_request_error", None, "unknown_url")
             await answer.json(404, body)
         elif method != expected:
             body = error_object(

@@ -149,9 +149,13 @@ def _wrapped(name: str, handler: Any) -> Any:
     inner = (
         handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     )
-    wrap = _stream if handler.response_streaming else _unary
+    if handler.response_streaming:
+        endless = handler.request_streaming or name.endswith("/Watch")
+        wrapped: Callable[..., Any] = _stream(name, inner, endless=endless)
+    else:
+        wrapped = _unary(name, inner)
     return make(
-        wrap(name, inner),
+        wrapped,
         request_deserializer=handler.request_deserializer,
         response_serializer=handler.response_serializer,
     )
@@ -175,20 +179,25 @@ def _unary(name: str, inner: Callable[..., Awaitable[Any]]) -> Callable[..., Any
 
 
 def _stream(
-    name: str, inner: Callable[..., AsyncIterator[Any]]
+    name: str, inner: Callable[..., AsyncIterator[Any]], *, endless: bool
 ) -> Callable[..., AsyncIterator[Any]]:
     async def handle(
         request: Any, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[Any]:
-        # A stream lives as long as its peer: its span marks the opening, so that one is seen before the end.
         span = _open(name, context)
-        span.end()
+        if endless:  # it lives as long as its peer: the span marks the opening, so that one is seen before the end
+            span.end()
         _enter(span)
         try:
             async for response in inner(request, context):
                 yield response
         except Exception as error:  # noqa: BLE001  the outermost frame of a call
+            if not endless:
+                _tell(span, error)
             await _abort(name, context, error)
+        finally:
+            if not endless:
+                span.end()
 
     return handle
 

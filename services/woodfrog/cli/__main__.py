@@ -75,7 +75,7 @@ def parser() -> options.Parser:
     _take_usage(verbs.add_parser("usage", help="show who used what, and what sleeping saved"))
     tenants.take(verbs)
     traced = verbs.add_parser("trace", help="show where a request's time went; the latest traces")
-    traced.add_argument("trace_id", nargs="?", help="or its first digits")
+    traced.add_argument("trace_id", nargs="?", help="or its first digits, six or more")
     watched = verbs.add_parser("top", help="show models on their rungs, live")
     watched.add_argument("--once", action="store_true", help="print one view and end")
 
@@ -143,8 +143,8 @@ def _take_nodes(verb: options.Parser) -> None:
 
 
 def _take_model(add: options.Parser) -> None:
-    add.add_argument("name")
-    add.add_argument("path", type=options.path)
+    add.add_argument("name", help="by which clients ask for it")
+    add.add_argument("path", type=options.path, help="the folder, or the GGUF file")
     add.add_argument("--tenant", type=tenants.name, help="who owns it, and alone may ask it")
     add.add_argument(
         "--dedicated", action="store_true", help="it goes only to nodes that are its tenant's"
@@ -154,13 +154,13 @@ def _take_model(add: options.Parser) -> None:
         "--slots",
         type=options.whole(1, spec.SLOTS_MAX),
         default=16,
-        help="requests that a replica runs at once",
+        help="requests that a replica runs at once (%(default)s)",
     )
     add.add_argument(
         "--replicas-max",
         type=options.whole(1, spec.REPLICAS_MAX),
         metavar="N",
-        help="as many at once; --replicas-min, or 1",
+        help="as many at once (1, or --replicas-min)",
     )
     add.add_argument(
         "--replicas-min",
@@ -180,7 +180,7 @@ def _take_model(add: options.Parser) -> None:
         type=options.gib(spec.MEMORY_BYTES_MIN, spec.MEMORY_BYTES_MAX),
         default=4 << 30,
         metavar="GIB",
-        help="limit of a replica's own memory",
+        help="limit of a replica's own memory (4)",
     )
     add.add_argument(
         "--gpu-memory",
@@ -189,6 +189,11 @@ def _take_model(add: options.Parser) -> None:
         metavar="GIB",
         help="a replica's own GPU memory beside the weights; without it, it runs on the CPU",
     )
+    _take_engine(add)
+
+
+def _take_engine(add: options.Parser) -> None:
+    """What runs it, and how."""
     add.add_argument(
         "--engine",
         choices=spec.ENGINES,
@@ -201,13 +206,19 @@ def _take_model(add: options.Parser) -> None:
         type=options.whole(_CONTEXT_TOKENS_MIN, _CONTEXT_TOKENS_MAX, "tokens"),
         default=2048,
         metavar="TOKENS",
+        help="of a prompt and its answer together (%(default)s)",
     )
     add.add_argument(
         "--compile",
         action="store_true",
         help="compile the layers of a text model at its first start",
     )
-    add.add_argument("--snapshot", choices=("eager", "never"), default="eager")
+    add.add_argument(
+        "--snapshot",
+        choices=("eager", "never"),
+        default="eager",
+        help="whether its first start makes one (%(default)s)",
+    )
 
 
 def _take_rest(add: options.Parser) -> None:
@@ -216,7 +227,7 @@ def _take_rest(add: options.Parser) -> None:
         "--park-after",
         type=options.number(0, spec.REST_S_MAX, "seconds"),
         metavar="S",
-        help="idle seconds until it parks, 60 at most if not given",
+        help="idle seconds until it parks (60, or --freeze-after if that is less)",
     )
     add.add_argument(
         "--freeze-after",
@@ -369,6 +380,7 @@ def _input() -> str:
     try:
         return input("you: ").strip()
     except EOFError:
+        print()
         return ""
 
 

@@ -8,17 +8,18 @@ import urllib.request
 from http import HTTPStatus
 from pathlib import Path
 
-from woodfrog.cli import models
+from woodfrog.cli import models, tenants
 from woodfrog.cli.cluster import Cluster
-from woodfrog.cli.show import size, table
+from woodfrog.cli.show import count, size, table
 from woodfrog.clients.scheduler import SchedulerClient
 from woodfrog.errors import NotFound, Unavailable
-from woodfrog.model.placement import ClusterView, ModelView, NodeView
+from woodfrog.model.placement import ClusterView, ModelView, NodeView, Predictions
 from woodfrog.model.spec import ModelSpec
 
 _TIMEOUT_S = 5.0
 _KNOWN_S = 10.0
 _TOLD_S = 0.2
+_NINE_IN_TEN = 10
 
 
 async def describe(cluster: Cluster) -> ClusterView:
@@ -45,10 +46,14 @@ async def ps(cluster: Cluster) -> None:
             print(trouble_line(model))
     for node in view.nodes:
         print(node_line(node))
-    if told := view.predictions.count:
-        print(
-            f"of the last {told} predicted climbs nine in ten were off by {view.predictions.error_p90:.0%} at most"
-        )
+    if view.predictions.count:
+        print(predictions_line(view.predictions))
+
+
+def predictions_line(told: Predictions) -> str:
+    """Of few the ninth in ten is the worst."""
+    which = "nine in ten of the last" if told.count >= _NINE_IN_TEN else "the last"
+    return f"{which} {count(told.count, 'predicted climb')}: off by {told.error_p90:.0%} at most"
 
 
 def trouble_line(model: ModelView) -> str:
@@ -69,6 +74,8 @@ def node_line(node: NodeView) -> str:
 async def models_add(
     cluster: Cluster, spec: ModelSpec, path: Path, dtype: str | None = None
 ) -> None:
+    if spec.tenant:
+        await tenants.check(cluster, spec.tenant)
     async with models.connect(cluster) as cell:
         added = await models.add(cell, spec, path, lambda line: print(f"  {line}"), dtype)
     await wait_known(cluster, spec.name)

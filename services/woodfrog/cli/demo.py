@@ -23,7 +23,7 @@ from woodfrog.model.spec import ModelSpec
 from woodfrog.telemetry import names
 
 MODEL = "smollm2-135m"
-QUESTIONS = ("What is the capital of France?", "Name three animals that live in a forest.")
+QUESTIONS = ("What color is the sky?", "Name the seven days of the week.")
 _PARK_S, _FREEZE_S = 1.0, 2.0
 _SLEEP_TIMEOUT_S = 120.0
 _TRACE_TIMEOUT_S = 10.0

@@ -16,6 +16,7 @@ from woodfrog.cli import gguf
 from woodfrog.cli.cluster import Cluster
 from woodfrog.cli.convert import convert
 from woodfrog.cli.import_model import import_gguf
+from woodfrog.cli.show import size
 from woodfrog.cli.tiling import layers_to_tile, tile
 from woodfrog.clients.ingest import build_manifest, ingest
 from woodfrog.clients.store import ChunkClient, StoreClient
@@ -210,7 +211,7 @@ async def _ingest(
 ) -> ModelSpec:
     progress("reading the weights and taking their digests")
     manifest = build_manifest(Kind.WEIGHTS, folder, {"model": spec.name}, names)
-    progress(f"bringing {manifest.size_bytes / 1e6:.0f} MB into the store")
+    progress(f"bringing {size(manifest.size_bytes)} into the store")
     weights = await ingest(cell.store, cell.chunks, manifest, folder)
     holder = f"model/{spec.name}"
     await cell.store.hold(weights, holder)

@@ -26,6 +26,8 @@ async def plan(cluster: Cluster, given: WhatIf) -> None:
 
 
 def shown(view: PlanView) -> str:
+    if not view.models:
+        return "no model idles that the plan puts to rest; those with --freeze-after go by that"
     rows = [
         (
             m.model,

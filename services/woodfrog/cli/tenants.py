@@ -89,13 +89,21 @@ def _limit(most: int) -> Any:
 async def add(cluster: Cluster, args: argparse.Namespace) -> None:
     async with _tenants(cluster) as tenants:
         await tenants.create(_with(Tenant(args.name, create_time=SystemClock().wall()), args))
-    print(f"{args.name} is a tenant; {to_type(f'keys create {args.name}', cluster.home)}")
+    print(
+        f"added {args.name}; make it a key with: {to_type(f'keys create {args.name}', cluster.home)}"
+    )
     _warn(cluster)
 
 
 async def change(cluster: Cluster, args: argparse.Namespace) -> None:
     async with _tenants(cluster) as tenants:
         await tenants.change(_with(await tenants.get(args.name), args))
+
+
+async def check(cluster: Cluster, name: str) -> None:
+    """Raises NotFound when there is no such tenant."""
+    async with _tenants(cluster) as tenants:
+        await tenants.get(name)
 
 
 async def show(cluster: Cluster) -> None:
@@ -145,6 +153,8 @@ async def create_key(cluster: Cluster, tenant: str, label: str) -> None:
 
 async def list_keys(cluster: Cluster, tenant: str) -> None:
     async with _tenants(cluster) as tenants:
+        if tenant:
+            await tenants.get(tenant)  # a typo is no empty list
         found = await tenants.list_keys(tenant)
     rows = [(key.key_id, key.tenant, _day(key.create_time), key.label or "-") for key in found]
     print(table(("ID", "TENANT", "CREATED", "LABEL"), rows))

@@ -10,16 +10,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from woodfrog.cli import doctor, supervisor
 from woodfrog.cli.cluster import NODES_MAX, Cluster, Tools, to_type
+from woodfrog.clock import SystemClock
 from woodfrog.errors import FailedPrecondition, Unavailable
 
 READY_TIMEOUT_S = 60.0
 READY_NODE_S = 10.0  # for each further node
+_OF_SETTINGS = ("BAD_SETTING", "UNKNOWN_SETTING")
+_SAID_MAX = 300  # characters of a log's line
 _OTHER_S = READY_TIMEOUT_S + READY_NODE_S * NODES_MAX
 
 
@@ -47,7 +51,7 @@ def up(home: Path, wanted: Wanted, foreground: bool) -> int:
     print(f"the cluster in {cluster.home} {'was up already' if was_up else 'is up'}")
     if cluster.node_count > 1:
         print(f"  nodes    {cluster.node_count}")
-    print(f"  gateway  {cluster.base_url}")
+    print(f"  gateway  {cluster.base_url}, gRPC at {cluster.address('router')}")
     print(f"  logs     {cluster.home}/logs")
     print(f"  stop     {to_type('down', cluster.home)}")
     return 0
@@ -130,7 +134,7 @@ def _check_tenants(cluster: Cluster) -> None:
             raise FailedPrecondition(
                 "NODE_UNKNOWN",
                 f"--node-tenants names node {number}, and the cluster has {_nodes(cluster)}; give it more with --nodes,"
-                " or name another",
+                " or take all nodes back from tenants with --node-tenants 1=",
             )
 
 
@@ -191,8 +195,11 @@ def check_machine() -> None:
 
 
 async def wait_ready(cluster: Cluster, supervisor_pid: int | None = None) -> None:
-    """Until every service answers SERVING and the gateway is ready. Raises Unavailable, at once when the supervisor ends."""
-    deadline = time.monotonic() + _ready_timeout_s(cluster)
+    """Until every service answers SERVING and the gateway is ready.
+
+    Raises Unavailable, at once when the supervisor ends; FailedPrecondition when a service cannot run with its settings.
+    """
+    began, deadline = SystemClock().wall(), time.monotonic() + _ready_timeout_s(cluster)
 
     async def wait(child: str) -> None:
         if supervisor_pid is not None and not supervisor.alive(supervisor_pid):
@@ -201,6 +208,7 @@ async def wait_ready(cluster: Cluster, supervisor_pid: int | None = None) -> Non
                 f"the cluster in {cluster.home} ended while it started: somebody stopped it, or"
                 f" {cluster.home}/logs/supervisor.log says why",
             )
+        _check_settings(cluster, child, began)
         if time.monotonic() > deadline:
             raise _not_ready(cluster, child)
         await asyncio.sleep(0.05)
@@ -240,19 +248,47 @@ def _nodes(cluster: Cluster) -> str:
 
 
 def _not_ready(cluster: Cluster, child: str) -> Unavailable:
-    log = cluster.home / "logs" / f"{child}.log"
-    last = log.read_text().strip().splitlines()[-1:] if log.exists() else []
-    said = _said(last[0]) if last else "it wrote no log"
+    log = _log(cluster, child)
+    last = _last(log)
+    said = _said(last) if last else "it wrote no log"
     return Unavailable(
         "NOT_READY",
         f"{child} is not ready after {_ready_timeout_s(cluster):.0f} s: {said}; see {log}",
     )
 
 
+def _check_settings(cluster: Cluster, child: str, began: float) -> None:
+    """Raises FailedPrecondition SETTINGS_UNUSABLE when the child's last word since `began` (wall) is that: no start mends it."""
+    log = _log(cluster, child)
+    if not log.exists() or log.stat().st_mtime < began:
+        return
+    last = _last(log)
+    if _fields(last).get("reason") in _OF_SETTINGS:
+        raise FailedPrecondition(
+            "SETTINGS_UNUSABLE", f"{child} cannot start: {_said(last)}; see {log}"
+        )
+
+
+def _log(cluster: Cluster, child: str) -> Path:
+    return cluster.home / "logs" / f"{child}.log"
+
+
+def _last(log: Path) -> str:
+    """Its last line; empty where there is none."""
+    return (log.read_text().strip().splitlines() or [""])[-1] if log.exists() else ""
+
+
 def _said(line: str) -> str:
     """What a line of a log says to people."""
+    fields = _fields(line)
+    text = str(fields.get("error") or fields.get("message") or line)
+    return text if len(text) <= _SAID_MAX else text[: _SAID_MAX - 1] + "…"
+
+
+def _fields(line: str) -> dict[str, Any]:
+    """Empty where it is none of ours."""
     try:
         fields = json.loads(line)
-        return str(fields.get("error") or fields["message"])[:300]
-    except (ValueError, KeyError, AttributeError):
-        return line[:300]
+    except ValueError:
+        return {}
+    return fields if isinstance(fields, dict) else {}

@@ -119,7 +119,10 @@ def _print(found: dict[Key, Line], by: str | None, now_hour: int, as_csv: bool) 
 
 
 def usage_table(columns: Sequence[str], sums: dict[tuple[str, ...], Line]) -> str:
-    """`saved` is by how much less was held than always-on would have; less than nothing where several replicas ran."""
+    """`saved` is by how much less was held than always-on would have; less than nothing where several replicas ran.
+
+    What models held that are gone is in no `saved`.
+    """
     header = [column.upper() for column in columns]
     header += ["REQUESTS", "FAILED", "WAKES", "TOKENS IN", "TOKENS OUT"]
     header += ["GPU-S", "GPU-S SAVED", "HOST GIB-H", "HOST GIB-H SAVED"]
@@ -131,19 +134,19 @@ def usage_table(columns: Sequence[str], sums: dict[tuple[str, ...], Line]) -> st
 
 
 def _cells(line: Line) -> tuple[str, ...]:
-    used, never = line.usage, line.always_on
+    used, never, beside = line.usage, line.always_on, line.beside
     counts = used.requests, used.failed, used.wakes, used.prompt_tokens, used.completion_tokens
     return (
         *(f"{count:,}" for count in counts),
-        *_held(used.gpu_s, never.gpu_s),
-        *_held(used.host_byte_s / GIB_H, never.host_byte_s / GIB_H),
+        f"{used.gpu_s:,.2f}",
+        _saved(beside.gpu_s, never.gpu_s),
+        f"{used.host_byte_s / GIB_H:,.2f}",
+        _saved(beside.host_byte_s / GIB_H, never.host_byte_s / GIB_H),
     )
 
 
-def _held(used: float, never: float) -> tuple[str, str]:
-    if not never:
-        return f"{used:,.2f}", "-"
-    return f"{used:,.2f}", f"{never - used:,.2f} of {never:,.2f} ({1 - used / never:.1%})"
+def _saved(held: float, never: float) -> str:
+    return f"{never - held:,.2f} of {never:,.2f} ({1 - held / never:.1%})" if never else "-"
 
 
 def _csv(columns: Iterable[str], sums: dict[tuple[str, ...], Line]) -> None:

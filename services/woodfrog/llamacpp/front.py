@@ -30,6 +30,9 @@ _COMPUTES = {
     "/tokenize": False,
     "/detokenize": False,
 }
+_OF_WORDS = frozenset(("/tokenize", "/detokenize"))  # any model has them
+_OF_VECTORS = frozenset(("/v1/embeddings", "/v1/rerank", "/embedding"))  # the rest is of texts
+_OF_TOOLS = frozenset(("/v1/chat/completions", "/v1/responses", "/v1/messages"))
 #: Fields that reach over the request: into what others left in a slot, or into the model.
 _OURS = ("cache_prompt", "id_slot", "n_cache_reuse", "lora")
 #: Where a request has many texts, which take turns in the slots.
@@ -39,6 +42,17 @@ _CODES = {
     "not_supported_error": "unsupported",
     "invalid_request_error": "invalid_value",
 }
+#: What llama.cpp says with status 500 though it is of the request, so that OpenAI's clients would ask again.
+_OF_THE_REQUEST = {
+    "input is not supported": (
+        "invalid_value",
+        "this model takes text only; leave pictures and sounds out, or ask another model",
+    ),
+    "is too large to process": (
+        "context_length_exceeded",
+        "the input is longer than this model takes at once; shorten it",
+    ),
+}
 
 _DONE = b"data: [DONE]"
 _COUNTS = ((b"prompt_n", b"predicted_n"), (b"input_tokens", b"output_tokens"))
@@ -47,7 +61,11 @@ _TAIL_BYTES = 16 << 10  # in which the last event is
 
 class LlamaFront:
     def __init__(self, engine: LlamaEngine, clock: Clock) -> None:
-        self.methods: Mapping[str, str] = dict.fromkeys(_COMPUTES, "POST")
+        self.methods: Mapping[str, str] = {
+            path: "POST"
+            for path in _COMPUTES
+            if path in _OF_WORDS or (path in _OF_VECTORS) == engine.header.pools
+        }
         self.body_bytes_max = _BODY_BYTES
         self._engine = engine
 
@@ -56,6 +74,13 @@ class LlamaFront:
         body = json_object(raw)
         for name in _OURS:
             body.pop(name, None)
+        if path in _OF_TOOLS and body.get("tools") and not self._engine.header.tools:
+            raise InvalidArgument(
+                "UNSUPPORTED_PARAMETER",
+                "'tools' are not supported: this model's chat template has nothing for them; ask a model whose"
+                " template has",
+                param="tools",
+            )
         body |= {"cache_prompt": False, "model": self._engine.settings.model_name}
         if not _COMPUTES[path]:
             await self._pass_on(path, body, answer)
@@ -97,7 +122,7 @@ class LlamaFront:
                 return
             data = await response.read()
         if response.status >= 400:
-            await answer.json(response.status, _error(data, response.status))
+            await answer.json(*_error(data, response.status))
         else:
             await answer.json(response.status, data)
 
@@ -148,12 +173,15 @@ def _tokens(said: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _error(data: bytes, status: int) -> dict[str, Any]:
-    """llama.cpp's error in OpenAI's form."""
+def _error(data: bytes, status: int) -> tuple[int, dict[str, Any]]:
+    """llama.cpp's error in OpenAI's form, with its status."""
     try:
         said = json.loads(data)["error"]
         message, kind = str(said["message"]), str(said["type"])
     except (ValueError, LookupError, TypeError):
         message, kind = "llama.cpp failed at this request", "server_error"
+    for part, told in _OF_THE_REQUEST.items():
+        if part in message:
+            status, (kind, message) = 400, told
     shown = "invalid_request_error" if status < 500 else "server_error"
-    return error_object(message, shown, None, _CODES.get(kind, kind))
+    return status, error_object(message, shown, None, _CODES.get(kind, kind))

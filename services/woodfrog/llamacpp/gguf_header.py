@@ -21,6 +21,7 @@ class Header:
     context_tokens: int  # that the model was made for; 0: it does not say
     pools: bool  # its answers are vectors
     template: bool  # of chats
+    tools: bool  # the template has something for functions; else llama.cpp leaves them out without a word
 
     @staticmethod
     def read(path: Path) -> "Header":
@@ -39,12 +40,14 @@ class Header:
             raise InvalidArgument(
                 "GGUF_UNREADABLE", f"{path} names no architecture; take the file of a whole model"
             )
+        template = found.get("tokenizer.chat_template")
         context = found.get(f"{architecture}.context_length", 0)
         return Header(
             architecture,
             context if isinstance(context, int) else 0,
             bool(found.get(f"{architecture}.pooling_type")),
-            bool(found.get("tokenizer.chat_template")),
+            bool(template),
+            isinstance(template, bytes) and b"tool" in template,
         )
 
 

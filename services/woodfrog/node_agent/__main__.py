@@ -132,8 +132,8 @@ def _vaults(settings: Settings) -> list[VaultConfig]:
     if not numbers or len(set(numbers)) < len(numbers) or min(numbers) < 0:
         raise InvalidArgument(
             "BAD_SETTING",
-            f"WOODFROG_NODE_AGENT_GPUS is {settings.gpus!r}, this machine has GPUs {there}; "
-            "say none, all, or their numbers",
+            f"WOODFROG_NODE_AGENT_GPUS is {settings.gpus!r}, this machine has"
+            f" {'GPUs ' + ', '.join(map(str, there)) if there else 'no GPU'}; say none, all, or their numbers",
         )
     arena = settings.arena_bytes
     if arena < 0:

@@ -8,6 +8,7 @@ from woodfrog import errors
 
 _INVALID = "invalid_request_error"
 _SERVER = "server_error"
+_QUOTA = "insufficient_quota"
 _RETRY_AFTER_S_MAX = (
     60.0  # a longer one OpenAI's clients do not obey: old ones come at once, new ones never
 )
@@ -80,9 +81,11 @@ def refusal(error: errors.WoodfrogError) -> Refusal:
             (b"retry-after-ms", b"%d" % math.ceil(after_s * 1e3)),
             (b"retry-after", b"%d" % math.ceil(after_s)),
         ]
-    if isinstance(error, errors.FailedPrecondition) or error.reason == "INSUFFICIENT_QUOTA":
-        headers.append((b"x-should-retry", b"false"))
     param, code = error.metadata.get("param"), error.reason.lower()
+    if code == _QUOTA:
+        type_ = _QUOTA  # as OpenAI has it, in both fields
+    if isinstance(error, errors.FailedPrecondition) or code == _QUOTA:
+        headers.append((b"x-should-retry", b"false"))
     return Refusal(status, error.message, code, type_=type_, param=param, headers=headers)
 
 

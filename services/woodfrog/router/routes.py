@@ -89,7 +89,8 @@ def no_route(path: str) -> Refusal:
     why = _why_refused(path)
     if why is not None:
         return Refusal(404, f"{path[:200]} is not served: {why}", "route_not_supported")
-    return Refusal(404, f"there is no route {path[:200]}", "route_not_found")
+    mend = f"; it is /v1{path}: end the base URL with /v1" if f"/v1{path}" in _KNOWN else ""
+    return Refusal(404, f"there is no route {path[:200]}{mend}", "route_not_found")
 
 
 def _why_refused(path: str) -> str | None:

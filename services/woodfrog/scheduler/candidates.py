@@ -30,7 +30,7 @@ _WHYS = (
     "too small",
     "without a GPU",
     "not answering",
-    "for other tenants",
+    "for other models",
     "not to be tried again",
 )
 _FITS, _FULL, _DRAINS, _SMALL, _NO_GPU, _SILENT, _OTHERS, _EXCLUDED = range(len(_WHYS))

@@ -29,7 +29,7 @@ class Metrics(metrics.ServiceMetrics):
         )
         self._error = Histogram(
             "woodfrog_scheduler_prediction_error_ratio",
-            "Of finished climbs from the rung that was foreseen: |taken - predicted| / taken, by rung.",
+            "Of finished climbs from the rung that was foreseen: abs(taken - predicted) / taken, by rung.",
             ("rung",),
             buckets=_ERROR_RATIO,
             registry=self.registry,

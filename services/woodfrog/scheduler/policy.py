@@ -40,7 +40,7 @@ _REFUSING = "refusing"
 SOON_S = 1.0
 _EVER_S = float("inf")
 _SOONER = 2.0  # times
-_OTHERS = "for other tenants"
+_OTHERS = "for other models"
 LASTING = ("too small", "without a GPU", _OTHERS)
 _SEEN_MAX = 32  # told to people; in a large cell those that were looked at first
 

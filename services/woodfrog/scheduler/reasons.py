@@ -108,7 +108,6 @@ def _higher(option: Option, held: Option) -> str:
 
 
 def _time(seconds: float) -> str:
-    """To two digits, or whole seconds."""
-    if seconds >= 10:
-        return f"{seconds:,.0f} s"
-    return f"{seconds:.2g} s" if seconds >= 1 else f"{seconds * 1000:.2g} ms"
+    """To two digits, or whole ones."""
+    number, unit = (seconds, "s") if seconds >= 1 else (seconds * 1000, "ms")
+    return f"{number:,.0f} {unit}" if number >= 10 else f"{number:.2g} {unit}"

@@ -29,7 +29,7 @@ def no_capacity(
     if found.lasting:
         larger = "node with a larger GPU" if spec.gpu_bytes else "larger node"
         mend = f"add the model with less memory, or a {larger}"
-        if {*found.misfits} == {"for other tenants"}:
+        if {*found.misfits} == {"for other models"}:
             mend = f"add a node for {'tenant ' + repr(spec.tenant) if spec.tenant else 'everybody'}"
         told = _sentence(spec, found, mend)
         return Refusal.FAILED_PRECONDITION, "NO_NODE_FITS", told, None

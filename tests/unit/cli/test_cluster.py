@@ -1,4 +1,6 @@
+import asyncio
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,8 @@ def test_nodes_of_tenants_are_kept_and_must_be_there(
     assert Cluster.existing(tmp_path) == cluster
     with pytest.raises(FailedPrecondition, match="names node 3, and the cluster has 2 nodes"):
         up.up(tmp_path, up.Wanted(tenants={"3": "acme"}), foreground=False)
+    with pytest.raises(FailedPrecondition, match="from tenants with --node-tenants 1="):
+        up.up(tmp_path, up.Wanted(nodes=1), foreground=False)
     up.up(tmp_path, up.Wanted(tenants={"1": ""}), foreground=False)
     assert Cluster.existing(tmp_path).tenants == {}
 
@@ -172,3 +176,19 @@ def test_no_setting_takes_a_number_that_cannot_be(
 def test_a_replica_socket_fits_its_address(tmp_path: Path) -> None:
     cluster = Cluster.open(tmp_path / ("deep" * 50))
     assert len(str(cluster.run_dir / "s1234567-12345" / "control.sock")) < 108
+
+
+async def test_a_setting_that_cannot_be_is_told_at_once_unless_it_was_said_before(
+    tmp_path: Path,
+) -> None:
+    cluster = Cluster.open(tmp_path)
+    log = tmp_path / "logs" / f"{cluster.children[0]}.log"
+    log.parent.mkdir(exist_ok=True)
+    said = {"message": "cannot run", "reason": "BAD_SETTING", "error": "SUCH is no number"}
+    log.write_text(f'{{"message": "serving"}}\n{json.dumps(said)}\n')
+    os.utime(log, (1.0, 1.0))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(up.wait_ready(cluster), 0.5)
+    os.utime(log, (4e9, 4e9))
+    with pytest.raises(FailedPrecondition, match="cannot start: SUCH is no number; see "):
+        await asyncio.wait_for(up.wait_ready(cluster), 20.0)

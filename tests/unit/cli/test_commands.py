@@ -1,10 +1,10 @@
-"""What `ps` says of a node, and of a model that does not start."""
+"""What `ps` says of a node, of a model that does not start, and of predictions."""
 
 from dataclasses import replace
 
-from woodfrog.cli.commands import node_line, trouble_line
+from woodfrog.cli.commands import node_line, predictions_line, trouble_line
 from woodfrog.model.node import GpuFacts
-from woodfrog.model.placement import ModelView, NodeView
+from woodfrog.model.placement import ModelView, NodeView, Predictions
 from woodfrog.model.rung import Rung
 
 
@@ -25,3 +25,11 @@ def test_a_model_that_does_not_start_says_why_and_since_when() -> None:
     assert trouble_line(model) == "frog did not start 12 s ago: it broke"
     now = replace(model, trouble="no node has room", trouble_age_s=None)
     assert trouble_line(now) == "frog cannot start: no node has room"
+
+
+def test_of_few_climbs_nine_in_ten_are_not_told() -> None:
+    one, many = Predictions(1, 0.53), Predictions(10, 0.246)
+    assert predictions_line(one) == "the last 1 predicted climb: off by 53% at most"
+    assert predictions_line(many) == (
+        "nine in ten of the last 10 predicted climbs: off by 25% at most"
+    )

@@ -83,3 +83,8 @@ def test_each_model_is_shown_with_the_reason_for_its_rest() -> None:
     )
     one = plans.shown(PlanView((toad,), "linear program", 0.0, 0.01175)).splitlines()[-1]
     assert one.startswith("1 model by ")
+
+
+def test_a_plan_of_nothing_says_so() -> None:
+    shown = plans.shown(PlanView((), "linear program", 0.0, 0.0))
+    assert shown.startswith("no model idles that the plan puts to rest")

@@ -41,13 +41,18 @@ def test_what_stands_behind_arrays_is_found(tmp_path: Path) -> None:
             entry("general.quantized", 7, b"\1"),
         )
     )
-    assert Header.read(tmp_path / "x.gguf") == Header("bert", 512, pools=True, template=False)
+    assert Header.read(tmp_path / "x.gguf") == Header(
+        "bert", 512, pools=True, template=False, tools=False
+    )
 
 
 def test_a_model_of_texts_does_not_pool(tmp_path: Path) -> None:
     template = entry("tokenizer.chat_template", 8, text("{{ messages }}"))
     (tmp_path / "x.gguf").write_bytes(gguf(ARCHITECTURE, template, version=2))
-    assert Header.read(tmp_path / "x.gguf") == Header("bert", 0, pools=False, template=True)
+    assert Header.read(tmp_path / "x.gguf") == Header("bert", 0, False, template=True, tools=False)
+    template = entry("tokenizer.chat_template", 8, text("{{ messages }}{% if tools %}"))
+    (tmp_path / "x.gguf").write_bytes(gguf(ARCHITECTURE, template))
+    assert Header.read(tmp_path / "x.gguf").tools
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,14 @@ def test_what_only_an_operator_can_mend_is_not_to_be_asked_again() -> None:
     assert told.headers == [(b"x-should-retry", b"false")]
 
 
+def test_a_used_up_budget_has_openais_type_and_is_not_to_be_asked_again() -> None:
+    told = openai_errors.refusal(errors.ResourceExhausted("INSUFFICIENT_QUOTA", "used up"))
+    assert (told.status, told.error["type"]) == (429, "insufficient_quota")
+    assert told.headers == [(b"x-should-retry", b"false")]
+    passing = openai_errors.refusal(errors.ResourceExhausted("RATE_LIMIT_EXCEEDED", "wait"))
+    assert passing.error["type"] == "rate_limit_error"
+
+
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"error": "text"}', b"{}", b"\xff"])
 def test_engines_error_without_an_object_is_named_after_its_status(body: bytes) -> None:
     error = openai_errors.from_engine(502, body, b"soon")

@@ -156,7 +156,7 @@ def test_nothing_is_thawed_on_a_node_that_drains() -> None:
         ({"memory_promised_bytes": 13 * GIB}, "full"),
         ({"replica_count_max": 1}, "full"),
         ({"memory_bytes": 3 * GIB}, "too small"),
-        ({"tenants": ("acme",)}, "for other tenants"),
+        ({"tenants": ("acme",)}, "for other models"),
         ({"memory_bytes": 3 * GIB, "draining": True}, "too small"),
     ],
 )

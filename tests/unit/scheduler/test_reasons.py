@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 from tests.unit.scheduler.test_plan import AWAY_S, FREE, GB, PARKED_S, ladder, of
 
 from woodfrog.model.rung import Rung
@@ -21,6 +22,16 @@ def test_plans_of_the_leader_give_none() -> None:
 
 def test_where_there_is_room_it_is_what_is_saved() -> None:
     assert why([ladder("frog", 1 / 40)], of()) == {"frog": "saves 10 s of a wake expected in 40 s"}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0.0057, "5.7 ms"), (0.109, "109 ms"), (9.66, "9.7 s"), (41.2, "41 s"), (4000.0, "4,000 s")],
+)
+def test_times_have_two_digits_or_are_whole(seconds: float, told: str) -> None:
+    kept = ladder("frog", 1 / 40)
+    found = why([replace(kept, away_s=kept.options[0].wake_s + seconds)], of())
+    assert found == {"frog": f"saves {told} of a wake expected in 40 s"}
 
 
 def test_who_is_not_as_high_as_it_could_be_is_told_who_is_there() -> None:
