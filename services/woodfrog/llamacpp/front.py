@@ -9,6 +9,7 @@ import aiohttp
 
 from woodfrog.clock import Clock
 from woodfrog.errors import InvalidArgument
+from woodfrog.llamacpp import forms
 from woodfrog.llamacpp.engine import LlamaEngine
 from woodfrog.replica.app import Answer, json_object
 from woodfrog.replica.openai_errors import error_object
@@ -49,6 +50,7 @@ class LlamaFront:
         self.methods: Mapping[str, str] = dict.fromkeys(_COMPUTES, "POST")
         self.body_bytes_max = _BODY_BYTES
         self._engine = engine
+        self._clock = clock
 
     async def handle(self, path: str, raw: bytes, answer: Answer) -> None:
         """Raises woodfrog.errors classes."""
@@ -92,12 +94,13 @@ class LlamaFront:
     async def _pass_on(self, path: str, body: dict[str, Any], answer: Answer) -> None:
         async with self._engine.inner.request("POST", path, body) as response:
             if response.content_type == "text/event-stream":
-                await _stream(response, answer)
+                await _stream(response, answer, forms.events(path, body, self._clock.wall()))
                 return
             data = await response.read()
         if response.status >= 400:
             await answer.json(response.status, _error(data, response.status))
         else:
+            data = forms.whole(path, data, body, self._clock.wall())
             await answer.json(response.status, data)
 
 
@@ -108,13 +111,19 @@ def _texts(value: Any) -> int:
     return 1
 
 
-async def _stream(response: aiohttp.ClientResponse, answer: Answer) -> None:
+async def _stream(
+    response: aiohttp.ClientResponse, answer: Answer, events: forms.Events | None
+) -> None:
     await answer.begin(
         response.status,
         {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"},
     )
     tail = b""
     async for data in response.content.iter_any():
+        if events is not None:
+            data = events.feed(data)
+            if not data:
+                continue
         before, end, after = data.partition(_DONE)
         tail = (tail + before)[-_TAIL_BYTES:]
         if end:
@@ -123,6 +132,8 @@ async def _stream(response: aiohttp.ClientResponse, answer: Answer) -> None:
             if told := _tokens(tail):
                 await answer.usage(*told)
         await answer.piece(end + after if end else data)
+    if events is not None and (rest := events.end()):
+        await answer.piece(rest)
     await answer.end()
 
 
