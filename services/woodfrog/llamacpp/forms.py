@@ -7,7 +7,7 @@ from typing import Any
 Value = dict[str, Any]
 _CHAT, _RESPONSES = "/v1/chat/completions", "/v1/responses"
 _COMPLETED = (_CHAT, _RESPONSES)
-_EVENT_BYTES_MAX = 16 << 20  # the last one has the whole answer
+_EVENT_BYTES_MAX = 16 << 20  # the last one has the whole answer; a longer one goes on as it is
 #: Of a request for a response, as the response repeats them.
 _REPEATED: Value = {
     "instructions": None,
@@ -50,9 +50,10 @@ class Events:
 
     def feed(self, data: bytes) -> bytes:
         *whole, self._rest = (self._rest + data).split(b"\n\n")
+        told = b"".join(self._event(event) + b"\n\n" for event in whole)
         if len(self._rest) > _EVENT_BYTES_MAX:
-            whole, self._rest = [*whole, self._rest], b""
-        return b"".join(self._event(event) + b"\n\n" for event in whole)
+            told, self._rest = told + self._rest, b""
+        return told
 
     def end(self) -> bytes:
         """What came without an end of its own."""

@@ -83,6 +83,14 @@ def test_what_is_not_understood_goes_on_as_it_is(data: bytes) -> None:
     assert events.end() == b"data: cut"
 
 
+def test_an_event_that_is_far_too_long_goes_on_as_it_is() -> None:
+    events = forms.events(RESPONSES, {}, 0.0)
+    assert events is not None
+    parts = [b'data: {"delta": "', *[b"x" * (1 << 20)] * 17, b'"}\n\n']
+    assert b"".join(map(events.feed, parts)) == b"".join(parts)
+    assert b'"sequence_number": 0' in events.feed(b'data: {"type": "x"}\n\n')
+
+
 def test_streams_that_lack_nothing_are_not_looked_into() -> None:
     assert forms.events(CHAT, {"stream": True}, 0.0) is None
     assert forms.events("/v1/completions", {"logprobs": 2}, 0.0) is None
