@@ -80,7 +80,10 @@ def refusal(error: errors.WoodfrogError) -> Refusal:
             (b"retry-after-ms", b"%d" % math.ceil(after_s * 1e3)),
             (b"retry-after", b"%d" % math.ceil(after_s)),
         ]
-    if isinstance(error, errors.FailedPrecondition) or error.reason == "INSUFFICIENT_QUOTA":
+    used_up = error.reason == "INSUFFICIENT_QUOTA"
+    if used_up:
+        type_ = "insufficient_quota"  # OpenAI's, that clients tell it by
+    if used_up or isinstance(error, errors.FailedPrecondition):
         headers.append((b"x-should-retry", b"false"))
     param, code = error.metadata.get("param"), error.reason.lower()
     return Refusal(status, error.message, code, type_=type_, param=param, headers=headers)

@@ -47,6 +47,14 @@ def test_what_only_an_operator_can_mend_is_not_to_be_asked_again() -> None:
     assert told.headers == [(b"x-should-retry", b"false")]
 
 
+def test_a_budget_that_is_used_up_is_told_as_openai_tells_it() -> None:
+    told = openai_errors.refusal(errors.ResourceExhausted("INSUFFICIENT_QUOTA", "used"))
+    assert (told.status, told.error["type"], told.error["code"]) == (
+        429, "insufficient_quota", "insufficient_quota",
+    )  # fmt: skip
+    assert told.headers == [(b"x-should-retry", b"false")]
+
+
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"error": "text"}', b"{}", b"\xff"])
 def test_engines_error_without_an_object_is_named_after_its_status(body: bytes) -> None:
     error = openai_errors.from_engine(502, body, b"soon")
