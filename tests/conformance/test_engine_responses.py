@@ -24,6 +24,11 @@ def that_fails() -> list[dict[str, Any]]:
     return begun + render.failure(Unavailable("ENGINE_FAILED", "the engine died"))
 
 
+def with_tools() -> list[dict[str, Any]]:
+    said = {"tools": [{"type": "function", "name": "pond"}], "tool_choice": "none"}
+    return renderer(said=said).events(0, Piece("he", [], 1, "stop"))
+
+
 @pytest.mark.parametrize(
     "events",
     [
@@ -33,6 +38,7 @@ def that_fails() -> list[dict[str, Any]]:
         pytest.param(rendered("I look.", CALL, tools=True), id="a text and a call"),
         pytest.param(with_logprobs(), id="log-probabilities"),
         pytest.param(that_fails(), id="a failure in the middle"),
+        pytest.param(with_tools(), id="tools as short as they may be"),
     ],
 )
 def test_events_are_of_the_schema(events: list[dict[str, Any]]) -> None:

@@ -17,11 +17,14 @@ Here, with the real model:
 Elsewhere: JSON schemas and objects in `test_constrained.py`; named, required and free calls, whole and streamed, in
 `test_tools.py`; responses with instructions, structured output, calls and streams in `test_responses.py`; seeds,
 penalties, the queue's end, abandoned requests, a gate and a death in `test_engine.py`; offsets of log-probabilities,
-errors in the middle of a stream in `tests/unit/engine`; every field's fate in `tests/unit/engine/test_openai_fields.py`;
+errors in the middle of a stream, a null and an unknown `tool_choice` in `tests/unit/engine`; a stop under load in
+`test_router_limits.py`; every field's fate in `tests/unit/engine/test_openai_fields.py`;
 embeddings and classes in `test_embeddings.py` and `test_classifier.py`.
 
 Left out, because there is nothing of it here: LoRA, prompt log-probabilities, prompt embeddings, token ids in answers,
-reasoning parsers, `structured_outputs` by regex or grammar, `min_tokens`, tokenization routes, audio.
+reasoning parsers, `structured_outputs` by regex or grammar, `min_tokens`, `stop_token_ids`, `cache_salt`, usage that the
+operator forces (the router is told tokens by a comment), `continue_final_message` and `add_generation_prompt`, batches of
+chats, responses that are stored or come by WebSocket, tokenization routes, audio.
 """
 
 import asyncio

@@ -49,6 +49,10 @@ class ResponseRenderer:
             for name, default in _REPEATED.items()
         }
         self._said |= {name: body[name] for name in _TOLD_WHERE_SAID if body.get(name) is not None}
+        # OpenAI's schema has both in each, whoever left them out.
+        self._said["tools"] = [
+            {"parameters": None, "strict": None, **tool} for tool in self._said["tools"]
+        ]
         text = body.get("text") or {}
         self._said["text"] = {
             "format": text.get("format") or {"type": "text"},

@@ -9,6 +9,7 @@ import aiohttp
 
 from woodfrog.clock import Clock
 from woodfrog.errors import InvalidArgument
+from woodfrog.llamacpp import forms
 from woodfrog.llamacpp.engine import LlamaEngine
 from woodfrog.replica.app import Answer, json_object
 from woodfrog.replica.openai_errors import error_object
@@ -68,6 +69,7 @@ class LlamaFront:
         }
         self.body_bytes_max = _BODY_BYTES
         self._engine = engine
+        self._clock = clock
 
     async def handle(self, path: str, raw: bytes, answer: Answer) -> None:
         """Raises woodfrog.errors classes."""
@@ -118,12 +120,13 @@ class LlamaFront:
     async def _pass_on(self, path: str, body: dict[str, Any], answer: Answer) -> None:
         async with self._engine.inner.request("POST", path, body) as response:
             if response.content_type == "text/event-stream":
-                await _stream(response, answer)
+                await _stream(response, answer, forms.events(path, body, self._clock.wall()))
                 return
             data = await response.read()
         if response.status >= 400:
             await answer.json(*_error(data, response.status))
         else:
+            data = forms.whole(path, data, body, self._clock.wall())
             await answer.json(response.status, data)
 
 
@@ -134,7 +137,9 @@ def _texts(value: Any) -> int:
     return 1
 
 
-async def _stream(response: aiohttp.ClientResponse, answer: Answer) -> None:
+async def _stream(
+    response: aiohttp.ClientResponse, answer: Answer, events: forms.Events | None
+) -> None:
     await answer.begin(
         response.status,
         {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"},
@@ -142,6 +147,10 @@ async def _stream(response: aiohttp.ClientResponse, answer: Answer) -> None:
     begin = tail = b""
     told = False
     async for data in response.content.iter_any():
+        if events is not None:
+            data = events.feed(data)
+            if not data:
+                continue
         before, end, after = data.partition(_DONE)
         begin = begin or data[:_TAIL_BYTES]
         tail = (tail + before)[-_TAIL_BYTES:]
@@ -150,6 +159,8 @@ async def _stream(response: aiohttp.ClientResponse, answer: Answer) -> None:
                 await answer.piece(before)
             told = await _tell(begin + tail, answer)
         await answer.piece(end + after if end else data)
+    if events is not None and (rest := events.end()):
+        await answer.piece(rest)
     if not told:  # responses and messages have no [DONE]
         await _tell(begin + tail, answer)
     await answer.end()

@@ -114,8 +114,11 @@ class Arrival:
     @property
     def client_timeout_s(self) -> float | None:
         """Between two reads, as OpenAI's client says; None where it says none."""
+        sent = self.headers.get(b"x-stainless-read-timeout")
+        if sent is None:
+            return None
         try:
-            timeout_s = float(self.headers.get(b"x-stainless-read-timeout", b""))
+            timeout_s = float(sent)
         except ValueError:
             return None
         return timeout_s if timeout_s > 0 else None

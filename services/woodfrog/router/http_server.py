@@ -23,6 +23,7 @@ _KEEP_ALIVE_S = 75
 _DISCARDED_BYTES_MAX = 64 << 20  # of a refused body: read on, so that the client sees why
 _UNSENT_BYTES_MAX = 16 << 10  # of an answer whose client is slow; then no more is asked for
 _SEND_BUFFER_BYTES = 128 << 10  # the kernel doubles it: 2.5 MB/s to a client 100 ms away
+_UNSENT_IN_KERNEL_BYTES = 32 << 10  # of it, beyond what is on its way
 _UPGRADE = re.compile(rb"(?i)\r\nupgrade:")
 
 
@@ -77,8 +78,10 @@ class HttpServer:
                 f"cannot listen on {self._listen}: {error.strerror}; stop what uses it or choose another",
                 address=self._listen,
             ) from None
-        # Else the kernel keeps megabytes for each client that does not read.
+        # Else the kernel keeps megabytes for each client that does not read. Ten thousand of them with a whole buffer
+        # each are above what it has for TCP in all: then it takes nothing more, of anybody, and says that it could.
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_IN_KERNEL_BYTES)
         self.port = bound.getsockname()[1]
         self._serving = asyncio.create_task(self._server.serve([bound]))
         await self._server.serves.wait()

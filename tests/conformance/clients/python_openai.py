@@ -14,9 +14,13 @@ from typing import Any
 
 import openai
 
-MESSAGES: Any = [{"role": "user", "content": "What is the capital of France?"}]
+MESSAGES: Any = [{"role": "user", "content": "Name one animal."}]
 TOOLS: Any = [{"type": "function", "function": {"name": "pond", "parameters": {"type": "object"}}}]
-SHORT = {"temperature": 0, "max_tokens": 64}  # the helpers refuse an answer that was cut
+SHORT: Any = {
+    "temperature": 0,
+    "max_tokens": 64,
+    "stop": ["."],
+}  # the helpers refuse an answer that was cut
 
 
 def chat(client: Any, model: str) -> None:

@@ -114,7 +114,10 @@ def rendered(*texts: str, reason: str = "stop", tools: bool = False) -> list[dic
     return [event for piece in pieces for event in render.events(0, piece)]
 
 
-def renderer(*, tools: bool = False, logprobs: int | None = None) -> ResponseRenderer:
+def renderer(
+    *, tools: bool = False, logprobs: int | None = None, said: dict[str, Any] | None = None
+) -> ResponseRenderer:
+    """`said` is the response's body."""
     shown = [{"type": "function", "function": {"name": "pond", "parameters": {}}}]
     asked = GenerationRequest(
         chat=True,
@@ -129,7 +132,10 @@ def renderer(*, tools: bool = False, logprobs: int | None = None) -> ResponseRen
         tools=ToolUse(ToolFormat.HERMES, shown, None, True) if tools else None,
     )
     return ResponseRenderer(
-        asked, Envelope("resp_1", 7, "frog", "fp"), lambda token: bytes([token]), {"user": "me"}
+        asked,
+        Envelope("resp_1", 7, "frog", "fp"),
+        lambda token: bytes([token]),
+        said or {"user": "me"},
     )
 
 
