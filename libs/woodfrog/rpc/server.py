@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -21,7 +22,17 @@ from woodfrog.telemetry import names
 log = logging.getLogger(__name__)
 GRACE_S = 1.0
 MESSAGE_BYTES_MAX = 80 << 20  # a manifest of the greatest size fits
+_Context = grpc.aio.ServicerContext[Any, Any]
+_Parent = Callable[[_Context], contexts.Context]
 _QUIET = ("/grpc.health.", "/grpc.reflection.")
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What holds for a server that others than our own processes reach."""
+
+    message_bytes_max: int
+    calls_max: int  # at once, also those whose message has not come; of one connection half
 
 
 class Server:
@@ -32,21 +43,20 @@ class Server:
         await server.start()
     """
 
-    def __init__(
-        self,
-        listen: str,
-        message_bytes_max: int = MESSAGE_BYTES_MAX,
-        calls_max: int | None = None,
-    ) -> None:
-        """`calls_max` at once, also those whose message has not come; of one connection half."""
-        bounded = [("grpc.max_concurrent_streams", max(1, calls_max // 2))] if calls_max else []
+    def __init__(self, listen: str, outside: Outside | None = None) -> None:
+        bounds: list[tuple[str, Any]] = []
+        if outside is not None:
+            bounds = [("grpc.max_concurrent_streams", max(1, outside.calls_max // 2))]
         self.grpc = grpc.aio.server(
-            interceptors=[_Interceptor()],
-            maximum_concurrent_rpcs=calls_max,
+            interceptors=[_Interceptor(outside is not None)],
+            maximum_concurrent_rpcs=outside.calls_max if outside else None,
             options=[
-                *bounded,
+                *bounds,
                 ("grpc.so_reuseport", 0),
-                ("grpc.max_receive_message_length", message_bytes_max),
+                (
+                    "grpc.max_receive_message_length",
+                    outside.message_bytes_max if outside else MESSAGE_BYTES_MAX,
+                ),
                 ("grpc.http2.min_ping_interval_without_data_ms", 4000),
                 ("grpc.keepalive_permit_without_calls", 1),
             ],
@@ -81,7 +91,8 @@ class Server:
 
 
 class _Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    def __init__(self) -> None:
+    def __init__(self, outside: bool) -> None:
+        self._parent = _parent_outside if outside else _parent
         self._wrapped: dict[str, Any] = {}  # by method: to make one takes longer than all else here
 
     async def intercept_service(
@@ -95,11 +106,11 @@ class _Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         handler = await continuation(handler_call_details)
         if handler is None or name.startswith(_QUIET):
             return handler  # not kept: clients may ask for any number of methods that are not there
-        self._wrapped[name] = _wrapped(name, handler)
+        self._wrapped[name] = _wrapped(name, handler, self._parent)
         return self._wrapped[name]
 
 
-def _wrapped(name: str, handler: Any) -> Any:
+def _wrapped(name: str, handler: Any, parent: _Parent) -> Any:
     make = (
         grpc.unary_unary_rpc_method_handler,
         grpc.unary_stream_rpc_method_handler,
@@ -111,15 +122,15 @@ def _wrapped(name: str, handler: Any) -> Any:
     )
     wrap = _stream if handler.response_streaming else _unary
     return make(
-        wrap(name, inner),
+        wrap(name, inner, parent),
         request_deserializer=handler.request_deserializer,
         response_serializer=handler.response_serializer,
     )
 
 
-def _unary(name: str, inner: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+def _unary(name: str, inner: Callable[..., Awaitable[Any]], parent: _Parent) -> Callable[..., Any]:
     async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        span = _open(name, context)
+        span = _open(name, context, parent)
         # grpc's abort ends the call by an exception, which says nothing of the cause.
         with trace.use_span(
             span, end_on_exit=True, record_exception=False, set_status_on_exception=False
@@ -134,13 +145,13 @@ def _unary(name: str, inner: Callable[..., Awaitable[Any]]) -> Callable[..., Any
 
 
 def _stream(
-    name: str, inner: Callable[..., AsyncIterator[Any]]
+    name: str, inner: Callable[..., AsyncIterator[Any]], parent: _Parent
 ) -> Callable[..., AsyncIterator[Any]]:
     async def handle(
         request: Any, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[Any]:
         # A stream lives as long as its peer: its span marks the opening, so that one is seen before the end.
-        span = _open(name, context)
+        span = _open(name, context, parent)
         span.end()
         # Never detached: the context is of this call's own task, which ends with it.
         contexts.attach(trace.set_span_in_context(span))
@@ -153,10 +164,18 @@ def _stream(
     return handle
 
 
-def _open(name: str, context: grpc.aio.ServicerContext[Any, Any]) -> trace.Span:
+def _parent(context: _Context) -> contexts.Context:
+    return propagation.extract_metadata(context.invocation_metadata())
+
+
+def _parent_outside(context: _Context) -> contexts.Context:
+    return telemetry.outside(_parent(context))
+
+
+def _open(name: str, context: _Context, parent: _Parent) -> trace.Span:
     return telemetry.tracer().start_span(
         name[1:],
-        propagation.extract_metadata(context.invocation_metadata()),
+        parent(context),
         kind=SpanKind.SERVER,
         attributes={names.RPC_SYSTEM: "grpc", names.RPC_METHOD: name[1:]},
     )

@@ -14,6 +14,7 @@ from woodfrog.cli.cluster import NODES_MAX, Cluster, to_type
 from woodfrog.cli.show import table
 from woodfrog.clock import SystemClock
 from woodfrog.coordination import Session
+from woodfrog.errors import InvalidArgument
 from woodfrog.model import tenant as values
 from woodfrog.model.tenant import Tenant
 
@@ -93,6 +94,12 @@ async def add(cluster: Cluster, args: argparse.Namespace) -> None:
 
 
 async def change(cluster: Cluster, args: argparse.Namespace) -> None:
+    """Raises InvalidArgument."""
+    if not _limits(args):
+        raise InvalidArgument(
+            "NOTHING_TO_SET",
+            f"nothing is said that {args.name} is to have; see: woodfrog tenants set --help",
+        )
     async with _tenants(cluster) as tenants:
         await tenants.change(_with(await tenants.get(args.name), args))
 
@@ -146,13 +153,18 @@ async def revoke_key(cluster: Cluster, key_id: str) -> None:
 
 
 def _with(tenant: Tenant, args: argparse.Namespace) -> Tenant:
-    limits: dict[str, Any] = {
+    limits = _limits(args)
+    wanted: dict[str, Any] = {k: None if v == NO_LIMIT else v for k, v in limits.items()}
+    return replace(tenant, **wanted)
+
+
+def _limits(args: argparse.Namespace) -> dict[str, Any]:
+    """Those that were named."""
+    return {
         name: getattr(args, name)
         for name in ("share", "concurrency_max", "requests_per_minute", "tokens_per_minute", "tokens_per_month")
         if getattr(args, name) is not None
     }  # fmt: skip
-    wanted: dict[str, Any] = {k: None if v == NO_LIMIT else v for k, v in limits.items()}
-    return replace(tenant, **wanted)
 
 
 def _warn(cluster: Cluster) -> None:

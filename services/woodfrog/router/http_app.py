@@ -177,7 +177,7 @@ class HttpApp:
         request_id = arrival.request_id
         span = telemetry.tracer().start_span(
             f"POST {route.name}",
-            arrival.parent,
+            telemetry.outside(arrival.parent),
             kind=SpanKind.SERVER,
             attributes={
                 names.HTTP_METHOD: "POST",

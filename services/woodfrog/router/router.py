@@ -116,17 +116,14 @@ async def running(
         bodies,
         AskingLimits(settings.body_bytes_max, settings.wake_wait_s, settings.unread_wait_s),
     )
+    outside = rpc.Outside(settings.body_bytes_max + _FRAMING_BYTES, 2 * settings.requests_max)
     tasks = (
         asyncio.create_task(schedulers.run()),
         asyncio.create_task(_follow(catalog, models, access)),
     )
     try:
         async with (
-            rpc.Server(
-                settings.grpc_listen,
-                settings.body_bytes_max + _FRAMING_BYTES,
-                2 * settings.requests_max,
-            ) as server,
+            rpc.Server(settings.grpc_listen, outside) as server,
             HttpServer(app, settings.listen, connections) as http,
             _operators(settings.operator_listen, ledger),
         ):
