@@ -278,7 +278,8 @@ async def _pass_on(
         elif isinstance(event, Refused):
             if reply.status:
                 reply.status = event.head.status
-                await reply.event_error(event.body.strip(), call.route)
+                said = openai_errors.in_a_line(event.head.status, event.body)
+                await reply.event_error(said, call.route)
                 return
             headers = _engine_headers(event.head.headers, event.wake)
             headers = [header for header in headers if header[0] != b"content-length"]
