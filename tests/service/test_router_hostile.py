@@ -97,6 +97,26 @@ async def test_trailers_without_end_are_cut_off(locked: Bench) -> None:
         del reader
 
 
+async def test_few_requests_may_follow_one_that_is_not_answered(tmp_path: Path) -> None:
+    async with Bench.open(tmp_path) as bench:
+        climb = bench.scheduler.climbs["m"] = Climb(await bench.replica("a"))
+        asked = post(BODY).replace(b"connection: close\r\n", b"")
+        for following, answered in ((16, True), (17, False)):
+            reader, writer = await connect(bench)
+            writer.write(asked + b"GET /health HTTP/1.1\r\n\r\n" * following)
+            if not answered:
+                async with asyncio.timeout(10):
+                    assert await reader.read() == b""
+                writer.close()
+                continue
+            await bench.scheduler.until(lambda s: s.waiting == 1)
+            climb.finish.set()
+            async with asyncio.timeout(10):
+                for _ in range(1 + following):
+                    await reader.readuntil(b"HTTP/1.1 200 ")
+            writer.close()
+
+
 # --- what others have ---
 
 
