@@ -124,7 +124,10 @@ async def show(cluster: Cluster) -> None:
 async def remove(cluster: Cluster, name: str) -> None:
     async with _tenants(cluster) as tenants:
         gone = await tenants.remove(name)
-    print(f"{name} is gone with {gone} {'key' if gone == 1 else 'keys'}; its models stay")
+    print(
+        f"{name} is gone with {gone} {'key' if gone == 1 else 'keys'}; its models and usage stay,"
+        " and are those of a later tenant of that name"
+    )
 
 
 async def create_key(cluster: Cluster, tenant: str, label: str) -> None:
