@@ -21,6 +21,9 @@ from woodfrog.telemetry import names
 
 log = logging.getLogger(__name__)
 GRACE_S = 1.0
+_IDLE_MS = (
+    600_000  # after which a connection without calls ends; its client opens another when it has one
+)
 MESSAGE_BYTES_MAX = 80 << 20  # a manifest of the greatest size fits
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Parent = Callable[[_Context], contexts.Context]
@@ -32,6 +35,7 @@ class Outside:
     """What holds for a server that others than our own processes reach."""
 
     message_bytes_max: int
+    connections_max: int
     calls_max: int  # at once, also those whose message has not come; of one connection half
 
 
@@ -46,7 +50,11 @@ class Server:
     def __init__(self, listen: str, outside: Outside | None = None) -> None:
         bounds: list[tuple[str, Any]] = []
         if outside is not None:
-            bounds = [("grpc.max_concurrent_streams", max(1, outside.calls_max // 2))]
+            bounds = [
+                ("grpc.max_concurrent_streams", max(1, outside.calls_max // 2)),
+                ("grpc.max_allowed_incoming_connections", outside.connections_max),
+                ("grpc.max_connection_idle_ms", _IDLE_MS),
+            ]
         self.grpc = grpc.aio.server(
             interceptors=[_Interceptor(outside is not None)],
             maximum_concurrent_rpcs=outside.calls_max if outside else None,

@@ -116,7 +116,11 @@ async def running(
         bodies,
         AskingLimits(settings.body_bytes_max, settings.wake_wait_s, settings.unread_wait_s),
     )
-    outside = rpc.Outside(settings.body_bytes_max + _FRAMING_BYTES, 2 * settings.requests_max)
+    outside = rpc.Outside(
+        settings.body_bytes_max + _FRAMING_BYTES,
+        settings.connections_max,
+        2 * settings.requests_max,
+    )
     tasks = (
         asyncio.create_task(schedulers.run()),
         asyncio.create_task(_follow(catalog, models, access)),
