@@ -318,7 +318,7 @@ async def test_wait_is_capped(tmp_path: Path) -> None:
 async def test_clients_own_timeout_bounds_the_wait(bench: Bench) -> None:
     bench.scheduler.climbs["m"] = Climb()
     with pytest.raises(openai.InternalServerError, match="still waking"):
-        await bench.ask(timeout=0.5)
+        await bench.ask(timeout=2)
     await bench.scheduler.until(lambda s: s.waiting == 0)
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,26 @@ async def test_trailers_without_end_are_cut_off(locked: Bench) -> None:
         writer.close()
         assert sent < 4 << 20, "as far as the kernel's buffers take it"
         del reader
+
+
+async def test_few_requests_may_follow_one_that_is_not_answered(tmp_path: Path) -> None:
+    async with Bench.open(tmp_path) as bench:
+        climb = bench.scheduler.climbs["m"] = Climb(await bench.replica("a"))
+        asked = post(BODY).replace(b"connection: close\r\n", b"")
+        for following, answered in ((16, True), (17, False)):
+            reader, writer = await connect(bench)
+            writer.write(asked + b"GET /health HTTP/1.1\r\n\r\n" * following)
+            if not answered:
+                async with asyncio.timeout(10):
+                    assert await reader.read() == b""
+                writer.close()
+                continue
+            await bench.scheduler.until(lambda s: s.waiting == 1)
+            climb.finish.set()
+            async with asyncio.timeout(10):
+                for _ in range(1 + following):
+                    await reader.readuntil(b"HTTP/1.1 200 ")
+            writer.close()
 
 
 # --- what others have ---
@@ -222,6 +242,25 @@ async def test_a_grpc_stream_that_is_left_unread_ends(tmp_path: Path) -> None:
             assert await code_of(drained(call)) is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
+async def test_grpc_connections_are_bounded(tmp_path: Path) -> None:
+    async with Bench.open(tmp_path, connections_max=4) as bench:
+        host, _, port = bench.grpc.partition(":")
+        opened = [await asyncio.open_connection(host, int(port)) for _ in range(12)]
+        ends = [asyncio.create_task(closed(reader)) for reader, _ in opened]
+        async with asyncio.timeout(20):
+            while sum(end.done() for end in ends) < 8:
+                await asyncio.sleep(0.01)
+        assert await status_of(bench, post(BODY[:-1])) == b"400", "HTTP has its own"
+        for _, writer in opened:
+            writer.close()
+        async with asyncio.timeout(20):
+            code = None
+            while code is not grpc.StatusCode.INVALID_ARGUMENT:
+                async with chats_of(bench) as chats:
+                    code = await code_of(chats.Create(chats_pb2.CreateRequest()))
+        await asyncio.wait(ends)
+
+
 async def test_grpc_calls_without_a_message_are_bounded(tmp_path: Path) -> None:
     async with Bench.open(tmp_path, requests_max=4) as bench:
         options = [("grpc.use_local_subchannel_pool", 1)]
@@ -254,3 +293,8 @@ async def answer(call: Any) -> Any:
 async def drained(call: Any) -> None:
     while await call.read() is not EOF:
         pass
+
+
+async def closed(reader: asyncio.StreamReader) -> None:
+    with suppress(ConnectionError):
+        await reader.read()

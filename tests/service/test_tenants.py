@@ -47,6 +47,11 @@ async def test_a_tenant_goes_with_its_keys(session: Session) -> None:
     assert await tenants.list_keys() == (kept,)
     assert await tenants.list_keys("acme") == (kept,)
     assert await tenants.list_keys("acm") == (), "a name that begins alike is another"
+    other, _ = await tenants.create_key("acme", "", 1.0)
+    assert (await tenants.revoke_key(other)).tenant == "acme", "who has the key has its id"
+    with pytest.raises(NotFound) as unknown:
+        await tenants.revoke_key(other)
+    assert other[20:] not in unknown.value.message
     stored = await session.list("/woodfrog/keys/")
     assert all(key[-20:].encode() not in item.value for item in stored.items)
     assert await tenants.remove("acme") == 1

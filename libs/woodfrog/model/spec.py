@@ -32,6 +32,11 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 }  # fmt: skip
 
 
+def can_name(name: str) -> bool:
+    """Whether a model may be called so."""
+    return len(name) <= _NAME_MAX and _NAME.fullmatch(name) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     name: str  # what clients put in "model"; letters, digits, . _ - and at most one /
@@ -87,7 +92,7 @@ class ModelSpec:
                 )
         if len(self.name) > _NAME_MAX:
             raise ValueError(f"model name is longer than {_NAME_MAX} characters; shorten it")
-        if not _NAME.fullmatch(self.name):
+        if not can_name(self.name):
             raise ValueError(
                 f"model name {self.name[:80]!r} is not letters, digits, '.', '_', '-' and at most one '/'"
             )

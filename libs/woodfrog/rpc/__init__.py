@@ -2,6 +2,6 @@
 
 from woodfrog.rpc.channel import call, open_channel, stream
 from woodfrog.rpc.process import run
-from woodfrog.rpc.server import Server, serving
+from woodfrog.rpc.server import Outside, Server, serving
 
-__all__ = ["Server", "call", "open_channel", "run", "serving", "stream"]
+__all__ = ["Outside", "Server", "call", "open_channel", "run", "serving", "stream"]

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,19 @@ _PEERS = frozenset(
     ("INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED")
 )  # fmt: skip
 MESSAGE_BYTES_MAX = 80 << 20  # a manifest of the greatest size fits
+_IDLE_MS = 600_000  # after which a connection without calls ends; its client opens another
 _UNIX = "unix:"
+_Context = grpc.aio.ServicerContext[Any, Any]
+_Parent = Callable[[_Context], contexts.Context]
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What holds for a server that others than our own processes reach."""
+
+    message_bytes_max: int
+    connections_max: int
+    calls_max: int  # at once, also those whose message has not come; of one connection half
 
 
 class Server:
@@ -38,27 +51,29 @@ class Server:
         await server.start()
     """
 
-    def __init__(
-        self,
-        listen: str,
-        message_bytes_max: int = MESSAGE_BYTES_MAX,
-        calls_max: int | None = None,
-    ) -> None:
-        """`listen` is host:port, or unix:PATH; a folder that is not there is made for this user alone. `calls_max` at once,
-        also those whose message has not come; of one connection half.
-        """
-        bounded = [("grpc.max_concurrent_streams", max(1, calls_max // 2))] if calls_max else []
+    def __init__(self, listen: str, outside: Outside | None = None) -> None:
+        """`listen` is host:port, or unix:PATH; a folder that is not there is made for this user alone."""
+        bounds: list[tuple[str, Any]] = []
+        if outside is not None:
+            bounds = [
+                ("grpc.max_concurrent_streams", max(1, outside.calls_max // 2)),
+                ("grpc.max_allowed_incoming_connections", outside.connections_max),
+                ("grpc.max_connection_idle_ms", _IDLE_MS),
+            ]
+        bytes_max = outside.message_bytes_max if outside else MESSAGE_BYTES_MAX
         self._server = grpc.aio.server(
-            maximum_concurrent_rpcs=calls_max,
+            maximum_concurrent_rpcs=outside.calls_max if outside else None,
             options=[
-                *bounded,
+                *bounds,
                 ("grpc.so_reuseport", 0),
-                ("grpc.max_receive_message_length", message_bytes_max),
+                ("grpc.max_receive_message_length", bytes_max),
                 ("grpc.http2.min_ping_interval_without_data_ms", 4000),
                 ("grpc.keepalive_permit_without_calls", 1),
             ],
         )
-        self.grpc = _Wrapping(self._server)  #: where servicers are added
+        self.grpc = _Wrapping(
+            self._server, _parent_outside if outside else _parent
+        )  #: where servicers are added
         self._listen = listen
         self.health = health_aio.HealthServicer()
         self.port = 0
@@ -111,20 +126,26 @@ async def serving(listen: str, service: str, add: Callable[[Server], None]) -> A
 class _Wrapping:
     """A server that wraps what it is given, once. An interceptor would be a coroutine more in each call."""
 
-    def __init__(self, server: grpc.aio.Server) -> None:
+    def __init__(self, server: grpc.aio.Server, parent: _Parent) -> None:
         self._server = server
+        self._parent = parent
 
     def add_generic_rpc_handlers(self, handlers: Iterable[Any]) -> None:
-        self._server.add_generic_rpc_handlers([_WrappingHandler(each) for each in handlers])
+        wrapped = [_WrappingHandler(each, self._parent) for each in handlers]
+        self._server.add_generic_rpc_handlers(wrapped)
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
-        wrapped = {name: _wrapped(f"/{service}/{name}", each) for name, each in handlers.items()}
+        wrapped = {
+            name: _wrapped(f"/{service}/{name}", each, self._parent)
+            for name, each in handlers.items()
+        }
         self._server.add_registered_method_handlers(service, wrapped)  # type: ignore[attr-defined]
 
 
 class _WrappingHandler(grpc.GenericRpcHandler):  # type: ignore[type-arg]
-    def __init__(self, inner: Any) -> None:
+    def __init__(self, inner: Any, parent: _Parent) -> None:
         self._inner = inner
+        self._parent = parent
         self._wrapped: dict[str, Any] = {}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
@@ -135,11 +156,11 @@ class _WrappingHandler(grpc.GenericRpcHandler):  # type: ignore[type-arg]
                 return (
                     None  # not kept: clients may ask for any number of methods that are not there
                 )
-            self._wrapped[name] = _wrapped(name, handler)
+            self._wrapped[name] = _wrapped(name, handler, self._parent)
         return self._wrapped[name]
 
 
-def _wrapped(name: str, handler: Any) -> Any:
+def _wrapped(name: str, handler: Any, parent: _Parent) -> Any:
     make = (
         grpc.unary_unary_rpc_method_handler,
         grpc.unary_stream_rpc_method_handler,
@@ -151,9 +172,9 @@ def _wrapped(name: str, handler: Any) -> Any:
     )
     if handler.response_streaming:
         endless = handler.request_streaming or name.endswith("/Watch")
-        wrapped: Callable[..., Any] = _stream(name, inner, endless=endless)
+        wrapped: Callable[..., Any] = _stream(name, inner, parent, endless=endless)
     else:
-        wrapped = _unary(name, inner)
+        wrapped = _unary(name, inner, parent)
     return make(
         wrapped,
         request_deserializer=handler.request_deserializer,
@@ -161,9 +182,9 @@ def _wrapped(name: str, handler: Any) -> Any:
     )
 
 
-def _unary(name: str, inner: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
-    async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        span = _open(name, context)
+def _unary(name: str, inner: Callable[..., Awaitable[Any]], parent: _Parent) -> Callable[..., Any]:
+    async def handle(request: Any, context: _Context) -> Any:
+        span = _open(name, context, parent)
         _enter(span)
         try:
             response = await inner(request, context)
@@ -179,12 +200,10 @@ def _unary(name: str, inner: Callable[..., Awaitable[Any]]) -> Callable[..., Any
 
 
 def _stream(
-    name: str, inner: Callable[..., AsyncIterator[Any]], *, endless: bool
+    name: str, inner: Callable[..., AsyncIterator[Any]], parent: _Parent, *, endless: bool
 ) -> Callable[..., AsyncIterator[Any]]:
-    async def handle(
-        request: Any, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[Any]:
-        span = _open(name, context)
+    async def handle(request: Any, context: _Context) -> AsyncIterator[Any]:
+        span = _open(name, context, parent)
         if endless:  # it lives as long as its peer: the span marks the opening, so that one is seen before the end
             span.end()
         _enter(span)
@@ -202,10 +221,18 @@ def _stream(
     return handle
 
 
-def _open(name: str, context: grpc.aio.ServicerContext[Any, Any]) -> trace.Span:
+def _parent(context: _Context) -> contexts.Context:
+    return propagation.extract_metadata(context.invocation_metadata())
+
+
+def _parent_outside(context: _Context) -> contexts.Context:
+    return telemetry.outside(_parent(context))
+
+
+def _open(name: str, context: _Context, parent: _Parent) -> trace.Span:
     return telemetry.tracer().start_span(
         name[1:],
-        propagation.extract_metadata(context.invocation_metadata()),
+        parent(context),
         kind=SpanKind.SERVER,
         attributes={names.RPC_SYSTEM: "grpc", names.RPC_METHOD: name[1:]},
     )
@@ -226,7 +253,7 @@ def _tell(span: trace.Span, error: Exception) -> None:
         span.set_status(trace.StatusCode.ERROR, known.message or type(error).__name__)
 
 
-async def _abort(name: str, context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> None:
+async def _abort(name: str, context: _Context, error: Exception) -> None:
     """Ends the call with the error's status. grpc's own abort is raised again."""
     if isinstance(error, grpc.aio.AbortError):
         raise error

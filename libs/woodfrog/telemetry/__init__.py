@@ -12,13 +12,14 @@ import sys
 from typing import Any
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 
 from woodfrog.telemetry import export
-from woodfrog.telemetry.spans import keep
+from woodfrog.telemetry.spans import Tracer, keep
 
-__all__ = ["JsonFormatter", "flush", "init", "keep", "tracer"]
+__all__ = ["JsonFormatter", "flush", "init", "keep", "outside", "tracer"]
 log = logging.getLogger(__name__)
 _PLAIN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
@@ -69,6 +70,12 @@ def flush() -> None:
     provider = trace.get_tracer_provider()
     if isinstance(provider, export.Provider):
         provider.shutdown()
+
+
+def outside(context: Context) -> Context:
+    """See `Tracer.outside`."""
+    ours = tracer()
+    return ours.outside(context) if isinstance(ours, Tracer) else context
 
 
 @functools.cache

@@ -20,6 +20,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 _HELD_MAX = 64  # of one group; a request that is served warm has five
+_FORCED_A_SECOND = 20.0  # traces that callers from outside may have sampled beyond the ratio
 _SCOPE = InstrumentationScope("woodfrog")
 _SAMPLED, _UNSAMPLED = TraceFlags(TraceFlags.SAMPLED), TraceFlags(TraceFlags.DEFAULT)
 _UNSET = Status()
@@ -143,6 +144,8 @@ class Tracer(trace.Tracer):
         """`ratio` of the traces that begin here are sampled: those with the lowest ids, so that all processes agree."""
         self._bound = round(ratio * (1 << 64))
         self._put = put
+        self._forced = _FORCED_A_SECOND  # that are left, at `_forced_at`
+        self._forced_at = time.monotonic()
 
     def start_span(  # noqa: PLR0913  OpenTelemetry's
         self,
@@ -167,6 +170,23 @@ class Tracer(trace.Tracer):
             span.links = tuple(links)
         span.start_time = start_time or time.time_ns()
         return span
+
+    def outside(self, context: contexts.Context) -> contexts.Context:
+        """What a caller from outside sent: it may have a few traces sampled, but not fill the collector with all of its own.
+
+        Where all are sampled anyway, its flag is kept.
+        """
+        sent = trace.get_current_span(context).get_span_context()
+        if self._bound >= 1 << 64 or not sent.is_valid or not sent.trace_flags.sampled:
+            return context
+        now = time.monotonic()
+        gained = (now - self._forced_at) * _FORCED_A_SECOND
+        self._forced, self._forced_at = min(self._forced + gained, _FORCED_A_SECOND), now
+        if self._forced >= 1:
+            self._forced -= 1
+            return context
+        plain = SpanContext(sent.trace_id, sent.span_id, True, _UNSAMPLED)
+        return trace.set_span_in_context(trace.NonRecordingSpan(plain), context)
 
     def _first(self, name: str, kind: SpanKind, parent: SpanContext) -> Span:
         """Of its group: of a trace that begins here, or came from another process."""

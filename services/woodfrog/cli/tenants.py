@@ -14,6 +14,7 @@ from woodfrog.cli.cluster import NODES_MAX, Cluster, to_type
 from woodfrog.cli.show import table
 from woodfrog.clock import SystemClock
 from woodfrog.coordination import Session
+from woodfrog.errors import InvalidArgument
 from woodfrog.model import tenant as values
 from woodfrog.model.tenant import Tenant
 
@@ -96,6 +97,12 @@ async def add(cluster: Cluster, args: argparse.Namespace) -> None:
 
 
 async def change(cluster: Cluster, args: argparse.Namespace) -> None:
+    """Raises InvalidArgument."""
+    if not _limits(args):
+        raise InvalidArgument(
+            "NOTHING_TO_SET",
+            f"nothing is said that {args.name} is to have; see: woodfrog tenants set --help",
+        )
     async with _tenants(cluster) as tenants:
         await tenants.change(_with(await tenants.get(args.name), args))
 
@@ -136,7 +143,10 @@ async def show(cluster: Cluster) -> None:
 async def remove(cluster: Cluster, name: str) -> None:
     async with _tenants(cluster) as tenants:
         gone = await tenants.remove(name)
-    print(f"{name} is gone with {gone} {'key' if gone == 1 else 'keys'}; its models stay")
+    print(
+        f"{name} is gone with {gone} {'key' if gone == 1 else 'keys'}; its models and usage stay,"
+        " and are those of a later tenant of that name"
+    )
 
 
 async def create_key(cluster: Cluster, tenant: str, label: str) -> None:
@@ -167,13 +177,18 @@ async def revoke_key(cluster: Cluster, key_id: str) -> None:
 
 
 def _with(tenant: Tenant, args: argparse.Namespace) -> Tenant:
-    limits: dict[str, Any] = {
+    limits = _limits(args)
+    wanted: dict[str, Any] = {k: None if v == NO_LIMIT else v for k, v in limits.items()}
+    return replace(tenant, **wanted)
+
+
+def _limits(args: argparse.Namespace) -> dict[str, Any]:
+    """Those that were named."""
+    return {
         name: getattr(args, name)
         for name in ("share", *values.LIMITS)
         if getattr(args, name) is not None
     }  # fmt: skip
-    wanted: dict[str, Any] = {k: None if v == NO_LIMIT else v for k, v in limits.items()}
-    return replace(tenant, **wanted)
 
 
 def _warn(cluster: Cluster) -> None:

@@ -173,7 +173,7 @@ class HttpApp:
         request_id = arrival.request_id
         span = telemetry.tracer().start_span(
             f"POST {route.name}",
-            arrival.parent,
+            telemetry.outside(arrival.parent),
             kind=SpanKind.SERVER,
             attributes={
                 names.HTTP_METHOD: "POST",
@@ -278,7 +278,8 @@ async def _pass_on(
         elif isinstance(event, Refused):
             if reply.status:
                 reply.status = event.head.status
-                await reply.event_error(event.body.strip(), call.route)
+                said = openai_errors.in_a_line(event.head.status, event.body)
+                await reply.event_error(said, call.route)
                 return
             headers = _engine_headers(event.head.headers, event.wake)
             headers = [header for header in headers if header[0] != b"content-length"]

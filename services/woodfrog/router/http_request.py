@@ -53,8 +53,8 @@ class Room:
         if not self._bodies.take(self._who, size):
             raise ResourceExhausted(
                 "ROUTER_FULL",
-                f"the router holds {self._bodies.held} bytes of requests, {self._bodies.of(self._who)} of them yours,"
-                " and has no room for more; ask again soon",
+                f"requests of yours that are under way hold {self._bodies.of(self._who)} bytes, and this one's {size}"
+                " would be more than is left for all others; ask again soon",
                 retry_after_s=_RETRY_AFTER_S,
             )
         self._size += size

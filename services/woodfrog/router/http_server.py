@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75
 _DISCARDED_BYTES_MAX = 64 << 20  # of a refused body: read on, so that the client sees why
+_PIPELINED_MAX = 16  # each is kept a hundred times as large as it came
 _UNSENT_BYTES_MAX = 16 << 10  # of an answer whose client is slow; then no more is asked for
 _SEND_BUFFER_BYTES = 128 << 10  # the kernel doubles it: 2.5 MB/s to a client 100 ms away
 _UNSENT_IN_KERNEL_BYTES = 32 << 10  # of it, beyond what is on its way
@@ -197,6 +198,9 @@ class _Protocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if len(self.pipeline) >= _PIPELINED_MAX:
+            self.transport.abort()
+            raise ValueError("too many requests follow one that is not answered")
         self._in_head = False
         self._in_body = True
         self._head_bytes = len(self.url) + sum(len(n) + len(v) for n, v in self.headers)
@@ -218,6 +222,8 @@ class _Protocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
+        if self.transport.is_closing():
+            return
         refusal = Refusal(400, "the request is not HTTP/1.1 as it should be", "invalid_http")
         if self._head_bytes > self.limits.head_bytes_max:
             text = (

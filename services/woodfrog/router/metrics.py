@@ -7,6 +7,7 @@ from woodfrog.telemetry import metrics
 
 _ADDED_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25)
 _TENANTS_MAX = 1000  # with series of their own; others share one
+_REASONS_MAX = 200  # by gRPC an engine's own are among them
 _OTHERS = "others"
 _USED = ("requests", "failed", "wakes", "prompt_tokens", "completion_tokens", "slot_s")
 
@@ -37,6 +38,7 @@ class Metrics(metrics.ServiceMetrics):
             "Requests that wait for a replica.",
             registry=self.registry,
         )
+        self._reasons: set[str] = set()
         self._refusals = Counter(
             "woodfrog_router_refusals",
             "Requests that ended with an error of ours, by reason.",
@@ -104,6 +106,10 @@ class Metrics(metrics.ServiceMetrics):
         histogram.observe(took_s)
 
     def refused(self, reason: str) -> None:
+        if reason not in self._reasons:
+            if len(self._reasons) >= _REASONS_MAX:
+                reason = _OTHERS
+            self._reasons.add(reason)
         self._refusals.labels(reason).inc()
 
     def began(self, rung: str, waited_s: float, first_byte_s: float) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from woodfrog.errors import NotFound
-from woodfrog.model.spec import ModelSpec
+from woodfrog.model.spec import ModelSpec, can_name
 from woodfrog.model.tenant import Tenant
 
 
@@ -35,9 +35,13 @@ class ModelList:
         return spec
 
     def check(self, name: str, tenant: Tenant | None) -> None:
-        """Raises NotFound when `name` certainly is no model that the tenant may ask: before the first listing nobody can say."""
+        """Raises NotFound when `name` certainly is no model that the tenant may ask: before the first listing nobody can say,
+        but of what is no name.
+        """
         if self.known:
             self.get(name, tenant)
+        elif not can_name(name):
+            raise unknown(name)
 
     def label(self, name: str) -> str:
         """`name` for a metric; empty when it is no model of ours."""

@@ -100,6 +100,15 @@ def from_event(value: dict[str, Any]) -> errors.WoodfrogError:
     return _from_object(status, value, None)
 
 
+def in_a_line(status: int, body: bytes) -> bytes:
+    """An engine's error response without line ends, which an event cannot hold; of what is none of OpenAI's, its status."""
+    error = object_in(body)
+    if not error:
+        text = f"the engine answered with status {status}"
+        return Refusal(status, text, "engine_error", type_=_SERVER).body
+    return json.dumps({"error": error}).encode()
+
+
 def event(body: bytes, *, typed: bool) -> bytes:
     """An error response's body as a server-sent event. `typed`: as streams of /v1/responses have it, whose readers may
     look for its type; OpenAI's clients look for `error` in either.

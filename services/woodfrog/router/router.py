@@ -122,6 +122,11 @@ async def running(
         bodies,
         AskingLimits(settings.body_bytes_max, settings.wake_wait_s, settings.unread_wait_s),
     )
+    outside = rpc.Outside(
+        settings.body_bytes_max + _FRAMING_BYTES,
+        settings.connections_max,
+        2 * settings.requests_max,
+    )
     tasks = (
         asyncio.create_task(schedulers.run()),
         asyncio.create_task(_follow(catalog, models, access, held)),
@@ -129,11 +134,7 @@ async def running(
     )
     try:
         async with (
-            rpc.Server(
-                settings.grpc_listen,
-                settings.body_bytes_max + _FRAMING_BYTES,
-                2 * settings.requests_max,
-            ) as server,
+            rpc.Server(settings.grpc_listen, outside) as server,
             HttpServer(app, settings.listen, _connections(settings)) as http,
             rpc.serving(
                 settings.operator_listen,

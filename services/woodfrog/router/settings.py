@@ -55,7 +55,8 @@ class Settings(ServiceSettings):
     requests_max: int = Field(default=2048, gt=0)
     """Requests at once, from when their heads came; above it clients get 429."""
     connections_max: int = Field(default=8192, gt=0)
-    """Client connections at once by HTTP, shared by addresses; above it they are closed."""
+    """Client connections at once by HTTP, shared by addresses, and as many by gRPC, for whoever comes; above it they are
+    closed."""
     operator_listen: str = ""
     """gRPC address for operators, where the usage of all tenants is told and no key asked for; keep it from users:
     unix:PATH is for who may open that folder. Empty: there is none."""

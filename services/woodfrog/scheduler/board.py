@@ -179,6 +179,15 @@ class Board:
         if not waiting:
             self.waiting.pop(ticket.model, None)
 
+    def crowds(self, ticket: Ticket) -> bool:
+        """It waits and is one too many: of the whole, or of its tenant, which leaves as many to others as it has."""
+        waiting, most = self.waiting.get(ticket.model, {}), self.limits.waiting_max
+        if ticket.number not in waiting or len(waiting) <= most // 2:
+            return False
+        tenant = ticket.caller.tenant
+        own = sum(each.caller.tenant == tenant for each in waiting.values()) if tenant else 0
+        return len(waiting) > most or own > most - len(waiting) + 1
+
     def in_turn(self, model: str) -> list[Ticket]:
         """Those that wait, the next to be served first."""
         return sorted(self.waiting.get(model, {}).values(), key=lambda ticket: ticket.rank)

@@ -20,7 +20,7 @@ class Settings(ServiceSettings, env_prefix="WOODFROG_SCHEDULER_"):
     wait_s_max: float = Field(default=600.0, gt=0)
     """A request without a deadline waits so long."""
     waiting_max: int = Field(default=1024, gt=0)
-    """Requests of one model that wait for a slot; more are turned away."""
+    """Requests of one model that wait for a slot; more are turned away. A tenant has as many as it leaves free for others."""
     node_patience_s: float = Field(default=3.0, ge=0)
     """A registered node has so long to connect, and a broken stream so long to come back, before it is lost."""
     room_s: float = Field(default=10.0, ge=0)

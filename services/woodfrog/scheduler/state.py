@@ -168,13 +168,12 @@ class SchedulerState:
         self._serve(event.model)
         if ticket.number not in board.tickets:
             return
-        waiting = board.waiting.get(event.model, {})
-        if ticket.number in waiting and len(waiting) > board.limits.waiting_max:
+        if board.crowds(ticket):
             board.refuse(
                 ticket,
                 Refusal.RESOURCE_EXHAUSTED,
                 "NO_CAPACITY",
-                f"{board.limits.waiting_max} requests wait for model {event.model!r} already; "
+                f"as many requests wait for model {event.model!r} as may; "
                 f"try again in {board.limits.retry_after_s:g} s",
                 board.limits.retry_after_s,
             )

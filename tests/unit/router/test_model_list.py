@@ -13,6 +13,9 @@ def spec(name: str) -> ModelSpec:
 def test_before_the_first_listing_nobody_is_refused() -> None:
     models = ModelList()
     models.check("m", None)
+    for name in ("=1+1", "a\nb", "\ud800", "a/b/c", "m" * 200):  # it would stand in the ledger
+        with pytest.raises(NotFound):
+            models.check(name, None)
     models.replace([])
     with pytest.raises(NotFound) as error:
         models.check("m", None)

@@ -78,3 +78,19 @@ def test_error_event_is_classed_by_its_type() -> None:
         openai_errors.from_event({"type": "invalid_request_error"}), errors.InvalidArgument
     )
     assert openai_errors.from_event({"type": "server_error", "code": "oom"}).reason == "OOM"
+
+
+@pytest.mark.parametrize("body", [b"", b"<h1>502</h1>\n\ndata: {}", b"[1]", b'{"error": {"mess'])
+def test_what_is_no_error_of_openais_becomes_one_in_a_line(body: bytes) -> None:
+    said = json.loads(openai_errors.in_a_line(502, body))["error"]
+    assert (said["message"], said["code"]) == (
+        "the engine answered with status 502",
+        "engine_error",
+    )
+
+
+def test_an_engines_error_keeps_its_words_in_a_line() -> None:
+    error = {"message": "a\nb", "type": "server_error", "param": None, "code": "x"}
+    said = openai_errors.in_a_line(500, json.dumps({"error": error}, indent=2).encode())
+    assert b"\n" not in said
+    assert json.loads(said) == {"error": error}

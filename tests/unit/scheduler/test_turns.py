@@ -7,6 +7,7 @@ from tests.unit.scheduler.cell import Cell, replica, spec
 from woodfrog.model.node import ReplicaState
 from woodfrog.model.placement import ANYONE, Caller, ReplicaUsage
 from woodfrog.scheduler import events as on
+from woodfrog.scheduler.board import Limits
 from woodfrog.scheduler.events import Grant
 from woodfrog.scheduler.turns import Turns
 
@@ -31,6 +32,22 @@ def test_shares_are_of_turns() -> None:
     taken += [(turns.take(Caller("single")), "single") for _ in range(20)]
     first = [name for _, name in sorted(taken)[:15]]
     assert first.count("double") in (9, 10, 11)
+
+
+def test_a_flood_leaves_others_room_to_wait() -> None:
+    cell = Cell(spec("frog", slots=1), limits=Limits(waiting_max=8))
+    tickets = count(1)
+
+    def refused(tenant: str) -> bool:
+        asked = on.AcquireRequested(
+            next(tickets), "frog", cell.now + 1e6, "r", caller=Caller(tenant)
+        )
+        return any(isinstance(each, on.Refuse) for each in cell.do(asked))
+
+    cell.do(on.AcquireRequested(next(tickets), "frog", cell.now + 1e6, "r"))  # it climbs
+    assert [refused("flood") for _ in range(6)] == [False] * 4 + [True] * 2
+    assert [refused("other") for _ in range(4)] == [False] * 2 + [True] * 2
+    assert not refused("third")
 
 
 def test_a_flood_does_not_hold_up_another_tenant() -> None:

@@ -12,6 +12,7 @@ from opentelemetry.trace import StatusCode
 from woodfrog.rpc import propagation
 from woodfrog.telemetry import export, keep
 from woodfrog.telemetry.export import Provider
+from woodfrog.telemetry.spans import Tracer
 
 
 class Kept(SpanExporter):
@@ -90,6 +91,28 @@ def test_the_flag_of_who_calls_decides(flag: str) -> None:
 
     for ratio in (0.0, 1.0):
         assert len(exported(ratio, called)) == int(flag)
+
+
+@pytest.mark.parametrize(("ratio", "most"), [(1.0, 500), (0.01, 100), (0.0, 100)])
+def test_callers_from_outside_may_force_a_few_traces(ratio: float, most: int) -> None:
+    """Their ids are chosen too, so that any ratio would take them."""
+
+    def flood(tracer: Tracer) -> None:
+        for number in range(500):
+            sent = propagation.extract(
+                {"traceparent": f"00-{'b' * 16}{number + 1:016x}-{'b' * 16}-01"}
+            )
+            tracer.start_span("server", tracer.outside(sent)).end()
+        sent = propagation.extract({"traceparent": f"00-{'c' * 32}-{'b' * 16}-01"})
+        failed = tracer.start_span("failed", tracer.outside(sent))
+        failed.set_status(StatusCode.ERROR)
+        failed.end()
+
+    spans = exported(ratio, flood)
+    assert 0 < len(spans) - 1 <= most
+    assert spans[-1].name == "failed", "what fails is there all the same"
+    assert spans[-1].context is not None
+    assert spans[-1].context.trace_id == int("c" * 32, 16)
 
 
 def test_trace_ids_decide_so_that_the_ratio_is_met() -> None:
