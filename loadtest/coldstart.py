@@ -36,6 +36,7 @@ from loadtest.lab import (
 from loadtest.report import Bench
 from woodfrog.cli import models, options
 from woodfrog.cli.import_model import find_smollm2
+from woodfrog.cli.requantize import to_q8
 from woodfrog.cli.show import rule, table
 from woodfrog.clients.node_agent import NodeAgentClient
 from woodfrog.model.rung import Rung
@@ -118,7 +119,10 @@ def _measure(
     bench: Bench,
     beside: Mapping[str, Mapping[str, float]],
 ) -> None:
-    folder = find_smollm2() if engine == "llamacpp" else MODEL
+    folder = MODEL
+    if engine == "llamacpp":
+        folder = MODEL.with_suffix(".Q8_0.gguf")
+        to_q8(find_smollm2(), folder)
     lab.add(_FROG, "eager", folder, engine=engine)
     lab.ask(_FROG)
     pointer = lab.snapshot(_FROG)

@@ -39,7 +39,13 @@ class Answer:
 def run(home: Path, engine: str) -> int:
     up.check_machine()
     path = find_smollm2()
-    if engine != "llamacpp":
+    if engine == "llamacpp":
+        from woodfrog.cli.requantize import to_q8
+
+        with progress("SmolLM2-135M-Instruct as Q8_0 (once)"):
+            to_q8(path, home / "models" / f"{MODEL}.Q8_0.gguf")
+        path = home / "models" / f"{MODEL}.Q8_0.gguf"
+    else:
         with progress("SmolLM2-135M-Instruct from its GGUF file (once)"):
             import_gguf(path, home / "models" / MODEL)  # does nothing when it is there
         path = home / "models" / MODEL

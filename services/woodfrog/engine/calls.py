@@ -8,11 +8,19 @@ from enum import Enum, auto
 from typing import Any
 
 from woodfrog.engine.text import overlap
-from woodfrog.engine.tools import HERMES_CLOSE, OPEN, ToolFormat, ToolUse
+from woodfrog.engine.tool_format import ARGS, CALL_ID, HERMES_CLOSE, OPEN, ToolFormat
+from woodfrog.engine.tools import ToolUse
 
 # What a call begins with: its name, and the brace of its arguments.
 _HEAD = re.compile(
     r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
+)
+# The same where the name stands before the arguments, perhaps with an id; and what may become it.
+_NAMED_HEAD = re.compile(
+    rf"\s*([A-Za-z0-9_-]{{1,64}})\s*(?:{re.escape(CALL_ID)}\s*[A-Za-z0-9_-]{{1,64}}\s*)?(?:{re.escape(ARGS)})?\s*(?=\{{)"
+)
+_NAMED_HEAD_PART = re.compile(
+    r"\s*[A-Za-z0-9_-]{0,64}\s*(?:\[[A-Z_]*\]?[\sA-Za-z0-9_-]{0,80}){0,2}"
 )
 
 
@@ -69,7 +77,8 @@ class CallReader:
         rest, self._buffer = self._buffer, ""
         if self._state is _State.DONE or (self._state is _State.OBJECT and self._object.begun):
             return []
-        if self._state is _State.OBJECT and not self._use.forced:
+        named = self._use.format is ToolFormat.NAMED and self._state is _State.INSIDE
+        if (self._state is _State.OBJECT or named) and not self._use.forced:
             rest = self._open * (self._use.format is not ToolFormat.LLAMA) + rest
         told = [*self._said(rest)]
         return told if self.count or not self._space else [*told, self._space]
@@ -80,6 +89,8 @@ class CallReader:
                 yield from self._outside_llama()
             case _State.OUTSIDE:
                 yield from self._outside()
+            case _State.INSIDE if self._use.format is ToolFormat.NAMED:
+                yield from self._inside_named()
             case _State.INSIDE:
                 yield from self._inside()
             case _State.OBJECT:
@@ -128,6 +139,17 @@ class CallReader:
             self._state = _State.PLAIN
             yield from self._said(self._open)
 
+    def _inside_named(self) -> Iterator[Told]:
+        head = _NAMED_HEAD.match(self._buffer)
+        if head and head[1] in self._names:
+            self._buffer, self._state = self._buffer[head.end() :], _State.OBJECT
+            self._object = _Object(depth=0)
+            self._object.begin(0)
+            yield from self._begin(head[1])
+        elif head or not _NAMED_HEAD_PART.fullmatch(self._buffer):
+            self._state = _State.OUTSIDE
+            yield from self._said(self._open)
+
     def _in_object(self) -> Iterator[Told]:
         found = self._object
         found.scan(self._buffer)
@@ -142,7 +164,8 @@ class CallReader:
             return
         text, self._buffer = self._buffer[: found.at], self._buffer[found.at :]
         llama = self._use.format is ToolFormat.LLAMA
-        self._state = _State.OUTSIDE if llama else _State.INSIDE
+        alone = llama or self._use.format is ToolFormat.NAMED
+        self._state = _State.OUTSIDE if alone else _State.INSIDE
         if not found.begun:
             call = _call(text, self._names)
             if call is None:
@@ -170,10 +193,12 @@ class CallReader:
 class _Object:
     """How far a JSON object that is still coming has been looked at."""
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int = 1) -> None:
+        """The arguments are a value `depth` levels deep in it; 0 means that it is all arguments."""
         self.at = 0
         self.begun = False
         self.whole = False
+        self._own_depth = depth
         self._depth = 0
         self._quoted = self._escaped = False
         self._closed: list[int] = []  # where each value that is an object or a list ends
@@ -193,7 +218,7 @@ class _Object:
             elif character in "}]":
                 self._depth -= 1
                 self.whole = self._depth <= 0
-                if self._depth == 1:
+                if self._depth == self._own_depth:
                     self._closed.append(self.at)
 
     def begin(self, start: int) -> None:

@@ -34,8 +34,12 @@ class Grammars:
         Raises InvalidArgument, with the field that `schema` came in, for one that cannot be followed.
         """
         try:
-            if (reason := excess(schema.text)) is None:
-                grammar = LLMatcher.grammar_from_json_schema(schema.text, overrides=_STYLE)
+            if (reason := excess(schema)) is None:
+                grammar = (
+                    LLMatcher.grammar_from_lark(schema.text)
+                    if schema.lark
+                    else LLMatcher.grammar_from_json_schema(schema.text, overrides=_STYLE)
+                )
                 matcher = LLMatcher(self._words, grammar, log_level=0, limits=_LIMITS)
                 # Some schemas are found to allow nothing only then.
                 first = any(matcher.compute_logit_bias())

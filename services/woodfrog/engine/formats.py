@@ -52,11 +52,15 @@ def schema_text(value: Any, param: str) -> str:
     return text
 
 
-def excess(schema: str) -> str | None:
-    """Why a schema, as text, would take too long to follow, if so."""
+def excess(schema: Schema) -> str | None:
+    """Why it would take too long to follow, if so."""
     multiples: set[int] = set()
     patterns = 0
-    for entry in _objects(json.loads(schema)):
+    texts = [schema.text]
+    if schema.lark:
+        parts = [line.partition(" %json ") for line in schema.text.splitlines()]
+        texts = [json_text for _, found, json_text in parts if found]
+    for entry in _objects([json.JSONDecoder().raw_decode(text)[0] for text in texts]):
         if isinstance(named := entry.get("patternProperties"), dict):
             patterns += len(named)
         step = entry.get("multipleOf")

@@ -9,7 +9,8 @@ from woodfrog.engine.accepted import check_chat, check_completion
 from woodfrog.engine.fields import Body, bad, boolean, integer, number, unsupported
 from woodfrog.engine.formats import answer_schema
 from woodfrog.engine.request import GenerationRequest, Sampling
-from woodfrog.engine.tools import ToolFormat, message_calls, tool_use
+from woodfrog.engine.tool_format import ToolFormat
+from woodfrog.engine.tools import message_calls, tool_use
 from woodfrog.errors import InvalidArgument
 
 _ROLES = {"system", "developer", "user", "assistant", "tool", "function"}

@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from woodfrog.engine.calls import Arguments, Begun, CallReader
+from woodfrog.engine.calls import Arguments, Begun
 from woodfrog.engine.request import GenerationRequest, Piece, TokenLogprob
-from woodfrog.engine.tools import ToolFormat
+from woodfrog.engine.tagged_calls import Reader, reader_of
+from woodfrog.engine.tool_format import ToolFormat
 from woodfrog.errors import WoodfrogError
 
 
@@ -49,7 +50,7 @@ class Renderer:
         self._begun: set[int] = set()
         self._offsets: dict[int, int] = {}  # characters of each answer's text so far
         self._completion_tokens = 0
-        self._readers: dict[int, CallReader] = {}  # of calls in each answer
+        self._readers: dict[int, Reader] = {}  # of calls in each answer
 
     def whole(self, answers: list[Piece]) -> dict[str, Any]:
         """One piece for each answer, in order."""
@@ -123,7 +124,7 @@ class Renderer:
         use = self._request.tools
         if use is None:
             return piece.text, [], piece.finish_reason
-        reader = self._readers.setdefault(index, CallReader(use))
+        reader = self._readers.setdefault(index, reader_of(use))
         number = reader.count
         text, calls = "", list[dict[str, Any]]()
         told = reader.feed(piece.text) + (reader.flush() if piece.finish_reason else [])

@@ -30,9 +30,10 @@ class Schema:
     """What every answer must be."""
 
     text: str
-    """A JSON schema."""
+    """A JSON schema, or with `lark` a grammar in llguidance's form of Lark with such schemas in it."""
     param: str
     """The field of the request that it came in."""
+    lark: bool = False
 
 
 GREEDY = Sampling(temperature=0.0)

@@ -4,10 +4,11 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
-from woodfrog.engine.calls import Arguments, Begun, CallReader, Told
+from woodfrog.engine.calls import Arguments, Begun, Told
 from woodfrog.engine.fields import Body
 from woodfrog.engine.render import Envelope, chat_logprob
 from woodfrog.engine.request import GenerationRequest, Piece
+from woodfrog.engine.tagged_calls import reader_of
 from woodfrog.errors import WoodfrogError
 
 Event = dict[str, Any]
@@ -43,7 +44,7 @@ class ResponseRenderer:
         self._request = request
         self._envelope = envelope
         self._bytes_of = bytes_of
-        self._reader = CallReader(request.tools) if request.tools else None
+        self._reader = reader_of(request.tools) if request.tools else None
         self._said = {
             name: default if body.get(name) is None else body[name]
             for name, default in _REPEATED.items()

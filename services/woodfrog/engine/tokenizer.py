@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import TemplateError
 from tokenizers import Tokenizer as FastTokenizer
 
-from woodfrog.engine.tools import ToolFormat, format_of
+from woodfrog.engine.tool_format import ToolFormat, format_of
 from woodfrog.errors import InvalidArgument
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")

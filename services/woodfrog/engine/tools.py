@@ -1,42 +1,21 @@
 """Functions that a model may call: from a request's `tools` and `tool_choice` to what its template and its answer need.
 
-Pure. How a model writes a call follows from its chat template, see `format_of`.
+Pure.
 """
 
 import json
 import re
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 from woodfrog.engine.fields import Body, bad, boolean, unsupported
-from woodfrog.engine.formats import SCHEMA_CHARACTERS_MAX, schema_text
+from woodfrog.engine.forced_calls import forced_call
+from woodfrog.engine.formats import schema_text
 from woodfrog.engine.request import Schema
+from woodfrog.engine.tool_format import ARGS, CALL_ID, HERMES_CLOSE, OPEN, OPENING, ToolFormat
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _TOOLS_MAX = 128  # OpenAI's
-
-
-class ToolFormat(Enum):
-    HERMES = "hermes"
-    """<tool_call>{"name": ..., "arguments": {...}}</tool_call>, as Qwen too."""
-    LLAMA = "llama"
-    """An answer that is {"name": ..., "parameters": {...}}, perhaps after <|python_tag|>; several with ; between."""
-    MISTRAL = "mistral"
-    """[TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]"""
-
-
-OPEN = {
-    ToolFormat.HERMES: "<tool_call>",
-    ToolFormat.LLAMA: "<|python_tag|>",
-    ToolFormat.MISTRAL: "[TOOL_CALLS]",
-}
-HERMES_CLOSE = "</tool_call>"
-_FORCED = {
-    ToolFormat.HERMES: "<tool_call>\n",
-    ToolFormat.LLAMA: "",
-    ToolFormat.MISTRAL: "[TOOL_CALLS]",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,23 +35,12 @@ class ToolUse:
     @property
     def opening(self) -> str:
         """Ends the prompt of an answer that must be a call."""
-        return _FORCED[self.format] if self.forced else ""
+        return OPENING[self.format] if self.forced else ""
 
     @property
     def marks(self) -> tuple[str, ...]:
         """What must be seen in the answer, also where the tokenizer calls it special."""
-        return OPEN[self.format], HERMES_CLOSE
-
-
-def format_of(template: str | None) -> ToolFormat | None:
-    """None for a template without tools, and for one whose calls are written in no way that we read."""
-    if template is None or not re.search(r"\btools\b", template):
-        return None
-    if "[TOOL_CALLS]" in template:
-        return None if "[ARGS]" in template else ToolFormat.MISTRAL
-    if "<tool_call>" in template:
-        return None if "<function=" in template else ToolFormat.HERMES
-    return ToolFormat.LLAMA if '"parameters"' in template else None
+        return OPEN[self.format], HERMES_CLOSE, ARGS, CALL_ID
 
 
 def tool_use(body: Body, known: ToolFormat | None, schemas: bool) -> ToolUse | None:
@@ -97,7 +65,7 @@ def tool_use(body: Body, known: ToolFormat | None, schemas: bool) -> ToolUse | N
         )
     if chosen is not None and not schemas:
         unsupported("tool_choice", 'is not supported by this model beyond "none" and "auto"')
-    forced = None if chosen is None else _forced(known, tools, chosen)
+    forced = None if chosen is None else forced_call(known, tools, chosen)
     return ToolUse(known, tools, forced, parallel)
 
 
@@ -171,46 +139,3 @@ def _chosen(choice: Any, names: list[str]) -> list[str]:
     if name not in names:
         bad("tool_choice.function.name", "is the name of one of the tools")
     return [name]
-
-
-def _forced(known: ToolFormat, tools: list[dict[str, Any]], chosen: list[str]) -> Schema:
-    places = [i for i, tool in enumerate(tools) if tool["function"]["name"] in chosen]
-    key = "parameters" if known is ToolFormat.LLAMA else "arguments"
-    items = "/items" if known is ToolFormat.MISTRAL else ""
-    one = len(places) == 1
-    calls = []
-    for number, place in enumerate(places):
-        function = tools[place]["function"]
-        root = f"#{items}" + ("" if one else f"/anyOf/{number}") + f"/properties/{key}"
-        given = {"type": "object", **_moved(function["parameters"], root)}
-        properties = {"name": {"const": function["name"]}, key: given}
-        calls.append(
-            {
-                "type": "object",
-                "properties": properties,
-                "required": [*properties],
-                "additionalProperties": False,
-            }
-        )
-    call: dict[str, Any] = calls[0] if one else {"anyOf": calls}
-    if items:
-        call = {"type": "array", "items": call, "minItems": 1, "maxItems": 1}
-    param = f"tools[{places[0]}].function.parameters" if one else "tools"
-    text = json.dumps(call)
-    if len(text) > SCHEMA_CHARACTERS_MAX:
-        bad(param, f"of which one must be called have more than {SCHEMA_CHARACTERS_MAX} characters")
-    return Schema(text, param)
-
-
-def _moved(schema: Any, root: str) -> Any:
-    """`schema` where it lies at `root` of another one: references count from there."""
-    if isinstance(schema, list):
-        return [_moved(entry, root) for entry in schema]
-    if not isinstance(schema, dict):
-        return schema
-    return {
-        key: root + value[1:]
-        if key == "$ref" and isinstance(value, str) and value.startswith("#")
-        else _moved(value, root)
-        for key, value in schema.items()
-    }

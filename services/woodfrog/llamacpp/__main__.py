@@ -20,6 +20,8 @@ def main() -> int:
     gc.disable()  # until everything is loaded: nothing of it is garbage
     # Read when llama.cpp gives up: it would call a debugger, and its own sentence would not be the last.
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+    # Before llama.cpp's OpenMP is loaded: threads that spin for each other take ten times as long once CPUs are shared.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     ring = LogRing()
     logging.basicConfig(level=logging.INFO, handlers=[ring, logging.StreamHandler()])
     try:

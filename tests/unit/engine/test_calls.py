@@ -7,15 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from woodfrog.engine.calls import Arguments, Begun, CallReader
+from woodfrog.engine.calls import Arguments, Begun
 from woodfrog.engine.request import Schema
-from woodfrog.engine.tools import ToolFormat, ToolUse
+from woodfrog.engine.tagged_calls import reader_of
+from woodfrog.engine.tool_format import ToolFormat
+from woodfrog.engine.tools import ToolUse
 
 TOOLS = [
     {"type": "function", "function": {"name": name, "description": "", "parameters": {}}}
     for name in ("weather", "pond")
 ]
 HERMES, LLAMA, MISTRAL = ToolFormat.HERMES, ToolFormat.LLAMA, ToolFormat.MISTRAL
+NAMED, TAGGED = ToolFormat.NAMED, ToolFormat.TAGGED
 Read = tuple[str, list[tuple[str, str]]]  # text, and calls with their arguments
 
 
@@ -24,7 +27,7 @@ def use(known: ToolFormat, *, forced: bool = False, parallel: bool = True) -> To
 
 
 def read(used: ToolUse, pieces: list[str]) -> Read:
-    reader = CallReader(used)
+    reader = reader_of(used)
     text = ""
     calls: list[tuple[str, str]] = []
     for some in [*(told for piece in pieces for told in reader.feed(piece)), *reader.flush()]:
@@ -75,6 +78,30 @@ CASES: list[tuple[ToolFormat, str, Read]] = [
         ("", [("pond", "{}"), ("weather", '{"a": 1}')]),
     ),
     (MISTRAL, "[1, 2] and [TOOL", ("[1, 2] and [TOOL", [])),
+    (NAMED, f"[TOOL_CALLS]weather[ARGS]{ONE}", ("", [("weather", ONE)])),
+    (
+        NAMED,
+        f"I look. [TOOL_CALLS]pond[ARGS]{{}}[TOOL_CALLS] weather [ARGS] {ONE}",
+        ("I look.", [("pond", "{}"), ("weather", ONE)]),
+    ),
+    (
+        NAMED,
+        '[TOOL_CALLS]pond[CALL_ID]a1B2c3D4e[ARGS]{"a": {"b": {}}}',
+        ("", [("pond", '{"a": {"b": {}}}')]),
+    ),
+    (NAMED, '[TOOL_CALLS]pond{"a": "]"}', ("", [("pond", '{"a": "]"}')])),
+    (NAMED, '[TOOL_CALLS]pond[ARGS]{"a": [1, ', ("", [("pond", '{"a": [1, ')])),
+    (NAMED, "[TOOL_CALLS]pond[ARGS]{} and more", (" and more", [("pond", "{}")])),
+    (NAMED, "[TOOL_CALLS]toad[ARGS]{}", ("[TOOL_CALLS]toad[ARGS]{}", [])),
+    (NAMED, "[TOOL_CALLS]pond[ARGS]", ("[TOOL_CALLS]pond[ARGS]", [])),
+    (NAMED, "[TOOL_CALLS]", ("[TOOL_CALLS]", [])),
+    (NAMED, "[TOOL_CALLS]pond, or not", ("[TOOL_CALLS]pond, or not", [])),
+    (NAMED, "[TOOL_CALLS]pond[ARGS][1, 2]", ("[TOOL_CALLS]pond[ARGS][1, 2]", [])),
+    (
+        NAMED,
+        "[TOOL_CALLS]toad[ARGS]{}[TOOL_CALLS]pond[ARGS]{}",
+        ("[TOOL_CALLS]toad[ARGS]{}", [("pond", "{}")]),
+    ),
 ]
 
 
@@ -106,7 +133,7 @@ def test_an_unknown_name_is_no_call(known: ToolFormat) -> None:
 
 
 def test_arguments_leave_as_they_come() -> None:
-    reader = CallReader(use(HERMES))
+    reader = reader_of(use(HERMES))
     assert reader.feed('<tool_call>{"name": "pond", "arguments": ') == []
     assert reader.feed('{"a": "lo') == [Begun("pond"), Arguments('{"a": "lo')]
     assert reader.feed('ng"}') == [Arguments('ng"}')]

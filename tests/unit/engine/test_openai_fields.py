@@ -10,7 +10,7 @@ import pytest
 from woodfrog.engine.parse import Limits, chat_request, completion_request
 from woodfrog.engine.request import GenerationRequest
 from woodfrog.engine.responses import response_request
-from woodfrog.engine.tools import ToolFormat
+from woodfrog.engine.tool_format import ToolFormat
 from woodfrog.errors import InvalidArgument
 
 README = Path(__file__).parents[3] / "services/woodfrog/engine/README.md"

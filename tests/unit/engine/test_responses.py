@@ -9,7 +9,8 @@ from woodfrog.engine.render import Envelope
 from woodfrog.engine.request import GenerationRequest, Piece, Sampling, TokenLogprob
 from woodfrog.engine.responses import chat_body, response_request
 from woodfrog.engine.responses_render import ResponseRenderer
-from woodfrog.engine.tools import ToolFormat, ToolUse
+from woodfrog.engine.tool_format import ToolFormat
+from woodfrog.engine.tools import ToolUse
 from woodfrog.errors import InvalidArgument, Unavailable
 
 LIMITS = Limits(64, 256, 4, schemas=True, tool_format=ToolFormat.HERMES)

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from woodfrog.engine.tools import ToolFormat, ToolUse, format_of, message_calls, tool_use
+from woodfrog.engine.tool_format import ToolFormat, format_of
+from woodfrog.engine.tools import ToolUse, message_calls, tool_use
 from woodfrog.errors import InvalidArgument
 
 
@@ -34,9 +35,10 @@ def used(known: ToolFormat = ToolFormat.HERMES, **body: Any) -> ToolUse | None:
         ("{{ messages }}", None),
         ("{% if tools %}<tool_call>{% endif %}", ToolFormat.HERMES),
         ("{% if tools %}<tool_call><function=name>{% endif %}", None),
+        ("{% if tools %}<tool_call><function=a><parameter=b>{% endif %}", ToolFormat.TAGGED),
         ('{% if tools %}{"name": x, "parameters": y}{% endif %}', ToolFormat.LLAMA),
         ("{% if tools %}[TOOL_CALLS]{% endif %}", ToolFormat.MISTRAL),
-        ("{% if tools %}[TOOL_CALLS]name[ARGS]{% endif %}", None),
+        ("{% if tools %}[TOOL_CALLS]name[ARGS]{% endif %}", ToolFormat.NAMED),
         ("{% if tools %}in words{% endif %}", None),
     ],
 )
