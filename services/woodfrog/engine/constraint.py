@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from woodfrog.engine.formats import excess
-from woodfrog.engine.request import Schema
+from woodfrog.engine.formats import Schema, excess
 from woodfrog.errors import InvalidArgument
 
 # One way to write a value: with free whitespace a small model may write nothing else.

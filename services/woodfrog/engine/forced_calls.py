@@ -7,8 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from woodfrog.engine.fields import bad
-from woodfrog.engine.formats import SCHEMA_CHARACTERS_MAX
-from woodfrog.engine.request import Schema
+from woodfrog.engine.formats import SCHEMA_CHARACTERS_MAX, Schema
 from woodfrog.engine.tool_format import ARGS, HERMES_CLOSE, ToolFormat
 from woodfrog.engine.typed import kinds
 

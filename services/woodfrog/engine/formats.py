@@ -4,11 +4,11 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
 from woodfrog.engine.fields import bad
-from woodfrog.engine.request import Schema
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 SCHEMA_CHARACTERS_MAX = 120_000  # OpenAI's; it also bounds how deep references lead
@@ -16,6 +16,17 @@ SCHEMA_CHARACTERS_MAX = 120_000  # OpenAI's; it also bounds how deep references 
 _MULTIPLE_MAX = 100_000  # 0.2 s
 _PATTERN_PROPERTIES_MAX = 64
 _ANY_OBJECT = '{"type": "object"}'
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """What every answer must be."""
+
+    text: str
+    """A JSON schema, or with `lark` a grammar in llguidance's form of Lark with such schemas in it."""
+    param: str
+    """The field of the request that it came in."""
+    lark: bool = False
 
 
 def answer_schema(value: Any, param: str) -> Schema | None:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from woodfrog.engine.formats import Schema
+
 if TYPE_CHECKING:
     from woodfrog.engine.tools import ToolUse
 
@@ -23,17 +25,6 @@ class Sampling:
     seed: int | None = None
     logprobs: int | None = None
     """How many alternatives to report with each token; None reports nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Schema:
-    """What every answer must be."""
-
-    text: str
-    """A JSON schema, or with `lark` a grammar in llguidance's form of Lark with such schemas in it."""
-    param: str
-    """The field of the request that it came in."""
-    lark: bool = False
 
 
 GREEDY = Sampling(temperature=0.0)

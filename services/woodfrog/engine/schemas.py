@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from woodfrog.engine.constraint import Constraint
-from woodfrog.engine.request import Schema
+from woodfrog.engine.formats import Schema
 
 _KEPT_MAX = 8  # each keeps up to some tens of MB of states
 # References may lead 12,000 levels deep within a schema's characters, and each level takes up to 5 KB of stack.

@@ -10,8 +10,7 @@ from typing import Any
 
 from woodfrog.engine.fields import Body, bad, boolean, unsupported
 from woodfrog.engine.forced_calls import forced_call
-from woodfrog.engine.formats import schema_text
-from woodfrog.engine.request import Schema
+from woodfrog.engine.formats import Schema, schema_text
 from woodfrog.engine.tool_format import ARGS, CALL_ID, HERMES_CLOSE, OPEN, OPENING, ToolFormat
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")

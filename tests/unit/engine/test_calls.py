@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from woodfrog.engine.calls import Arguments, Begun
-from woodfrog.engine.request import Schema
+from woodfrog.engine.formats import Schema
 from woodfrog.engine.tagged_calls import reader_of
 from woodfrog.engine.tool_format import ToolFormat
 from woodfrog.engine.tools import ToolUse

@@ -12,7 +12,8 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
 from woodfrog.engine.constraint import Grammars
-from woodfrog.engine.request import GREEDY, Sampling, Schema
+from woodfrog.engine.formats import Schema
+from woodfrog.engine.request import GREEDY, Sampling
 from woodfrog.engine.sampling import Sampler
 from woodfrog.engine.tokenizer import Tokenizer
 from woodfrog.errors import InvalidArgument

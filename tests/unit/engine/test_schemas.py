@@ -9,7 +9,7 @@ import pytest
 from tests.unit.engine.test_constraint import DIGITS, grammars, tokenizer  # noqa: F401
 
 from woodfrog.engine.constraint import Constraint, Grammars
-from woodfrog.engine.request import Schema
+from woodfrog.engine.formats import Schema
 from woodfrog.engine.schemas import Schemas
 from woodfrog.engine.tokenizer import Tokenizer
 from woodfrog.errors import InvalidArgument
