@@ -127,6 +127,7 @@ async def running(
         clock,
         wake_wait_s=settings.wake_wait_s,
         body_bytes_max=settings.body_bytes_max,
+        unread_wait_s=settings.unread_wait_s,
     )
     tasks = (
         asyncio.create_task(schedulers.run()),

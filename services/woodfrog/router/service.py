@@ -1,5 +1,6 @@
 """The gRPC face: typed messages in and out, the same path in between. Errors are raised; the interceptor translates."""
 
+import asyncio
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -50,6 +51,7 @@ class Asking:
         *,
         wake_wait_s: float,
         body_bytes_max: int,
+        unread_wait_s: float,
     ) -> None:
         self._gateway = gateway
         self._access = admission.access
@@ -59,6 +61,7 @@ class Asking:
         self._clock = clock
         self._wake_wait_s = wake_wait_s
         self._body_bytes_max = body_bytes_max
+        self._unread_wait_s = unread_wait_s
 
     async def whole(
         self, route: Route, model: str, body: bytes, context: Context
@@ -96,9 +99,19 @@ class Asking:
                     assert pieces is not None
                     for payload in reader.feed(event):
                         for piece in pieces.of(payload) if payload != b"[DONE]" else ():
-                            yield piece
+                            stuck = self._cut_when_unread()
+                            try:
+                                yield piece  # goes on when there is room for the next
+                            finally:
+                                stuck.cancel()
                 elif isinstance(event, Refused):
                     raise _engine_error(event)
+
+    def _cut_when_unread(self) -> asyncio.TimerHandle:
+        """Ends this call when it is not told otherwise in time: its client reads nothing, and holds a slot."""
+        task = asyncio.current_task()
+        assert task is not None
+        return asyncio.get_running_loop().call_later(self._unread_wait_s, task.cancel)
 
     @asynccontextmanager
     async def _events(
