@@ -36,12 +36,13 @@ class Server:
         await server.start()
     """
 
-    def __init__(self, listen: str) -> None:
+    def __init__(self, listen: str, message_bytes_max: int = MESSAGE_BYTES_MAX) -> None:
+        """What is longer is not read: it gets RESOURCE_EXHAUSTED of gRPC's own."""
         self.grpc = grpc.aio.server(
             interceptors=[_Interceptor()],
             options=[
                 ("grpc.so_reuseport", 0),
-                ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+                ("grpc.max_receive_message_length", message_bytes_max),
                 ("grpc.http2.min_ping_interval_without_data_ms", 4000),
                 ("grpc.keepalive_permit_without_calls", 1),
             ],

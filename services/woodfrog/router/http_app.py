@@ -52,7 +52,6 @@ _EVENT_END_BYTES = 4  # an empty line may come torn
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
     body_bytes_max: int
-    bodies_bytes_max: int
     body_wait_s: float
     wake_wait_s: float
 
@@ -109,6 +108,7 @@ class HttpApp:
         clock: Clock,
         readiness: Callable[[], Mapping[str, bool]],
         limits: HttpLimits,
+        bodies: Bodies,
     ) -> None:
         """`readiness` names what must have come before the router is ready."""
         self._gateway = gateway
@@ -120,7 +120,7 @@ class HttpApp:
         self._readiness = readiness
         self._limits = limits
         self._places = Places()
-        self._bodies = Bodies(limits.bodies_bytes_max)
+        self._bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http", scope["type"]

@@ -11,6 +11,7 @@ from typing import Any
 
 from opentelemetry.context import Context
 
+from woodfrog.errors import ResourceExhausted
 from woodfrog.router.openai_errors import Refusal
 from woodfrog.rpc import propagation
 from woodfrog.telemetry import names
@@ -23,6 +24,7 @@ LOST = "woodfrog.lost"  # in the scope: a future that is done when the client's 
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 _DISCARDED_BYTES_MAX = 64 << 20
 _COUNT = re.compile(rb"[1-9][0-9]{0,5}")
+_RETRY_AFTER_S = 1.0  # where others must end first
 _CLIENT_SHARE = 0.95  # of a client's time-out, so that it hears why before it gives up
 _CLOSE = [(b"connection", b"close")]
 
@@ -42,14 +44,12 @@ class Bodies:
         return Room(self)
 
     def take(self, size: int) -> None:
+        """Raises ResourceExhausted."""
         if self.held_bytes + size > self._bytes_max:
-            text = f"the router holds {self.held_bytes} bytes of other requests, its limit is {self._bytes_max}; ask again soon"
-            raise Refusal(
-                429,
-                text,
-                "router_full",
-                type_="rate_limit_error",
-                headers=[(b"retry-after-ms", b"1000")],
+            raise ResourceExhausted(
+                "ROUTER_FULL",
+                f"the router holds {self.held_bytes} bytes of other requests, its limit is {self._bytes_max}; ask again soon",
+                retry_after_s=_RETRY_AFTER_S,
             )
         self.held_bytes += size
 
@@ -62,7 +62,7 @@ class Room:
         self._size = 0
 
     def take(self, size: int) -> None:
-        """Raises Refusal when there is no more."""
+        """Raises ResourceExhausted when there is no more."""
         self._bodies.take(size)
         self._size += size
 
@@ -146,7 +146,7 @@ def check_media_type(arrival: Arrival) -> None:
 async def read_body(
     arrival: Arrival, receive: Receive, room: Room, *, bytes_max: int, wait_s: float
 ) -> bytes:
-    """Raises Refusal when it is too long, too slow or one too many, Disconnected when it ends early."""
+    """Raises Refusal when it is too long or too slow, ResourceExhausted when it is one too many, Disconnected when it ends early."""
     declared = arrival.headers.get(b"content-length", b"0").lstrip(b"0")  # HTTP allows any number
     # On a connection that ends with the answer, a client would lose the answer over bytes that nobody read.
     closes = arrival.headers.get(b"connection", b"").lower() == b"close"

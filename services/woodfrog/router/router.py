@@ -25,6 +25,7 @@ from woodfrog.router.admission import Admission
 from woodfrog.router.budgets import Budgets
 from woodfrog.router.gateway import Gateway, Limits
 from woodfrog.router.http_app import HttpApp, HttpLimits
+from woodfrog.router.http_request import Bodies
 from woodfrog.router.http_server import ConnectionLimits, HttpServer
 from woodfrog.router.metrics import Metrics
 from woodfrog.router.model_list import ModelList
@@ -35,6 +36,7 @@ from woodfrog.router.replicas import ReplicaTable
 from woodfrog.router.schedulers import Schedulers
 from woodfrog.router.service import (
     Asking,
+    AskingLimits,
     ChatsServicer,
     CompletionsServicer,
     Context,
@@ -100,6 +102,7 @@ async def running(
     records = UsageRecords(ledger, metrics, clock, admission.charge)
     slots = Slots(table, schedulers, clock)
     gateway = Gateway(slots, client, metrics, records, clock, limits)
+    bodies = Bodies(settings.bodies_bytes_max)
     app = HttpApp(
         gateway,
         admission,
@@ -108,10 +111,10 @@ async def running(
         lambda: {"scheduler": schedulers.delivered, "catalog": models.known},
         HttpLimits(
             settings.body_bytes_max,
-            settings.bodies_bytes_max,
             settings.body_wait_s,
             settings.wake_wait_s,
         ),
+        bodies,
     )
     connections = ConnectionLimits(
         settings.head_bytes_max,
@@ -125,9 +128,8 @@ async def running(
         admission,
         metrics,
         clock,
-        wake_wait_s=settings.wake_wait_s,
-        body_bytes_max=settings.body_bytes_max,
-        unread_wait_s=settings.unread_wait_s,
+        bodies,
+        AskingLimits(settings.wake_wait_s, settings.body_bytes_max, settings.unread_wait_s),
     )
     tasks = (
         asyncio.create_task(schedulers.run()),
@@ -135,7 +137,7 @@ async def running(
     )
     try:
         async with (
-            rpc.Server(settings.grpc_listen) as server,
+            rpc.Server(settings.grpc_listen, 2 * settings.body_bytes_max) as server,
             HttpServer(app, settings.listen, connections) as http,
             _operators(settings.operator_listen, ledger),
         ):

@@ -4,6 +4,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import grpc
@@ -29,6 +30,7 @@ from woodfrog.router import openai_errors, typed_json
 from woodfrog.router.access import caller_of
 from woodfrog.router.admission import Admission
 from woodfrog.router.gateway import Begun, Call, Event, Gateway, Refused, Wake
+from woodfrog.router.http_request import Bodies
 from woodfrog.router.metrics import Metrics
 from woodfrog.router.routes import Route
 from woodfrog.router.sse import SseReader
@@ -37,6 +39,13 @@ from woodfrog.telemetry import names
 Context = grpc.aio.ServicerContext[Any, Any]
 Piece = TypeVar("Piece", chats_pb2.StreamResponse, completions_pb2.StreamCompleteResponse)
 _ANSWER_BYTES_MAX = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class AskingLimits:
+    wake_wait_s: float
+    body_bytes_max: int
+    unread_wait_s: float
 
 
 class Asking:
@@ -48,10 +57,8 @@ class Asking:
         admission: Admission,
         metrics: Metrics,
         clock: Clock,
-        *,
-        wake_wait_s: float,
-        body_bytes_max: int,
-        unread_wait_s: float,
+        bodies: Bodies,
+        limits: AskingLimits,
     ) -> None:
         self._gateway = gateway
         self._access = admission.access
@@ -59,9 +66,8 @@ class Asking:
         self._models = admission.models
         self._metrics = metrics
         self._clock = clock
-        self._wake_wait_s = wake_wait_s
-        self._body_bytes_max = body_bytes_max
-        self._unread_wait_s = unread_wait_s
+        self._bodies = bodies
+        self._limits = limits
 
     async def whole(
         self, route: Route, model: str, body: bytes, context: Context
@@ -111,7 +117,7 @@ class Asking:
         """Ends this call when it is not told otherwise in time: its client reads nothing, and holds a slot."""
         task = asyncio.current_task()
         assert task is not None
-        return asyncio.get_running_loop().call_later(self._unread_wait_s, task.cancel)
+        return asyncio.get_running_loop().call_later(self._limits.unread_wait_s, task.cancel)
 
     @asynccontextmanager
     async def _events(
@@ -127,11 +133,15 @@ class Asking:
                 names.GENAI_MODEL: model[:200],
             },
         )
+        room = self._bodies.room()
         try:
             tenant = self._access.tenant(authorization(context))
             self._check(model, body, tenant)
+            room.take(len(body))
             left = context.time_remaining()
-            wait_s = self._wake_wait_s if left is None else min(self._wake_wait_s, left)
+            wait_s = (
+                self._limits.wake_wait_s if left is None else min(self._limits.wake_wait_s, left)
+            )
             request_id = f"req_{secrets.token_hex(16)}"
             caller = caller_of(tenant)
             call = Call(route, model, body, stream, wait_s, arrived, request_id, span, caller)
@@ -147,6 +157,7 @@ class Asking:
             self._metrics.refused(error.reason)
             raise
         finally:
+            room.leave()
             span.end()
             label = self._models.label(model)
             took_s = self._clock.now() - arrived
@@ -157,10 +168,10 @@ class Asking:
             raise errors.InvalidArgument(
                 "MISSING_MODEL", "the request names no model; ListModels has them", param="model"
             )
-        if len(body) > self._body_bytes_max:
+        if len(body) > self._limits.body_bytes_max:
             raise errors.InvalidArgument(
                 "REQUEST_TOO_LARGE",
-                f"the request is {len(body)} bytes as JSON, the limit is {self._body_bytes_max}",
+                f"the request is {len(body)} bytes as JSON, the limit is {self._limits.body_bytes_max}",
             )
         self._models.check(model, tenant)
 
