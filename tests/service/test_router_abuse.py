@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import openai
 import pytest
 from tests.capabilities import need
@@ -17,6 +18,8 @@ from tests.service import router_process
 from tests.service.router_bench import Bench
 from tests.service.router_process import RouterProcess, idle, resident_bytes, slow_readers
 from tests.service.test_router import error_of, post
+
+from woodfrog.api.router.v1 import chats_pb2, chats_pb2_grpc
 
 MIB = 1 << 20
 SLOW_READERS = 100  # loadtest.slow_readers has thousands
@@ -135,6 +138,37 @@ async def test_bodies_that_wait_have_a_limit_together(tmp_path: Path) -> None:
             await bench.ask("x" * (3 * MIB))
         for _ in range(4):  # what was refused is given back too
             await bench.ask("x" * MIB)
+
+
+async def test_bodies_by_grpc_count_with_the_others_and_a_huge_one_is_not_read(
+    tmp_path: Path,
+) -> None:
+    def asked(size: int) -> chats_pb2.CreateRequest:
+        message = chats_pb2.ChatMessage(role="user", content="x" * size)
+        return chats_pb2.CreateRequest(chat=chats_pb2.ChatRequest(model="m", messages=[message]))
+
+    async def code(size: int) -> grpc.StatusCode:
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await stub.Create(asked(size))
+        return raised.value.code()
+
+    async with (
+        Bench.open(tmp_path, bodies_bytes_max=5 * MIB, body_bytes_max=2 * MIB) as bench,
+        grpc.aio.insecure_channel(bench.grpc) as channel,
+    ):
+        stub = chats_pb2_grpc.ChatsStub(channel)  # type: ignore[no-untyped-call]
+        climb = bench.scheduler.climbs["m"] = Climb(await bench.replica("a"))
+        waiting = [asyncio.ensure_future(stub.Create(asked(MIB + MIB // 3))) for _ in range(2)]
+        await bench.scheduler.until(lambda s: s.waiting == 2)
+        assert await code(MIB) is grpc.StatusCode.RESOURCE_EXHAUSTED
+        with pytest.raises(openai.RateLimitError):
+            await bench.ask("x" * MIB)
+        climb.finish.set()
+        await asyncio.gather(*waiting)
+        assert await code(2 * MIB) is grpc.StatusCode.INVALID_ARGUMENT
+        assert await code(5 * MIB) is grpc.StatusCode.RESOURCE_EXHAUSTED
+        for _ in range(4):  # all is given back
+            await stub.Create(asked(MIB))
 
 
 async def test_malformed_json(tmp_path: Path) -> None:

@@ -227,6 +227,26 @@ async def test_cancelled_call_frees_its_slot(
     await bench.until(lambda: bench.replicas.active("a") == 0)
 
 
+async def test_a_client_that_does_not_read_its_stream_is_cut_off(tmp_path: Path) -> None:
+    async with Bench.open(tmp_path, unread_wait_s=0.3) as bench:
+        engine = await bench.ready("a")
+        async with grpc.aio.insecure_channel(bench.grpc) as channel:
+            stub = chats_pb2_grpc.ChatsStub(channel)  # type: ignore[no-untyped-call]
+            script = {"tokens": 1_000_000, "text": "frog" * 4096}
+            call = stub.Stream(chats_pb2.StreamRequest(chat=chat(simulate=script)))
+            await call.read()
+            await engine.until_active(1)
+            await engine.until_active(0)
+            assert engine.cancelled == 1
+            await bench.until(lambda: bench.replicas.active("a") == 0)
+            slow = {
+                "tokens": 5,
+                "interval_s": 0.2,
+            }  # an engine that takes its time is no client's fault
+            read = stub.Stream(chats_pb2.StreamRequest(chat=chat(simulate=slow)))
+            assert len([piece async for piece in read]) > 5
+
+
 async def test_deadline_bounds_the_wait(bench: Bench, chats: chats_pb2_grpc.ChatsStub) -> None:
     bench.scheduler.climbs["m"] = Climb()
     call = chats.Create(chats_pb2.CreateRequest(chat=chat()), timeout=0.2)

@@ -178,7 +178,7 @@ class HttpApp:
             attributes={
                 names.HTTP_METHOD: "POST",
                 names.URL_SCHEME: "http",
-                names.URL_PATH: route.path,
+                names.URL_PATH: route.path[:200],
                 names.HTTP_ROUTE: route.name,
                 names.GENAI_PROVIDER: "woodfrog",
                 names.GENAI_OPERATION: route.operation,
