@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from woodfrog.clock import Clock
 from woodfrog.errors import ResourceExhausted, Unavailable
@@ -10,7 +10,7 @@ from woodfrog.metering import HOUR_S, Ledger, Row
 from woodfrog.model.tenant import Tenant
 
 log = logging.getLogger(__name__)
-_EVER_HOURS = 1 << 40
+_LONGER_THAN_A_MONTH = timedelta(days=32)
 
 
 class Budgets:
@@ -47,9 +47,11 @@ class Budgets:
             return False
         self._month, self._used = month, Counter()
         since = int(month.timestamp() // HOUR_S)
+        # A clock that was ahead for a while has left rows of the next.
+        until = int((month + _LONGER_THAN_A_MONTH).replace(day=1).timestamp() // HOUR_S)
         after: Row | None = None
         try:
-            while page := self._ledger.page(since, _EVER_HOURS, after):
+            while page := self._ledger.page(since, until, after):
                 for row in page:
                     self._used[row.tenant] += row.usage.prompt_tokens + row.usage.completion_tokens
                 after = page[-1]

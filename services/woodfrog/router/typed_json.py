@@ -1,7 +1,6 @@
 """The typed gRPC messages as OpenAI's JSON, and OpenAI's answers as typed messages. What has no typed field is left out."""
 
 import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
@@ -34,7 +33,7 @@ def chat_body(chat: chats_pb2.ChatRequest, *, stream: bool) -> bytes:
     for name in ("max_tokens", "temperature", "top_p", "seed"):
         if chat.HasField(name):
             value[name] = getattr(chat, name)
-    return json.dumps(value).encode()
+    return _encoded(value)
 
 
 def completion_body(completion: completions_pb2.CompletionRequest, *, stream: bool) -> bytes:
@@ -45,7 +44,7 @@ def completion_body(completion: completions_pb2.CompletionRequest, *, stream: bo
     for name in ("max_tokens", "temperature"):
         if completion.HasField(name):
             value[name] = getattr(completion, name)
-    return json.dumps(value).encode()
+    return _encoded(value)
 
 
 def chat_answer(body: bytes, wake: Wake) -> chats_pb2.CreateResponse:
@@ -148,13 +147,19 @@ def _begun(extra: Struct, *, stream: bool) -> dict[str, Any]:
     return value
 
 
+def _encoded(value: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(value, allow_nan=False).encode()
+    except ValueError:  # infinity, or what is no number
+        text = "the request holds a number that JSON has not"
+        raise InvalidArgument("INVALID_VALUE", text) from None
+
+
 def _plain(value: Value) -> Any:
     """Faster than MessageToDict. A Struct knows floating numbers only, but engines refuse `"n": 2.0`."""
     kind = value.WhichOneof("kind")
     if kind == "number_value":
         number = value.number_value
-        if not math.isfinite(number):
-            raise InvalidArgument("INVALID_VALUE", "'extra' holds a number that JSON has not")
         return int(number) if number.is_integer() else number
     if kind == "list_value":
         return [_plain(item) for item in value.list_value.values]
