@@ -13,12 +13,12 @@ from woodfrog.api.metering.v1 import usages_pb2_grpc
 from woodfrog.catalog import CatalogSnapshot, NodeGone, NodePut, NodeRecord, TenantPut
 from woodfrog.clients.usages import SERVICE, UsagesServicer
 from woodfrog.clock import FakeClock, SystemClock
-from woodfrog.metering import GIB_H, HOUR_S, Ledger, Row, Usage, month_began
+from woodfrog.metering import GIB_H, HOUR_S, Ledger, Row, Usage, month_of
 from woodfrog.model.tenant import Tenant, new_key
 from woodfrog.router import held as module
 from woodfrog.router.held import Held
 
-HOUR = month_began(1_790_000_000.0) + 50
+HOUR = month_of(1_790_000_000.0).start + 50
 KEY, KEPT = new_key("acme", "", 0.0)
 
 
@@ -51,7 +51,7 @@ async def test_each_hour_of_each_node_counts_once_also_when_it_went() -> None:
             Row(HOUR - 9, "globex", "shared", Usage(slot_s=3.0)),
         ]
     )
-    before = held(month_began(clock.wall()) - 1, 1000.0)
+    before = held(month_of(clock.wall()).start - 1, 1000.0)
     async with AsyncExitStack() as stack:
         one = node("one", before, held(HOUR - 49, 1.0), held(HOUR - 9, 8.0, "", "shared"))
         record, told = await stack.enter_async_context(one)

@@ -117,6 +117,16 @@ async def test_few_requests_may_follow_one_that_is_not_answered(tmp_path: Path) 
             writer.close()
 
 
+async def test_no_page_of_another_site_spends_what_is_here(tmp_path: Path) -> None:
+    """A browser lets any page send text to an address of its own machine, though not read the answer."""
+    async with Bench.open(tmp_path) as bench:
+        engine = await bench.ready("a")
+        for site, status in (("cross-site", b"403"), ("same-site", b"200"), ("none", b"200")):
+            asked = post(BODY, "content-type: text/plain", f"sec-fetch-site: {site}")
+            assert await status_of(bench, asked) == status
+        assert len(engine.requests) == 2
+
+
 # --- what others have ---
 
 

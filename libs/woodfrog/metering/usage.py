@@ -1,7 +1,7 @@
 """What a tenant used of a model within an hour. Pure."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from operator import add, attrgetter
 from typing import Any
 
@@ -44,10 +44,12 @@ class Row:
     usage: Usage
 
 
-def month_began(now: float) -> int:
-    """The first hour of the calendar month in UTC; `now` in seconds since the epoch."""
+def month_of(now: float) -> range:
+    """The hours of the calendar month in UTC; `now` in seconds since the epoch."""
     day = datetime.fromtimestamp(now, UTC)
-    return int(datetime(day.year, day.month, 1, tzinfo=UTC).timestamp() // HOUR_S)
+    first = datetime(day.year, day.month, 1, tzinfo=UTC)
+    after = (first + timedelta(days=32)).replace(day=1)
+    return range(int(first.timestamp() // HOUR_S), int(after.timestamp() // HOUR_S))
 
 
 def bucket(hour: int, now_hour: int) -> int:

@@ -176,8 +176,10 @@ class Tracer(trace.Tracer):
 
         Where all are sampled anyway, its flag is kept.
         """
+        if self._bound >= 1 << 64:
+            return context
         sent = trace.get_current_span(context).get_span_context()
-        if self._bound >= 1 << 64 or not sent.is_valid or not sent.trace_flags.sampled:
+        if not sent.is_valid or not sent.trace_flags.sampled:
             return context
         now = time.monotonic()
         gained = (now - self._forced_at) * _FORCED_A_SECOND

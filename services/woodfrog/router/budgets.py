@@ -5,12 +5,11 @@ from collections import Counter
 
 from woodfrog.clock import Clock
 from woodfrog.errors import ResourceExhausted, Unavailable
-from woodfrog.metering import GIB_H, Ledger, month_began
+from woodfrog.metering import GIB_H, Ledger, month_of
 from woodfrog.model.tenant import Tenant
 from woodfrog.router.held import Held
 
 log = logging.getLogger(__name__)
-_EVER_HOURS = 1 << 40
 
 
 class Budgets:
@@ -22,7 +21,7 @@ class Budgets:
         self._ledger = ledger
         self._held = held
         self._clock = clock
-        self._month: int | None = None
+        self._month: range | None = None
         self._tokens: Counter[str] = Counter()
 
     def check(self, tenant: Tenant) -> None:
@@ -43,12 +42,13 @@ class Budgets:
 
     def _turn(self) -> bool:
         """Whether another month began, or the first: then all that the ledger has of it is counted."""
-        month = month_began(self._clock.wall())
+        month = month_of(self._clock.wall())
         if month == self._month:
             return False
         self._month, self._tokens = month, Counter()
         try:
-            for row in self._ledger.rows(month, _EVER_HOURS):
+            # Not those after it: a clock that was ahead for a while has left some.
+            for row in self._ledger.rows(month.start, month.stop):
                 self._tokens[row.tenant] += row.usage.prompt_tokens + row.usage.completion_tokens
         except Unavailable as error:
             self._month = None

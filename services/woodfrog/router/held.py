@@ -11,7 +11,7 @@ from woodfrog import catalog
 from woodfrog.clients.usages import UsagesClient
 from woodfrog.clock import Clock
 from woodfrog.errors import WoodfrogError
-from woodfrog.metering import HOUR_S, Ledger, Row, Usage, month_began
+from woodfrog.metering import HOUR_S, Ledger, Row, Usage, month_of
 from woodfrog.metering.split import slots_of, split
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class Held:
 
     async def ask(self) -> None:
         """All nodes that are there, once."""
-        month = month_began(self._clock.wall())
+        month = month_of(self._clock.wall()).start
         if month != self._month:
             self._month = month
             self._nodes = {name: _Node(self._nodes[name].address, month) for name in self._there}

@@ -25,6 +25,7 @@ from woodfrog.router.http_request import (
     Send,
     WhileConnected,
     check_media_type,
+    check_site,
     parse_body,
     read_body,
 )
@@ -194,6 +195,7 @@ class HttpApp:
         model = ""
         try:
             tenant = self._access.tenant(arrival.authorization)
+            check_site(arrival)
             check_media_type(arrival)
             who = asker(tenant, arrival.peer)
             with self._admission.entered(tenant, who), Room(self._bodies, who) as room:

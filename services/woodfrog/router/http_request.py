@@ -131,6 +131,13 @@ class Arrival:
         return min(cap_s, timeout_s * _CLIENT_SHARE)
 
 
+def check_site(arrival: Arrival) -> None:
+    """Raises Refusal for what a page of another site has a browser send: it could read no answer, but spend."""
+    if arrival.headers.get(b"sec-fetch-site") == b"cross-site":
+        text = "a page of another site had your browser ask; ask from a program, or from a page of this site"
+        raise Refusal(403, text, "cross_site")
+
+
 def check_media_type(arrival: Arrival) -> None:
     """Raises Refusal for a form, before anything of it is read. A body without a type, or with curl's, may be JSON."""
     sent = arrival.headers.get(b"content-type", b"").lower()

@@ -4,7 +4,6 @@ So who comes next always finds something, and one alone has half.
 """
 
 import ipaddress
-from collections import Counter
 
 _HOST_BITS_V6 = 64  # that one customer has to choose from
 
@@ -13,24 +12,26 @@ class Shares:
     def __init__(self, whole: int) -> None:
         self._whole = whole
         self.held = 0  #: by all together
-        self._of: Counter[str] = Counter()  # never 0
+        self._of: dict[str, int] = {}  # never 0
 
     def of(self, who: str) -> int:
-        return self._of[who]
+        return self._of.get(who, 0)
 
     def take(self, who: str, amount: int = 1) -> bool:
         """Whether it has it now; then it is to be given back."""
-        if self._of[who] + amount > self._whole - self.held:
+        own = self._of.get(who, 0) + amount
+        if own > self._whole - self.held:
             return False
-        self._of[who] += amount
+        if own:
+            self._of[who] = own
         self.held += amount
         return True
 
     def give(self, who: str, amount: int = 1) -> None:
-        self._of[who] -= amount
+        own = self._of.pop(who, 0) - amount
+        if own:
+            self._of[who] = own
         self.held -= amount
-        if not self._of[who]:
-            del self._of[who]
 
 
 def peer(host: str) -> str:

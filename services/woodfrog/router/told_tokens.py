@@ -63,7 +63,7 @@ class ToldTokens:
     def tokens(self) -> tuple[int, int]:
         """Read and written. Of a stream that did not come to tell, its events are what was written."""
         if self._json:
-            return _of_begin(self._begin) or _of_whole(b"".join(self._parts)) or (0, 0)
+            return _of_whole(b"".join(self._parts)) or _of_begin(self._begin) or (0, 0)
         if not self._events:
             return 0, 0
         return self._told or _of_events(b"".join(self._parts)) or (self._read, self._event_count)

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import math
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +35,7 @@ def chat_body(chat: chats_pb2.ChatRequest, *, stream: bool) -> bytes:
     for name in ("max_tokens", "temperature", "top_p", "seed"):
         if chat.HasField(name):
             value[name] = getattr(chat, name)
-    return json.dumps(value).encode()
+    return _encoded(value)
 
 
 def completion_body(completion: completions_pb2.CompletionRequest, *, stream: bool) -> bytes:
@@ -47,7 +46,7 @@ def completion_body(completion: completions_pb2.CompletionRequest, *, stream: bo
     for name in ("max_tokens", "temperature"):
         if completion.HasField(name):
             value[name] = getattr(completion, name)
-    return json.dumps(value).encode()
+    return _encoded(value)
 
 
 def embed_body(request: embeddings_pb2.EmbedRequest) -> bytes:
@@ -58,7 +57,7 @@ def embed_body(request: embeddings_pb2.EmbedRequest) -> bytes:
         value["input"] = list(request.inputs)
     if request.HasField("dimensions"):
         value["dimensions"] = request.dimensions
-    return json.dumps(value).encode()
+    return _encoded(value)
 
 
 def generate_body(request: images_pb2.GenerateRequest) -> bytes:
@@ -70,7 +69,7 @@ def generate_body(request: images_pb2.GenerateRequest) -> bytes:
         value["n"] = request.n
     if request.size:
         value["size"] = request.size
-    return json.dumps(value).encode()
+    return _encoded(value)
 
 
 def chat_answer(body: bytes, wake: Wake) -> chats_pb2.CreateResponse:
@@ -274,13 +273,19 @@ def _begun(extra: Struct, *, stream: bool | None = None) -> dict[str, Any]:
     return value
 
 
+def _encoded(value: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(value, allow_nan=False).encode()
+    except ValueError:  # infinity, or what is no number
+        text = "the request holds a number that JSON has not"
+        raise InvalidArgument("INVALID_VALUE", text) from None
+
+
 def _plain(value: Value) -> Any:
     """Faster than MessageToDict. A Struct knows floating numbers only, but engines refuse `"n": 2.0`."""
     kind = value.WhichOneof("kind")
     if kind == "number_value":
         number = value.number_value
-        if not math.isfinite(number):
-            raise InvalidArgument("INVALID_VALUE", "'extra' holds a number that JSON has not")
         return int(number) if number.is_integer() else number
     if kind == "list_value":
         return [_plain(item) for item in value.list_value.values]

@@ -49,6 +49,20 @@ def test_a_months_tokens_are_counted_once_over_restarts_and_anew_each_month(tmp_
     ledger.close()
 
 
+def test_a_clock_that_was_ahead_charges_no_month_twice() -> None:
+    clock, ledger = FakeClock(wall=LAST_DAY), Ledger(None)
+    budgets = Budgets(ledger, Held(ledger, clock), clock)
+    used(ledger, clock, budgets, 40)
+    clock.advance(2 * 3600.0)
+    used(ledger, clock, budgets, 70)
+    assert not refused(Budgets(ledger, Held(ledger, clock), FakeClock(wall=LAST_DAY))), (
+        "January has 40"
+    )
+    ahead = Budgets(ledger, Held(ledger, clock), clock)
+    used(ledger, clock, ahead, 30)
+    assert refused(ahead), "February has 100"
+
+
 def test_a_ledger_that_cannot_be_read_refuses_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     from woodfrog.errors import Unavailable
 

@@ -150,3 +150,13 @@ def test_numbers_that_json_has_not_are_the_client_s_error(number: float) -> None
     chat.extra.update({"temperature": number})
     with pytest.raises(errors.InvalidArgument, match="a number that JSON has not"):
         typed_json.chat_body(chat, stream=False)
+    typed = chats_pb2.ChatRequest(model="m", temperature=number)
+    with pytest.raises(errors.InvalidArgument, match="a number that JSON has not"):
+        typed_json.chat_body(typed, stream=False)
+
+
+def test_messages_have_a_number() -> None:
+    request = chats_pb2.ChatRequest(model="m")
+    request.messages.extend([chats_pb2.ChatMessage()] * ((1 << 16) + 1))
+    with pytest.raises(errors.InvalidArgument, match="65537 messages"):
+        typed_json.chat_body(request, stream=False)
