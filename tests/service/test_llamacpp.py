@@ -112,6 +112,8 @@ async def test_what_llama_cpp_offers_is_passed_through(engine: Engine) -> None:
             400,
             "unsupported_parameter",  # llama.cpp leaves them out where the template has none
         ),
+        (TEXT, "POST", b'{"prompt": "a", "grammar": "root ::= x"}', 400, "unsupported_parameter"),
+        (TEXT, "POST", b'{"prompt": "a", "n_probs": 49000}', 400, "invalid_value"),
         ("/v1/embeddings", "POST", b'{"input": "a"}', 404, "unknown_url"),
         ("/slots", "GET", b"", 404, "unknown_url"),  # shows what others ask
         (CHAT, "GET", b"", 405, "method_not_allowed"),
@@ -123,6 +125,12 @@ async def test_errors_have_openais_form(
     got, body = await engine.raw(data, path, method)
     assert (got, body["error"]["code"]) == (status, code)
     assert set(body["error"]) == {"message", "type", "param", "code"}
+
+
+async def test_no_request_has_more_sequences_than_slots(engine: Engine) -> None:
+    """llama.cpp has a second name for n."""
+    _, answer = await engine.raw(b'{"prompt": "a", "max_tokens": 1, "n_cmpl": 3}', TEXT)
+    assert len(answer["choices"]) == 1
 
 
 async def test_no_prompt_is_kept_for_the_next_request(engine: Engine) -> None:

@@ -9,7 +9,7 @@ import aiohttp
 
 from woodfrog.clock import Clock
 from woodfrog.errors import InvalidArgument
-from woodfrog.llamacpp import forms
+from woodfrog.llamacpp import bounds, forms
 from woodfrog.llamacpp.engine import LlamaEngine
 from woodfrog.replica.app import Answer, json_object
 from woodfrog.replica.openai_errors import error_object
@@ -34,8 +34,8 @@ _COMPUTES = {
 _OF_WORDS = frozenset(("/tokenize", "/detokenize"))  # any model has them
 _OF_VECTORS = frozenset(("/v1/embeddings", "/v1/rerank", "/embedding"))  # the rest is of texts
 _OF_TOOLS = frozenset(("/v1/chat/completions", "/v1/responses", "/v1/messages"))
-#: Fields that reach over the request: into what others left in a slot, or into the model.
-_OURS = ("cache_prompt", "id_slot", "n_cache_reuse", "lora")
+#: Fields that reach over the request: into what others left in a slot, into the model, or into slots that are not counted.
+_OURS = ("cache_prompt", "id_slot", "n_cache_reuse", "lora", "n_cmpl")
 #: Where a request has many texts, which take turns in the slots.
 _TEXTS = {"/v1/embeddings": "input", "/embedding": "content", "/v1/rerank": "documents"}
 _CODES = {
@@ -83,6 +83,7 @@ class LlamaFront:
                 " template has",
                 param="tools",
             )
+        bounds.check(body)
         body |= {"cache_prompt": False, "model": self._engine.settings.model_name}
         if not _COMPUTES[path]:
             await self._pass_on(path, body, answer)
