@@ -27,6 +27,14 @@ CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 STORY = "Once upon a time, there was a frog who"
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+PICTURE = [
+    {
+        "role": "user",
+        "content": [
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+        ],
+    }
+]
 STREAMED = {
     "messages": [{"role": "user", "content": "Say what a frog does."}],
     "stream": True,
@@ -99,6 +107,15 @@ async def test_what_llama_cpp_offers_is_passed_through(engine: Engine) -> None:
         ),
         (TEXT, "POST", b'{"prompt": "a", "grammar": "root ::= x"}', 400, "unsupported_parameter"),
         (TEXT, "POST", b'{"prompt": "a", "n_probs": 49000}', 400, "invalid_value"),
+        (
+            CHAT,
+            "POST",
+            json.dumps({"messages": QUESTION, "tools": [5]}).encode(),
+            400,
+            "invalid_value",
+        ),
+        (CHAT, "POST", json.dumps({"messages": PICTURE}).encode(), 400, "invalid_value"),
+        ("/detokenize", "POST", b'{"tokens": [-1]}', 400, "invalid_value"),
         ("/v1/embeddings", "POST", b'{"input": "a"}', 501, "unsupported"),
         ("/slots", "GET", b"", 404, "unknown_url"),  # shows what others ask
         (CHAT, "GET", b"", 405, "method_not_allowed"),

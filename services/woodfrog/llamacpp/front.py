@@ -41,6 +41,10 @@ _CODES = {
     "invalid_request_error": "invalid_value",
 }
 
+#: Of a request that llama.cpp does not understand: it calls some of these its own errors, which clients would try again.
+_MISUNDERSTOOD = re.compile(
+    r"Failed to parse |Unknown |(image|audio|video) input is not supported|vector::_M_range_check"
+)
 _DONE = b"data: [DONE]"
 _TAIL_BYTES = 16 << 10  # in which the last event is
 
@@ -98,7 +102,7 @@ class LlamaFront:
                 return
             data = await response.read()
         if response.status >= 400:
-            await answer.json(response.status, _error(data, response.status))
+            await answer.json(*_error(data, response.status))
         else:
             await answer.json(response.status, data)
 
@@ -136,12 +140,14 @@ def _tokens(tail: bytes) -> tuple[int, int] | None:
     return (int(read[-1]), int(written[-1])) if read and written else None
 
 
-def _error(data: bytes, status: int) -> dict[str, Any]:
-    """llama.cpp's error in OpenAI's form."""
+def _error(data: bytes, status: int) -> tuple[int, dict[str, Any]]:
+    """llama.cpp's error in OpenAI's form, with its status."""
     try:
         said = json.loads(data)["error"]
         message, kind = str(said["message"]), str(said["type"])
     except (ValueError, LookupError, TypeError):
         message, kind = "llama.cpp failed at this request", "server_error"
+    if status == 500 and _MISUNDERSTOOD.match(message):
+        status, kind = 400, "invalid_request_error"
     shown = "invalid_request_error" if status < 500 else "server_error"
-    return error_object(message, shown, None, _CODES.get(kind, kind))
+    return status, error_object(message, shown, None, _CODES.get(kind, kind))
