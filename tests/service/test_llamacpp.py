@@ -30,7 +30,9 @@ QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 PICTURE = [
     {
         "role": "user",
-        "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}],
+        "content": [
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+        ],
     }
 ]
 TOOL = {"type": "function", "function": {"name": "jump", "parameters": {"type": "object"}}}
@@ -114,6 +116,7 @@ async def test_what_llama_cpp_offers_is_passed_through(engine: Engine) -> None:
         ),
         (TEXT, "POST", b'{"prompt": "a", "grammar": "root ::= x"}', 400, "unsupported_parameter"),
         (TEXT, "POST", b'{"prompt": "a", "n_probs": 49000}', 400, "invalid_value"),
+        ("/detokenize", "POST", b'{"tokens": [-1]}', 400, "invalid_value"),
         ("/v1/embeddings", "POST", b'{"input": "a"}', 404, "unknown_url"),
         ("/slots", "GET", b"", 404, "unknown_url"),  # shows what others ask
         (CHAT, "GET", b"", 405, "method_not_allowed"),

@@ -12,6 +12,7 @@ from woodfrog.engine.fields import bad
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 SCHEMA_CHARACTERS_MAX = 120_000  # OpenAI's; it also bounds how deep references lead
+_SCHEMA_DEPTH_MAX = 100  # llguidance reads 127, and a call that must be made adds some
 # What llguidance bounds by none of its limits: the first takes 160 s for ten million, the second the square of its count.
 _MULTIPLE_MAX = 100_000  # 0.2 s
 _PATTERN_PROPERTIES_MAX = 64
@@ -57,10 +58,24 @@ def schema_text(value: Any, param: str) -> str:
         return _ANY_OBJECT
     if not isinstance(value, dict):
         bad(param, "is a JSON schema, an object")
+    if _deep(value):
+        bad(param, f"is nested more than {_SCHEMA_DEPTH_MAX} levels deep")
     text = json.dumps(value)
     if len(text) > SCHEMA_CHARACTERS_MAX:
         bad(param, f"is longer than {SCHEMA_CHARACTERS_MAX} characters")
     return text
+
+
+def _deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_SCHEMA_DEPTH_MAX):
+        level = [
+            entry
+            for part in level
+            if isinstance(part, dict | list)
+            for entry in (part.values() if isinstance(part, dict) else part)
+        ]
+    return bool(level)
 
 
 def excess(schema: Schema) -> str | None:

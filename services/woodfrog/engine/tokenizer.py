@@ -63,7 +63,7 @@ class Tokenizer:
                 add_generation_prompt=True,
                 **self._template_variables,
             )
-        except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
+        except (TemplateError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
             raise InvalidArgument(
                 "MESSAGES_REFUSED",
                 f"the model's chat template refuses the messages: {error}",

@@ -55,6 +55,8 @@ _OF_THE_REQUEST = {
     ),
 }
 
+#: Of a request that llama.cpp does not understand: it calls some of these its own errors, which clients would try again.
+_MISUNDERSTOOD = re.compile(r"Failed to parse |Unknown |vector::_M_range_check")
 _DONE = b"data: [DONE]"
 _COUNTS = ((b"prompt_n", b"predicted_n"), (b"input_tokens", b"output_tokens"))
 _TAIL_BYTES = 16 << 10  # in which the last event is
@@ -195,5 +197,7 @@ def _error(data: bytes, status: int) -> tuple[int, dict[str, Any]]:
     for part, told in _OF_THE_REQUEST.items():
         if part in message:
             status, (kind, message) = 400, told
+    if status == 500 and _MISUNDERSTOOD.match(message):
+        status, kind = 400, "invalid_request_error"
     shown = "invalid_request_error" if status < 500 else "server_error"
     return status, error_object(message, shown, None, _CODES.get(kind, kind))

@@ -129,6 +129,17 @@ def test_what_may_not_be_said(param: str, body: dict[str, Any]) -> None:
     assert refusal.value.metadata["param"] == param
 
 
+@pytest.mark.parametrize("levels", [101, 700])
+@pytest.mark.parametrize("known", list(ToolFormat))
+def test_parameters_are_not_nested_without_end(known: ToolFormat, levels: int) -> None:
+    parameters: dict[str, Any] = {}
+    for _ in range(levels):
+        parameters = {"items": parameters}
+    with pytest.raises(InvalidArgument) as refusal:
+        used(known, tools=[tool("pond", **parameters)], tool_choice="required")
+    assert refusal.value.metadata["param"] == "tools[0].function.parameters"
+
+
 def test_a_model_that_cannot_call_refuses() -> None:
     with pytest.raises(InvalidArgument) as refusal:
         tool_use({"tools": [POND]}, None, True)
