@@ -211,7 +211,7 @@ async def test_limits_are_told_as_openai_tells_them(bench: Bench) -> None:
     await ask(client)
     with pytest.raises(openai.RateLimitError) as refused:
         await ask(client)
-    assert refused.value.code == "rate_limit_exceeded"
+    assert (refused.value.code, refused.value.type) == ("rate_limit_exceeded", "requests")
     assert 0 < int(refused.value.response.headers["retry-after-ms"]) <= 30_000
     await ask(with_key(bench, ACME_KEY))
 
@@ -259,8 +259,11 @@ async def test_usage_is_the_tenants_and_counts_against_its_limit(bench: Bench) -
     await bench.until(lambda: bench.catalog.events.empty())
     async with with_key(bench, GLOBEX_KEY) as globex, with_key(bench, ACME_KEY) as acme:
         await ask(globex)  # 13 tokens
-        with pytest.raises(openai.RateLimitError, match="has used its 10 tokens a minute"):
+        with pytest.raises(
+            openai.RateLimitError, match="has used its 10 tokens a minute"
+        ) as refused:
             await ask(globex)
+        assert refused.value.type == "tokens"
         await ask(acme)
         async with grpc.aio.insecure_channel(bench.grpc) as channel:
             stub: Any = usages_pb2_grpc.UsagesStub(channel)  # type: ignore[no-untyped-call]

@@ -9,6 +9,7 @@ from woodfrog import errors
 _INVALID = "invalid_request_error"
 _SERVER = "server_error"
 _QUOTA = "insufficient_quota"
+_RATE = "rate_limit_exceeded"
 _RETRY_AFTER_S_MAX = (
     60.0  # a longer one OpenAI's clients do not obey: old ones come at once, new ones never
 )
@@ -84,6 +85,8 @@ def refusal(error: errors.WoodfrogError) -> Refusal:
     param, code = error.metadata.get("param"), error.reason.lower()
     if code == _QUOTA:
         type_ = _QUOTA  # as OpenAI has it, in both fields
+    elif code == _RATE:
+        type_ = error.metadata.get("limit", type_)  # OpenAI's is which one: requests or tokens
     if isinstance(error, errors.FailedPrecondition) or code == _QUOTA:
         headers.append((b"x-should-retry", b"false"))
     return Refusal(status, error.message, code, type_=type_, param=param, headers=headers)

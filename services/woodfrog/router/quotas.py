@@ -119,6 +119,7 @@ class Quotas:
                     "RATE_LIMIT_EXCEEDED",
                     f"tenant {tenant.name!r} has used its {per_minute} {what} a minute; ask again in {wait_s:.1f} s",
                     retry_after_s=wait_s,
+                    limit=what,
                 )
         return use
 
