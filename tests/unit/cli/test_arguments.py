@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from woodfrog.cli import __main__ as cli
 from woodfrog.cli import options
-from woodfrog.cli.__main__ import parser
+from woodfrog.cli import program as cli
+from woodfrog.cli.program import parser
 from woodfrog.engine import settings
 from woodfrog.model import spec
 

@@ -3,7 +3,7 @@
 import pytest
 
 from woodfrog.cli import plans
-from woodfrog.cli.__main__ import parser
+from woodfrog.cli.program import parser
 from woodfrog.model.placement import PlannedModel, PlanView, WhatIf
 from woodfrog.model.rung import Rung
 
