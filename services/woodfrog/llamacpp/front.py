@@ -11,6 +11,7 @@ from woodfrog.clock import Clock
 from woodfrog.errors import InvalidArgument
 from woodfrog.llamacpp import bounds, forms
 from woodfrog.llamacpp.engine import LlamaEngine
+from woodfrog.llamacpp.watchdog import Watchdog
 from woodfrog.replica.app import Answer, json_object
 from woodfrog.replica.openai_errors import error_object
 
@@ -71,6 +72,7 @@ class LlamaFront:
         }
         self.body_bytes_max = _BODY_BYTES
         self._engine = engine
+        self._watchdog = Watchdog(engine.inner.busy)
         self._clock = clock
 
     async def handle(self, path: str, raw: bytes, answer: Answer) -> None:
@@ -95,7 +97,8 @@ class LlamaFront:
             for ticket in tickets:
                 await ticket.granted
             async with tickets[0]:  # how long it holds them is what others are told to wait
-                await self._pass_on(path, body, answer)
+                with self._watchdog.over():
+                    await self._pass_on(path, body, answer)
         finally:
             for ticket in tickets:
                 ticket.give_back()
