@@ -193,8 +193,7 @@ class ResponseRenderer:
             "store": False,
             "truncation": "disabled",
             **self._said,
-            "usage": None,  # last: who counts tokens looks at an answer's end
-            **fields,
+            **fields,  # with usage at the end: who counts tokens looks there
         }
 
     def tokens(self) -> tuple[int, int]:
