@@ -108,7 +108,7 @@ async def test_a_limit_holds_is_shown_and_is_taken_away(
     key = (await said(tmp_path, "keys", "create", "acme")).strip()
     shown = await said(tmp_path, "tenants", "list")
     (row,) = [line.split() for line in shown.splitlines() if line.startswith("acme")]
-    assert row == ["acme", "1", "1", "-", "1", "-", "-"]
+    assert row == ["acme", "1", "1", "-", "1", "-", "-", "-", "-"]
     await until(router, key, "rate_limit_exceeded")
     await said(tmp_path, "tenants", "set", "acme", "--requests-per-minute", "none")
     await until(router, key, "")

@@ -80,7 +80,8 @@ class LlamaFront:
         body = json_object(raw)
         for name in _OURS:
             body.pop(name, None)
-        if path in _OF_TOOLS and body.get("tools") and not self._engine.header.tools:
+        called = path in _OF_TOOLS and body.get("tools") and body.get("tool_choice") != "none"
+        if called and not self._engine.header.tools:
             raise InvalidArgument(
                 "UNSUPPORTED_PARAMETER",
                 "'tools' are not supported: this model's chat template has nothing for them; ask a model whose"
