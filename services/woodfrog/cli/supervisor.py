@@ -211,7 +211,7 @@ def stop(home: Path, started: int | None = None, begin_s: float = _BEGIN_S) -> b
         with suppress(ProcessLookupError):  # it has ended by now
             os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + STOP_TIMEOUT_S * (len(cluster.children) + 1)
-        while alive(pid):
+        while alive(pid) or lock.holder() == pid:  # a killed one's last threads may still have it
             if time.monotonic() > deadline:
                 raise Unavailable("NOT_DOWN", f"the supervisor {pid} does not end; see {home}/logs")
             time.sleep(0.05)
