@@ -4,7 +4,8 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Any
 
 from woodfrog.cli import (
@@ -23,7 +24,7 @@ from woodfrog.cli import (
 from woodfrog.cli.cluster import AUTH, HOME, NODES_MAX, Cluster, Tools
 from woodfrog.cli.convert import DTYPES
 from woodfrog.clock import SystemClock
-from woodfrog.errors import WoodfrogError
+from woodfrog.errors import InvalidArgument, WoodfrogError
 from woodfrog.model import spec
 from woodfrog.model.placement import WhatIf
 
@@ -143,8 +144,10 @@ def _take_nodes(verb: options.Parser) -> None:
 
 
 def _take_model(add: options.Parser) -> None:
-    add.add_argument("name", help="by which clients ask for it")
-    add.add_argument("path", type=options.path, help="the folder, or the GGUF file")
+    add.add_argument(
+        "name", help="by which clients ask for it; without one it is called as its file or folder"
+    )
+    add.add_argument("path", type=options.path, nargs="?", help="the folder, or the GGUF file")
     add.add_argument("--tenant", type=tenants.name, help="who owns it, and alone may ask it")
     add.add_argument(
         "--dedicated", action="store_true", help="it goes only to nodes that are its tenant's"
@@ -250,10 +253,35 @@ def _take_rest(add: options.Parser) -> None:
     )
 
 
+def parsed(typed: Sequence[str] | None = None) -> argparse.Namespace:
+    """`typed`, else what the command was called with. Raises InvalidArgument NAME_NEEDED."""
+    whole = parser()
+    args, rest = whole.parse_known_args(typed)
+    if args.verb == "models" and args.action == "add" and args.path is None:
+        if len(rest) == 1 and rest[0] and not rest[0].startswith("-"):  # options were in between
+            args.path = options.path(rest.pop())
+        elif not rest:
+            args.name, args.path = _name_of(args.name), options.path(args.name)
+    if rest:
+        whole.error(f"unrecognized arguments: {' '.join(rest)}")
+    return args
+
+
+def _name_of(path: str) -> str:
+    """What a model is called whose path alone is given. Raises InvalidArgument NAME_NEEDED."""
+    there = Path(os.path.abspath(path))
+    name = there.stem if there.suffix == ".gguf" else there.name
+    if not spec.can_name(name):
+        raise InvalidArgument(
+            "NAME_NEEDED",
+            f"no model can be called {name[:80]!r}; say how: woodfrog models add NAME {path}",
+        )
+    return name
+
+
 def main() -> None:
-    args = parser().parse_args()
     try:
-        sys.exit(run(args))
+        sys.exit(run(parsed()))
     except WoodfrogError as error:
         print(f"woodfrog: {error.message}", file=sys.stderr)
         sys.exit(1)

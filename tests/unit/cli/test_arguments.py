@@ -11,6 +11,7 @@ from woodfrog.cli import options
 from woodfrog.cli import program as cli
 from woodfrog.cli.program import parser
 from woodfrog.engine import settings
+from woodfrog.errors import InvalidArgument
 from woodfrog.model import spec
 
 ADD = ["models", "add", "frog", "folder"]
@@ -155,3 +156,33 @@ def test_a_path_that_the_system_refuses_is_told_in_one_sentence(
     with pytest.raises(argparse.ArgumentTypeError) as refused:
         read("x" * 300)
     assert "is of no use: File name too long" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "name", "path"),
+    [
+        ("frog folder", "frog", "folder"),
+        ("frog --slots 4 folder", "frog", "folder"),
+        ("--engine llamacpp frog --slots 4 some/file.gguf --compile", "frog", "some/file.gguf"),
+        (
+            "--engine llamacpp some/wood-frog.Q8_0.gguf",
+            "wood-frog.Q8_0",
+            "some/wood-frog.Q8_0.gguf",
+        ),
+        ("some/wood.frog/ --slots 4", "wood.frog", "some/wood.frog/"),
+    ],
+)
+def test_a_model_is_called_as_its_file_where_nothing_else_is_said(
+    typed: str, name: str, path: str
+) -> None:
+    args = cli.parsed(["models", "add", *typed.split()])
+    assert (args.name, args.path) == (name, Path(path))
+
+
+def test_a_name_that_none_can_have_must_be_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InvalidArgument, match=r"say how: woodfrog models add NAME a frog\.gguf"):
+        cli.parsed(["models", "add", "a frog.gguf"])
+    for typed in (["a", "b", "c"], ["a", "--slot", "1", "--x"], []):
+        with pytest.raises(SystemExit):
+            cli.parsed(["models", "add", *typed])
+    assert "unrecognized arguments: c" in capsys.readouterr().err
