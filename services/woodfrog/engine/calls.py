@@ -2,6 +2,7 @@
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -50,18 +51,16 @@ class _State(Enum):
     DONE = auto()  # nothing that comes counts any more
 
 
-class CallReader:
-    """What is no call, because its name is unknown or it is not JSON, stays text."""
+class Reader(ABC):
+    """Of one answer. `count` calls have begun so far."""
+
+    _state: Enum
 
     def __init__(self, use: ToolUse) -> None:
         self.count = 0
         self._use = use
-        self._names = use.names
-        self._open = OPEN[use.format]
-        self._state = _State.INSIDE if use.forced else _State.OUTSIDE
         self._buffer = ""
         self._space = ""  # it may be what stands around calls
-        self._object = _Object()
 
     def feed(self, text: str) -> list[Told]:
         self._buffer += text
@@ -72,16 +71,49 @@ class CallReader:
             if (self._state, len(self._buffer)) == before:
                 return told
 
+    @abstractmethod
     def flush(self) -> list[Told]:
-        """What is held back, at the answer's end."""
+        """What is held back, at the answer's end; a call that is cut there stays so."""
+
+    @abstractmethod
+    def _step(self) -> Iterator[Told]:
+        """Once more, as long as it changes the state or takes from the buffer."""
+
+    def _begin(self, name: str) -> Iterator[Told]:
+        self.count += 1
+        self._space = ""
+        yield Begun(name)
+
+    def _said(self, text: str) -> Iterator[Told]:
+        text = self._space + text
+        end = len(text.rstrip())
+        self._space = text[end:]
+        if end:
+            yield text[:end]
+
+    def _last(self, text: str) -> list[Told]:
+        told = [*self._said(text)]
+        return told if self.count or not self._space else [*told, self._space]
+
+
+class CallReader(Reader):
+    """What is no call, because its name is unknown or it is not JSON, stays text."""
+
+    def __init__(self, use: ToolUse) -> None:
+        super().__init__(use)
+        self._names = use.names
+        self._open = OPEN[use.format]
+        self._state = _State.INSIDE if use.forced else _State.OUTSIDE
+        self._object = _Object()
+
+    def flush(self) -> list[Told]:
         rest, self._buffer = self._buffer, ""
         if self._state is _State.DONE or (self._state is _State.OBJECT and self._object.begun):
             return []
         named = self._use.format is ToolFormat.NAMED and self._state is _State.INSIDE
         if (self._state is _State.OBJECT or named) and not self._use.forced:
             rest = self._open * (self._use.format is not ToolFormat.LLAMA) + rest
-        told = [*self._said(rest)]
-        return told if self.count or not self._space else [*told, self._space]
+        return self._last(rest)
 
     def _step(self) -> Iterator[Told]:
         match self._state:
@@ -176,18 +208,6 @@ class CallReader:
             yield Arguments(call[1])
         if self._use.forced or not self._use.parallel:
             self._state = _State.DONE
-
-    def _begin(self, name: str) -> Iterator[Told]:
-        self.count += 1
-        self._space = ""
-        yield Begun(name)
-
-    def _said(self, text: str) -> Iterator[Told]:
-        text = self._space + text
-        end = len(text.rstrip())
-        self._space = text[end:]
-        if end:
-            yield text[:end]
 
 
 class _Object:

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from woodfrog.engine.calls import Arguments, Begun
+from woodfrog.engine.calls import Arguments, Begun, Reader
 from woodfrog.engine.request import GenerationRequest, Piece, TokenLogprob
-from woodfrog.engine.tagged_calls import Reader, reader_of
+from woodfrog.engine.tagged_calls import reader_of
 from woodfrog.engine.tool_format import ToolFormat
 from woodfrog.errors import WoodfrogError
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from enum import Enum, auto
 from typing import Any
 
-from woodfrog.engine.calls import Arguments, Begun, CallReader, Told
+from woodfrog.engine.calls import Arguments, CallReader, Reader, Told
 from woodfrog.engine.text import overlap
 from woodfrog.engine.tool_format import HERMES_CLOSE, OPEN, TAGGED_HEAD, ToolFormat
 from woodfrog.engine.tools import ToolUse
@@ -38,40 +38,26 @@ class _State(Enum):
     DONE = auto()
 
 
-class TaggedCallReader:
+class TaggedCallReader(Reader):
     """What is no call stays text; from what is none within a call, the call is over and the rest is text."""
 
     def __init__(self, use: ToolUse) -> None:
-        self.count = 0
-        self._use = use
+        super().__init__(use)
         self._schemas = {
             tool["function"]["name"]: tool["function"]["parameters"] for tool in use.tools
         }
         self._state = _State.OPENED if use.forced else _State.OUTSIDE
-        self._buffer = ""
-        self._space = ""  # it may be what stands around calls
         self._opened = ""  # a mark that is text if no call follows
         self._schema: Any = {}  # of the call's parameters
         self._seen: set[str] = set()  # its parameters so far
         self._kinds: frozenset[str] = frozenset()  # of the value
         self._fresh = self._begun = False  # the value: whether none of it has come, some has left
 
-    def feed(self, text: str) -> list[Told]:
-        self._buffer += text
-        told: list[Told] = []
-        while True:
-            before = self._state, len(self._buffer)
-            told += self._step()
-            if (self._state, len(self._buffer)) == before:
-                return told
-
     def flush(self) -> list[Told]:
-        """What is held back, at the answer's end; a call that is cut there stays so."""
         rest, self._buffer = self._opened + self._buffer, ""
         if self._state in (_State.FUNCTION, _State.VALUE, _State.DONE):
             return []
-        told = [*self._said(rest)]
-        return told if self.count or not self._space else [*told, self._space]
+        return self._last(rest)
 
     def _step(self) -> Iterator[Told]:
         match self._state:
@@ -110,9 +96,7 @@ class TaggedCallReader:
         if (head := _HEAD.match(rest)) and head[1] in self._schemas:
             self._buffer, self._state, self._opened = rest[head.end() :], _State.FUNCTION, ""
             self._schema, self._seen = self._schemas[head[1]], set()
-            self.count += 1
-            self._space = ""
-            yield Begun(head[1])
+            yield from self._begin(head[1])
             yield Arguments("{")
         elif head or not _may_become(rest, TAGGED_HEAD):
             # One character of it, so that it is not found again.
@@ -178,16 +162,6 @@ class TaggedCallReader:
             self._begun = True
             end = '"' if found else ""
             yield Arguments(begin + json.dumps(text, ensure_ascii=False)[1:-1] + end)
-
-    def _said(self, text: str) -> Iterator[Told]:
-        text = self._space + text
-        end = len(text.rstrip())
-        self._space = text[end:]
-        if end:
-            yield text[:end]
-
-
-Reader = CallReader | TaggedCallReader
 
 
 def reader_of(use: ToolUse) -> Reader:
