@@ -233,7 +233,8 @@ def test_a_model_with_a_minimum_serves_unasked_and_again_when_its_replica_dies(
 
     others = {*running.cluster.run_dir.glob("*/engine.sock")}
     running.add("always", replicas_min=1, park_after_s=0.0, freeze_after_s=0.0)
-    wait(serves, "a replica that nobody asked for")
+    # Before its snapshot is there it may stand still for it, and a request waits for the same climb.
+    wait(lambda: bool(running.snapshots("always")) and serves(), "a replica that nobody asked for")
     (first,) = running.replicas("always")
     assert running.ask(QUESTION, "always").rung == "serving"
     wait(lambda: bool(running.snapshots("always")), "a snapshot")
