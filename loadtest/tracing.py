@@ -5,7 +5,7 @@
 Client and server are one process on loopback, so each figure is the CPU time of both sides: two spans, and the context's
 way through the metadata. Rounds of all kinds take turns. The aim is 50 µs for a hop that is not sampled; the rival is
 the same hop with spans of OpenTelemetry's SDK, which decides by the same ratio. The last row is what the channel and the
-server are beyond bare grpc.aio without any span: the interceptor, and errors that keep their class.
+server are beyond bare grpc.aio without any span: what is around a handler, and errors that keep their class.
 """
 
 import asyncio

@@ -41,7 +41,7 @@ def to_status(error: errors.WoodfrogError) -> status_pb2.Status:
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError, target: str) -> errors.WoodfrogError:
-    """The same class again. What did not come from our interceptor (a dead peer, a deadline) is named after `target`."""
+    """The same class again. What did not come from our servers' handlers (a dead peer, a deadline) is named after `target`."""
     status = rpc_status.from_call(error)  # type: ignore[arg-type]
     info = error_details_pb2.ErrorInfo()
     retry = error_details_pb2.RetryInfo()

@@ -48,7 +48,7 @@ async def call(
     attributes = _attributes(name, method._channel.target)  # type: ignore[attr-defined]
     span = telemetry.tracer().start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
     try:
-        metadata = tuple(propagation.headers(span).items())
+        metadata = propagation.metadata(span)
         until = time.monotonic() + patience_s
         while True:
             try:
@@ -80,9 +80,7 @@ def _attributes(name: str, target: bytes) -> Mapping[str, str | int]:
 async def stream(method: Any, request: Any) -> AsyncGenerator[Any, None]:
     """The responses of a streaming call. `request` is a message or an async iterator of them."""
     name = method._method.decode()[1:]
-    responses = method(
-        request, metadata=tuple(propagation.headers(trace.get_current_span()).items())
-    )
+    responses = method(request, metadata=propagation.metadata(trace.get_current_span()))
     try:
         async for response in responses:
             yield response

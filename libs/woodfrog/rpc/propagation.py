@@ -14,10 +14,10 @@ _FORM = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-
 _VERSION, _INVALID = "00", "ff"
 
 
-def headers(span: trace.Span) -> dict[str, str]:
-    """That name `span` as the parent."""
+def metadata(span: trace.Span) -> tuple[tuple[str, str], ...]:
+    """Of a call whose parent is `span`."""
     header = traceparent(span)
-    return {_HEADER: header} if header else {}
+    return ((_HEADER, header),) if header else ()
 
 
 def traceparent(span: trace.Span) -> str:

@@ -152,10 +152,9 @@ class _WrappingHandler(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         name = handler_call_details.method
         if name not in self._wrapped:
             handler = self._inner.service(handler_call_details)
+            # Not kept: clients may ask for any number of methods that are not there.
             if handler is None:
-                return (
-                    None  # not kept: clients may ask for any number of methods that are not there
-                )
+                return None
             self._wrapped[name] = _wrapped(name, handler, self._parent)
         return self._wrapped[name]
 

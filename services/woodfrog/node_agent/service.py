@@ -1,4 +1,4 @@
-"""Check, ask, answer. Errors are raised as woodfrog.errors classes; one interceptor translates them."""
+"""Check, ask, answer. Errors are raised as woodfrog.errors classes; `rpc.Server` translates them."""
 
 from collections.abc import AsyncIterator
 

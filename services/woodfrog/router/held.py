@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
 from woodfrog import catalog
@@ -19,8 +18,6 @@ EVERY_S = 10.0  # as often as nodes write
 _TIMEOUT_S = 5.0
 _FINAL_HOURS = 2  # the last ones, in which a node may still charge
 _PAGE_HOURS = 24  # asked for at once
-
-Opens = Callable[[str], AbstractAsyncContextManager[UsagesClient]]
 
 
 @dataclass(slots=True)
@@ -38,10 +35,9 @@ class Held:
     What nobody's replicas held is split by the slots that tenants had at this router.
     """
 
-    def __init__(self, ledger: Ledger, clock: Clock, opens: Opens = UsagesClient) -> None:
+    def __init__(self, ledger: Ledger, clock: Clock) -> None:
         self._ledger = ledger
         self._clock = clock
-        self._opens = opens
         self._nodes: dict[str, _Node] = {}
         self._there: set[str] = set()
         self._month = 0  # its first hour
@@ -93,7 +89,7 @@ class Held:
         now_hour = int(self._clock.wall() // HOUR_S)
         final = now_hour + 1 - _FINAL_HOURS
         try:
-            async with self._opens(node.address) as usages:
+            async with UsagesClient(node.address) as usages:
                 while node.next_hour < final:
                     until = min(node.next_hour + _PAGE_HOURS, final)
                     rows = await usages.list(node.next_hour, until, _TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""The gRPC face: typed messages in and out, the same path in between. Errors are raised; the interceptor translates."""
+"""The gRPC face: typed messages in and out, the same path in between. Errors are raised; `rpc.Server` translates them."""
 
 import asyncio
 import secrets

@@ -60,10 +60,10 @@ def test_an_unsampled_request_that_is_kept_is_there_whole_and_what_it_calls_is_s
     def climbs(tracer: trace.Tracer) -> None:
         with tracer.start_as_current_span("request"):
             with tracer.start_as_current_span("before"):
-                carriers.append(propagation.headers(trace.get_current_span())["traceparent"])
+                carriers.append(propagation.traceparent(trace.get_current_span()))
             with tracer.start_as_current_span("climb") as span:
                 keep(span)
-                carriers.append(propagation.headers(trace.get_current_span())["traceparent"])
+                carriers.append(propagation.traceparent(trace.get_current_span()))
 
     assert [span.name for span in exported(0.0, climbs)] == ["before", "climb", "request"]
     assert [carrier[-2:] for carrier in carriers] == ["00", "01"]
