@@ -1,6 +1,6 @@
 """What the gateway adds to a request, and how many it carries.
 
-    python -m loadtest.gateway [--connections 1,32,256] [--seconds 5] [--simulated | --real]
+    python -m loadtest.gateway [--connections 1,32,256] [--seconds 5] [--routers 1] [--simulated | --real]
 
 Two back ends. `simulated`: an engine that answers at once from memory and says that it is simulated, behind a real router
 process with a real etcd and a simulated scheduler: here the gateway is what is measured, by wrk. `paced` rows are of the same,
@@ -64,7 +64,7 @@ _NOISE_NOTE = "; 0 where it is less than the noise"
 class Target:
     name: str
     address: str  # for the load client
-    pid: int  # whose CPU is counted
+    pids: tuple[int, ...]  # whose CPU is counted
     slowness: int = 1  # its rounds of wrk last so many times as long, those of streams thrice that
 
 
@@ -103,6 +103,10 @@ class Carried:
 Measured = Mapping[str, Rounds]  # by target
 
 
+def spent_s(target: Target) -> float:
+    return sum(map(cpu_s, target.pids))
+
+
 async def load(
     targets: Sequence[Target],
     clients: int,
@@ -114,7 +118,7 @@ async def load(
     addresses = ",".join(target.address for target in targets)
     command = [sys.executable, "-m", "loadtest.load_client", addresses]
     command += [str(clients), str(seconds), str(rate)]
-    before = [cpu_s(target.pid) for target in targets]
+    before = [spent_s(target) for target in targets]
     process = await asyncio.create_subprocess_exec(
         *command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -127,7 +131,7 @@ async def load(
     if process.returncode:
         raise RuntimeError(f"the load client failed on {addresses}")
     loads = [Load(**value) for value in json.loads(said)]
-    spent = [cpu_s(target.pid) - cpu for target, cpu in zip(targets, before, strict=True)]
+    spent = [spent_s(target) - cpu for target, cpu in zip(targets, before, strict=True)]
     return list(zip(loads, spent, strict=True))
 
 
@@ -182,10 +186,10 @@ def add_latency(bench: Bench, case: str, measured: Measured, target: str = "wood
         )
 
 
-async def simulated(bench: Bench, connections: Sequence[int], seconds: float) -> None:
-    """A router process before a simulated engine's process, LiteLLM's proxy before the same."""
+async def simulated(bench: Bench, connections: Sequence[int], seconds: float, routers: int) -> None:
+    """`routers` processes before a simulated engine's process, LiteLLM's proxy before the same."""
     with tempfile.TemporaryDirectory(prefix="woodfrog-load-") as name:
-        async with simulated_targets(Path(name)) as targets:
+        async with simulated_targets(Path(name), routers) as targets:
             for count in connections:
                 whole = await wrk_in_turn(targets, count, seconds, _WHOLE)
                 stream = await wrk_in_turn(targets, count, seconds, _STREAM)
@@ -233,31 +237,31 @@ async def wrk_in_turn(
     carried = {target.name: Carried() for target in targets}
     for _ in range(_ROUNDS):
         for target in targets:
-            before = cpu_s(target.pid)
+            before = spent_s(target)
             share = seconds / _ROUNDS * target.slowness
             if target.slowness > 1 and "stream" in request:
                 share *= 3
             seen = await wrk.load(target.address, count, share, request)
             carried[target.name].loads.append(seen)
-            carried[target.name].cpu_s.append(cpu_s(target.pid) - before)
+            carried[target.name].cpu_s.append(spent_s(target) - before)
     return carried
 
 
 @asynccontextmanager
-async def simulated_targets(folder: Path) -> AsyncIterator[list[Target]]:
-    async with router_process.opened(folder, _NAME, _SLOTS) as router:
+async def simulated_targets(folder: Path, routers: int) -> AsyncIterator[list[Target]]:
+    async with router_process.opened(folder, _NAME, _SLOTS, routers=routers) as router:
         async with hop_before(router.engine_socket) as hop:
             targets = [
-                Target("direct", router.engine, router.engine_pid),
+                Target("direct", router.engine, (router.engine_pid,)),
                 hop,
-                Target("woodfrog", router.http, router.pid),
+                Target("woodfrog", router.http, router.pids),
             ]
             if not litellm_proxy.INSTALLED.exists():
                 print("litellm is left out; deploy/clients.sh proxy installs it")
                 yield targets
                 return
             async with litellm_proxy.serving(folder, _NAME, router.engine) as (address, pid):
-                yield [*targets, Target("litellm", address, pid, _LITELLM_SLOWNESS)]
+                yield [*targets, Target("litellm", address, (pid,), _LITELLM_SLOWNESS)]
 
 
 def real(bench: Bench, connections: Sequence[int], seconds: float, model: Path) -> None:
@@ -279,8 +283,8 @@ async def real_rounds(
     router = int((cluster.home / "pids" / "router").read_text())
     async with hop_before(engine_socket) as hop:
         # Nobody asks here for the engine's CPU, which is in a sandbox: the router's stands for it.
-        direct = Target("direct", f"unix:{engine_socket}", router)
-        ours = Target("woodfrog", f"127.0.0.1:{cluster.http_port}", router)
+        direct = Target("direct", f"unix:{engine_socket}", (router,))
+        ours = Target("woodfrog", f"127.0.0.1:{cluster.http_port}", (router,))
         together = [[direct, hop, ours]]
         alone = [[direct], [hop], [ours]]  # many requests at once get in step with the engine
         for count in (count for count in connections if count <= _REAL_SLOTS):
@@ -303,7 +307,7 @@ async def serving_replica(cluster: Cluster, model: Path) -> Path:
         park_after_s=3600.0,
         freeze_after_s=3600.0,
     )
-    gateway = Target("woodfrog", f"127.0.0.1:{cluster.http_port}", os.getpid())
+    gateway = Target("woodfrog", f"127.0.0.1:{cluster.http_port}", (os.getpid(),))
     async with models.connect(cluster) as cell:
         await models.add(cell, spec, model, lambda line: None)
         await commands.wait_known(cluster, _NAME)
@@ -323,7 +327,7 @@ async def hop_before(engine_socket: Path) -> AsyncIterator[Target]:
     (address,) = free_addresses(1)
     async with child("loadtest.byte_hop", address, str(engine_socket)) as pid:
         await until(lambda: listens(address), "the hop")
-        yield Target("hop", address, pid)
+        yield Target("hop", address, (pid,))
 
 
 def listens(address: str) -> bool:
@@ -350,6 +354,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--model", type=options.folder, default=_MODEL, help="folder of the real model"
     )
+    parser.add_argument(
+        "--routers",
+        type=options.whole(1, 64),
+        default=1,
+        help="processes that serve the gateway's address, before the simulated engine; each wants a core",
+    )
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--simulated", action="store_true", help="only the simulated engine")
     only.add_argument("--real", action="store_true", help="only the real engine")
@@ -359,9 +369,9 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     given = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # leaves as Ctrl-C does
-    bench = Bench("gateway")
+    bench = Bench("gateway" if given.routers == 1 else f"gateway.{given.routers}-routers")
     if not given.real:
-        asyncio.run(simulated(bench, given.connections, given.seconds))
+        asyncio.run(simulated(bench, given.connections, given.seconds, given.routers))
     if not given.simulated:
         real(bench, given.connections, given.seconds, given.model)
     bench.finish()

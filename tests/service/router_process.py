@@ -30,7 +30,8 @@ _IDLE_S, _IDLE_SHARE = 0.5, 0.05
 @dataclass(frozen=True, slots=True)
 class RouterProcess:
     http: str  # host and port
-    pid: int
+    pid: int  # of the first router
+    pids: tuple[int, ...]  # of all routers behind the address
     engine_socket: Path
     engine: str  # its host and port, for who knows no unix sockets
     engine_pid: int
@@ -40,11 +41,16 @@ class RouterProcess:
 
 @asynccontextmanager
 async def opened(
-    folder: Path, model: str, slots: int, settings: Mapping[str, str] | None = None
+    folder: Path,
+    model: str,
+    slots: int,
+    settings: Mapping[str, str] | None = None,
+    *,
+    routers: int = 1,
 ) -> AsyncIterator[RouterProcess]:
-    """`settings` by variable. The model has one replica that is ready."""
+    """`settings` by variable. The model has one replica that is ready; `routers` processes serve one address."""
     engine_socket = folder / "engine.sock"
-    http, grpc, engine = free_addresses(3)
+    http, engine = free_addresses(2)
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         engine_pid = await enter(child("tests.memory.simulated_engine", str(engine_socket), engine))
@@ -59,15 +65,19 @@ async def opened(
         )
         env = {
             "WOODFROG_ROUTER_LISTEN": http,
-            "WOODFROG_ROUTER_GRPC_LISTEN": grpc,
             "WOODFROG_ROUTER_ETCD": etcd.endpoint,
             "WOODFROG_ROUTER_SCHEDULER": scheduler.address,
+            "WOODFROG_ROUTER_SHARED_LISTEN": str(routers > 1),
             **(settings or {}),
         }
-        router = await enter(ServiceProcess("woodfrog.router", grpc, env, folder))
-        await scheduler.until(lambda state: state.routers == 1)
+        processes = []
+        for grpc in free_addresses(routers):  # each has its own, by which it is known to be ready
+            own = {**env, "WOODFROG_ROUTER_GRPC_LISTEN": grpc}
+            processes.append(await enter(ServiceProcess("woodfrog.router", grpc, own, folder)))
+        await scheduler.until(lambda state: state.routers == routers)
+        pids = tuple(process.pid for process in processes)
         yield RouterProcess(
-            http, router.pid, engine_socket, engine, engine_pid, scheduler, etcd.endpoint
+            http, pids[0], pids, engine_socket, engine, engine_pid, scheduler, etcd.endpoint
         )
 
 

@@ -41,6 +41,9 @@ class Outside:
     message_bytes_max: int
     connections_max: int
     calls_max: int  # at once, also those whose message has not come; of one connection half
+    shared_listen: bool = (
+        False  # with other processes, among which the kernel shares connections out
+    )
 
 
 class Server:
@@ -65,7 +68,7 @@ class Server:
             maximum_concurrent_rpcs=outside.calls_max if outside else None,
             options=[
                 *bounds,
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(outside is not None and outside.shared_listen)),
                 ("grpc.max_receive_message_length", bytes_max),
                 ("grpc.http2.min_ping_interval_without_data_ms", 4000),
                 ("grpc.keepalive_permit_without_calls", 1),

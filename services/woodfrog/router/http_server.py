@@ -35,6 +35,9 @@ class ConnectionLimits:
     unread_s: float  # that a client may leave its answer unread
     connections_max: int
     drain_s: int
+    shared_listen: bool = (
+        False  # with other processes, among which the kernel shares connections out
+    )
 
 
 class HttpServer:
@@ -65,6 +68,7 @@ class HttpServer:
         # What it says of a broken client is noise; what fails in us is logged by the application.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         self._listen = listen
+        self._limits = limits
         self._server = _Server(config)
         self.port = 0
 
@@ -72,7 +76,9 @@ class HttpServer:
         """Binds and serves. Raises FailedPrecondition when the address is taken."""
         host, _, port = self._listen.rpartition(":")
         try:
-            bound = socket.create_server((host, int(port)), backlog=_BACKLOG)
+            bound = socket.create_server(
+                (host, int(port)), backlog=_BACKLOG, reuse_port=self._limits.shared_listen
+            )
         except OSError as error:
             raise errors.FailedPrecondition(
                 "ADDRESS_TAKEN",

@@ -126,6 +126,7 @@ async def running(
         settings.body_bytes_max + _FRAMING_BYTES,
         settings.connections_max,
         2 * settings.requests_max,
+        shared_listen=settings.shared_listen,
     )
     tasks = (
         asyncio.create_task(schedulers.run()),
@@ -162,6 +163,7 @@ def _connections(settings: Settings) -> ConnectionLimits:
         settings.unread_wait_s,
         settings.connections_max,
         settings.drain_s,
+        shared_listen=settings.shared_listen,
     )
 
 

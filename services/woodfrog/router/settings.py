@@ -23,6 +23,8 @@ class Settings(ServiceSettings):
     """Address for HTTP; port 0 takes a free one."""
     grpc_listen: str = "127.0.0.1:7000"
     """Address for gRPC."""
+    shared_listen: bool = False
+    """Other routers of this machine listen at both addresses too: the kernel gives each connection to one of them."""
     metrics_listen: str = ""
     """HTTP address of /metrics; empty: it is not served. It tells what each tenant used: keep it from users."""
     scheduler: str = "127.0.0.1:7001"
