@@ -16,7 +16,7 @@ from woodfrog import errors
 from woodfrog.errors import status
 from woodfrog.metering import Ledger
 from woodfrog.model.node import ReplicaState
-from woodfrog.model.placement import ANYONE, Acquired, Caller, ReplicaUsage, TrackUpdate
+from woodfrog.model.placement import ANYONE, Acquired, Caller, RouterReport, TrackUpdate
 from woodfrog.model.rung import Rung
 from woodfrog.router.gateway import Begun, Call, Gateway
 from woodfrog.router.metrics import Metrics
@@ -27,7 +27,7 @@ from woodfrog.router.schedulers import Schedulers
 from woodfrog.router.slots import Slots
 from woodfrog.router.usage_records import UsageRecords
 from woodfrog.scheduler import events as on
-from woodfrog.scheduler.tracks import Track
+from woodfrog.scheduler.tracks import Track, Tracks
 
 WAIT_S = 300.0  # a request waits so long for a replica
 _MARGIN_S = 0.02  # as in the scheduler's loop
@@ -67,7 +67,7 @@ class Front:
         self.callers: dict[int, asyncio.Future[Acquired]] = {}  #: that wait, by ticket
         self.told: dict[str, dict[str, int]] = {}  #: by router: how much runs on which replica
         self._cell = cell
-        self.tracks: dict[str, Track] = {}  #: by router
+        self.tracks = Tracks()
         self._tickets = itertools.count(1)
 
     def say(self, said: ToRouters) -> None:
@@ -85,8 +85,7 @@ class Front:
                     kind = getattr(errors, refusal.value)
                     caller.set_exception(kind(reason, message, retry_after_s=retry_after_s))
             case on.Announce(ready, gone, ended):
-                for track in self.tracks.values():
-                    track.announce(ready, gone, ended)
+                self.tracks.announce(ready, gone, ended)
 
     async def acquire(
         self, model: str, excluded: frozenset[str], router: str, timeout_s: float, caller: Caller
@@ -114,21 +113,23 @@ class Front:
         state = self.scheduler.state
         if state is None:
             raise _away()
-        if router in self.tracks:
-            self.leave(router, self.tracks[router])
-        track = self.tracks[router] = Track(state.ready())
-        return track
+        if (older := self.tracks.get(router)) is not None:
+            self.leave(router, older)
+        return self.tracks.join(router, state.ready())
 
-    def report(self, router: str, track: Track, usage: Sequence[ReplicaUsage]) -> None:
-        if self.tracks.get(router) is track and usage:
+    def report(self, router: str, track: Track, report: RouterReport) -> None:
+        if self.tracks.get(router) is not track:
+            return
+        self.tracks.report(router, report)
+        if report.usage:
             told = self.told.setdefault(router, {})
-            told.update((each.replica_id, each.active) for each in usage)
-            self.scheduler.handle(on.UsageReported(router, tuple(usage)))
+            told.update((each.replica_id, each.active) for each in report.usage)
+            self.scheduler.handle(on.UsageReported(router, report.usage))
 
     def leave(self, router: str, track: Track) -> None:
         track.close()
         if self.tracks.get(router) is track:
-            del self.tracks[router]
+            self.tracks.leave(router)
             self.told.pop(router, None)
             self.scheduler.handle(on.RouterLost(router))
 
@@ -140,9 +141,8 @@ class Front:
         for caller in self.callers.values():
             if not caller.done():
                 caller.set_exception(_away())
-        for track in self.tracks.values():
-            track.close()
-        self.tracks.clear()
+        self.tracks.close()
+        self.tracks = Tracks()
         self.told.clear()
 
 
@@ -199,7 +199,7 @@ class Line:
         await self._travel()
 
     async def track(
-        self, reports: AsyncIterator[Sequence[ReplicaUsage]]
+        self, reports: AsyncIterator[RouterReport]
     ) -> AsyncGenerator[TrackUpdate, None]:
         await self._travel()
         track = self._track = self._front.track(self._router)
@@ -217,12 +217,12 @@ class Line:
             self._cell.loop.call_later(self._cell.delay(), self._front.leave, self._router, track)
         raise _away()
 
-    async def _read(self, track: Track, reports: AsyncIterator[Sequence[ReplicaUsage]]) -> None:
+    async def _read(self, track: Track, reports: AsyncIterator[RouterReport]) -> None:
         try:
-            async for usage in reports:
+            async for report in reports:
                 self._told_all = False
                 await asyncio.sleep(self._cell.delay())
-                self._front.report(self._router, track, usage)
+                self._front.report(self._router, track, report)
                 self._told_all = True
         finally:
             self._told_all = False

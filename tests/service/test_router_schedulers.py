@@ -1,7 +1,7 @@
 """What the router tells its schedulers, and when; what it makes of what each says; whom it asks."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -15,6 +15,8 @@ from woodfrog.model.placement import (
     Caller,
     ReadyReplica,
     ReplicaUsage,
+    RouterReport,
+    TenantUse,
     TrackUpdate,
 )
 from woodfrog.model.rung import Rung
@@ -28,7 +30,7 @@ class MemoryPlacements:
 
     def __init__(self) -> None:
         self.updates: asyncio.Queue[TrackUpdate | None] = asyncio.Queue()
-        self.reports: asyncio.Queue[tuple[float, Sequence[ReplicaUsage]]] = asyncio.Queue()
+        self.reports: asyncio.Queue[tuple[float, RouterReport]] = asyncio.Queue()
         self.released: asyncio.Queue[tuple[str, bool]] = asyncio.Queue()
         self.failures: list[Exception] = []  # of the next releases
         self.acquires: asyncio.Queue[asyncio.Future[Acquired]] = asyncio.Queue()
@@ -50,9 +52,7 @@ class MemoryPlacements:
             raise self.failures.pop(0)
         self.released.put_nowait((placement_id, replica_failed))
 
-    async def track(
-        self, reports: AsyncIterator[Sequence[ReplicaUsage]]
-    ) -> AsyncIterator[TrackUpdate]:
+    async def track(self, reports: AsyncIterator[RouterReport]) -> AsyncIterator[TrackUpdate]:
         reading = asyncio.create_task(self._read(reports))
         try:
             while (update := await self.updates.get()) is not None:
@@ -61,9 +61,25 @@ class MemoryPlacements:
             reading.cancel()
         raise Unavailable("TRACK_ENDED", "the scheduler is gone")
 
-    async def _read(self, reports: AsyncIterator[Sequence[ReplicaUsage]]) -> None:
+    async def _read(self, reports: AsyncIterator[RouterReport]) -> None:
         async for report in reports:
             self.reports.put_nowait((asyncio.get_running_loop().time(), report))
+
+
+class MemoryTenants:
+    def __init__(self) -> None:
+        self.uses: list[TenantUse] = []
+        self.heard: list[tuple[bool, TenantUse]] = []
+
+    def running(self) -> list[TenantUse]:
+        return [TenantUse("t", 5)]
+
+    def report(self) -> list[TenantUse]:
+        uses, self.uses = self.uses, []
+        return uses
+
+    def hear(self, elsewhere: Iterable[TenantUse], *, full: bool) -> None:
+        self.heard += ((full, use) for use in elsewhere or [TenantUse("", 0)])
 
 
 class Tracked:
@@ -74,12 +90,14 @@ class Tracked:
         self.table = ReplicaTable()
         self.forgotten: list[str] = []
         self.ended: list[str] = []
+        self.tenants = MemoryTenants()
         self.schedulers = Schedulers(
             self.table,
             {"one": self.one, "two": self.two},
             lambda r: self.forgotten.append(r.replica_id),
             self.ended.append,
             SystemClock(),
+            self.tenants,
         )
 
     @staticmethod
@@ -91,7 +109,9 @@ class Tracked:
             async with asyncio.timeout(10):
                 for placements in (self.one, self.two):
                     _, first = await placements.reports.get()
-                    assert first == [], "a stream begins with all that runs"
+                    assert first == RouterReport((), (TenantUse("t", 5),)), (
+                        "a stream begins with all that runs"
+                    )
                 yield self
         finally:
             task.cancel()
@@ -123,28 +143,28 @@ async def test_a_replica_that_gets_busy_or_idle_is_told_at_once_and_the_rest_in_
     async with Tracked.running() as tracked:
         loop = asyncio.get_running_loop()
 
-        async def report() -> tuple[float, Sequence[ReplicaUsage]]:
+        async def report() -> tuple[float, tuple[ReplicaUsage, ...]]:
             at, report = await tracked.one.reports.get()
             assert (await tracked.two.reports.get())[1] == report, "each scheduler is told all"
-            return at - began, report
+            return at - began, report.usage
 
         began = loop.time()
         tracked.start("a")
         tracked.start("a")
         after, usage = await report()
-        assert usage == [ReplicaUsage("a", 2, 2)], "a burst is one report"
+        assert usage == (ReplicaUsage("a", 2, 2),), "a burst is one report"
         assert after < 0.09
         began = loop.time()
         tracked.start("a")
         tracked.end("a")
         after, usage = await report()
-        assert usage == [ReplicaUsage("a", 2, 1)]
+        assert usage == (ReplicaUsage("a", 2, 1),)
         assert after > 0.09
         began = loop.time()
         tracked.end("a")
         tracked.end("a")
         after, usage = await report()
-        assert usage == [ReplicaUsage("a", 0, 0)]
+        assert usage == (ReplicaUsage("a", 0, 0),)
         assert after < 0.09
 
 
@@ -157,12 +177,12 @@ async def test_a_lost_stream_is_opened_again_with_all_that_runs() -> None:
         assert tracked.schedulers.delivered
         one.updates.put_nowait(None)
         _, report = await one.reports.get()
-        assert report == [ReplicaUsage("a", 1, 0)]
+        assert report.usage == (ReplicaUsage("a", 1, 0),)
         assert set(tracked.table.ids) == {"a", "b"}, "what is known stays while all are away"
         one.updates.put_nowait(listed("b"))
         await tracked.told("b")
         assert tracked.forgotten == ["a"]
-        assert [usage for _, usage in [await two.reports.get()]] == [[ReplicaUsage("a", 1, 1)]]
+        assert (await two.reports.get())[1].usage == (ReplicaUsage("a", 1, 1),)
         assert two.reports.empty(), "the other's stream stood"
 
 
@@ -176,7 +196,7 @@ async def test_starts_while_a_scheduler_is_away_are_told_it_later() -> None:
             await tracked.one.reports.get()
         began: dict[str, int] = {}
         while began != {"a": 2, "b": 2}:
-            for usage in (await tracked.two.reports.get())[1]:
+            for usage in (await tracked.two.reports.get())[1].usage:
                 began[usage.replica_id] = began.get(usage.replica_id, 0) + usage.started
 
 
@@ -199,6 +219,34 @@ async def test_ready_is_what_one_of_the_connected_says_is() -> None:
         assert list(tracked.table.ids) == ["d"], "nobody is left who could say otherwise"
         two.updates.put_nowait(listed("e"))
         await tracked.told("e")
+
+
+async def test_what_tenants_asked_is_told_to_each_and_believed_of_the_first() -> None:
+    async with Tracked.running() as tracked:
+        one, two, heard = tracked.one, tracked.two, tracked.tenants.heard
+        tracked.tenants.uses = [TenantUse("t", 1, 1, 9)]
+        tracked.schedulers.touch()
+        for placements in (one, two):
+            assert (await placements.reports.get())[1] == RouterReport(
+                (), (TenantUse("t", 1, 1, 9),)
+            )
+        use = TenantUse("t", 2, 3, 4)
+        busy = (ReplicaUsage("a", 4),)
+        two.updates.put_nowait(TrackUpdate(True, (replica("a"),), elsewhere=busy, tenants=(use,)))
+        await tracked.told("a")
+        assert heard == [(True, use)], "the other is not there"
+        assert tracked.table.pick("m") is None, "all its slots are used elsewhere"
+        one.updates.put_nowait(TrackUpdate(True, (replica("b"),), elsewhere=busy, tenants=(use,)))
+        await tracked.told("a", "b")
+        two.updates.put_nowait(TrackUpdate(False, (replica("c"),), tenants=(use,)))
+        await tracked.told("a", "b", "c")
+        assert heard[1:] == [(True, use), (False, TenantUse("t", 2))], "what began counts once"
+        one.updates.put_nowait(TrackUpdate(False, gone=("b",)))
+        one.updates.put_nowait(None)
+        two.updates.put_nowait(None)
+        while heard[-1] != (True, TenantUse("", 0)):
+            await asyncio.sleep(0)
+        assert tracked.table.pick("m", {"c"}) == replica("a"), "nobody tells what others run"
 
 
 async def test_what_one_says_has_ended_may_be_alive_to_another() -> None:
@@ -278,8 +326,9 @@ async def test_releases_go_on_after_failures() -> None:
 async def test_a_scheduler_that_stays_away_costs_no_memory() -> None:
     link = SchedulerLink("one", MemoryPlacements())
     for number in range(10_000):
-        link.tell([ReplicaUsage(f"r{number}", 0, 1)])
-    reports = link.reports(lambda: [ReplicaUsage("r0", 1, 0)])
+        link.tell(RouterReport((ReplicaUsage(f"r{number}", 0, 1),), (TenantUse("t", 1, 1, 2),)))
+    reports = link.reports(lambda: RouterReport((ReplicaUsage("r0", 1, 0),)))
     report = await anext(reports)
-    assert len(report) <= 4096
-    assert report[-2:] == [ReplicaUsage("r9999", 0, 1), ReplicaUsage("r0", 1, 0)]
+    assert len(report.usage) <= 4096
+    assert report.usage[-2:] == (ReplicaUsage("r9999", 0, 1), ReplicaUsage("r0", 1, 0))
+    assert report.tenants == (TenantUse("t", 1, 10_000, 20_000),)

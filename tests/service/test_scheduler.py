@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,14 @@ from woodfrog.errors import (
 )
 from woodfrog.model import digest
 from woodfrog.model.node import ReplicaState, Resident
-from woodfrog.model.placement import ClusterView, ReadyReplica, ReplicaUsage, WhatIf
+from woodfrog.model.placement import (
+    ClusterView,
+    ReadyReplica,
+    ReplicaUsage,
+    RouterReport,
+    TenantUse,
+    WhatIf,
+)
 from woodfrog.model.rung import Rung
 from woodfrog.model.snapshot import Fingerprint, SnapshotPointer
 from woodfrog.model.spec import ModelSpec
@@ -83,9 +90,9 @@ class Router:
         async with asyncio.timeout(WAIT_S), self.changed:
             await self.changed.wait_for(lambda: condition(self.ready))
 
-    async def _reports(self) -> AsyncIterator[Sequence[ReplicaUsage]]:
+    async def _reports(self) -> AsyncIterator[RouterReport]:
         while True:
-            yield await self.reports.get()
+            yield RouterReport(tuple(await self.reports.get()))
 
 
 class Bench:
@@ -153,6 +160,30 @@ def active(view: ClusterView) -> int:
 
 def rung_of(view: ClusterView, name: str) -> Rung:
     return next(model.rung for model in view.models if model.model == name)
+
+
+async def test_routers_are_told_what_others_run_and_what_tenants_asked_of_them(
+    bench: Bench,
+) -> None:
+    await bench.start()
+    report = RouterReport((ReplicaUsage("f1", 2, 2),), (TenantUse("acme", 2, 3, 40),))
+
+    async def reports(first: RouterReport) -> AsyncIterator[RouterReport]:
+        yield first
+        await asyncio.Event().wait()
+
+    other = SchedulerClient(bench.process.address, "router-2")
+    async with other, asyncio.timeout(WAIT_S):
+        async with aclosing(other.track(reports(RouterReport()))) as updates:
+            assert (await anext(updates)).full
+            async with aclosing(bench.client.track(reports(report))) as own:
+                assert (await anext(own)).elsewhere == ()
+                told = await anext(updates)
+                assert told.elsewhere == (ReplicaUsage("f1", 2),)
+                assert told.tenants == report.tenants
+            told = await anext(updates)
+            assert told.elsewhere == (ReplicaUsage("f1", 0),), "its stream ended, and all with it"
+            assert told.tenants == (TenantUse("acme", 0),)
 
 
 async def test_twenty_requests_one_climb_and_a_view_of_it(bench: Bench) -> None:

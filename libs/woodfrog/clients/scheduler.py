@@ -1,6 +1,6 @@
 """Scheduler: typed client of scheduler.v1, and the conversions that its servicer uses too."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import aclosing
 from dataclasses import asdict, fields
 
@@ -24,6 +24,8 @@ from woodfrog.model.placement import (
     ReadyReplica,
     ReplicaUsage,
     ReplicaView,
+    RouterReport,
+    TenantUse,
     TrackUpdate,
     WhatIf,
 )
@@ -77,7 +79,7 @@ class SchedulerClient:
         await rpc.call(self._stub.Release, request, timeout_s=CALL_TIMEOUT_S)
 
     async def track(
-        self, reports: AsyncIterator[Sequence[ReplicaUsage]]
+        self, reports: AsyncIterator[RouterReport]
     ) -> AsyncGenerator[TrackUpdate, None]:
         """All ready replicas, then each change. Raises Unavailable when the stream breaks; it never just ends.
 
@@ -88,7 +90,11 @@ class SchedulerClient:
         async def requests() -> AsyncIterator[pb.TrackRequest]:
             yield pb.TrackRequest(router=self._router)
             async for report in reports:
-                yield pb.TrackRequest(router=self._router, usage=map(usage_to_pb, report))
+                yield pb.TrackRequest(
+                    router=self._router,
+                    usage=map(usage_to_pb, report.usage),
+                    tenants=map(tenant_use_to_pb, report.tenants),
+                )
 
         async with aclosing(rpc.stream(self._stub.Track, requests())) as responses:
             async for response in responses:
@@ -229,18 +235,39 @@ def usage(message: pb.ReplicaUsage) -> ReplicaUsage:
     )
 
 
+def report(message: pb.TrackRequest) -> RouterReport:
+    return RouterReport(tuple(map(usage, message.usage)), tuple(map(tenant_use, message.tenants)))
+
+
+def tenant_use_to_pb(use: TenantUse) -> pb.TenantUse:
+    return pb.TenantUse(
+        tenant=use.tenant, active=use.active, requests=use.requests, tokens=use.tokens
+    )
+
+
+def tenant_use(message: pb.TenantUse) -> TenantUse:
+    return TenantUse(message.tenant, message.active, message.requests, message.tokens)
+
+
 def track_update_to_pb(update: TrackUpdate) -> pb.TrackResponse:
     return pb.TrackResponse(
         full=update.full,
         ready=map(ready_to_pb, update.ready),
         gone=update.gone,
         ended=update.ended,
+        elsewhere=map(usage_to_pb, update.elsewhere),
+        tenants=map(tenant_use_to_pb, update.tenants),
     )
 
 
 def track_update(message: pb.TrackResponse) -> TrackUpdate:
     return TrackUpdate(
-        message.full, tuple(map(ready, message.ready)), tuple(message.gone), tuple(message.ended)
+        full=message.full,
+        ready=tuple(map(ready, message.ready)),
+        gone=tuple(message.gone),
+        ended=tuple(message.ended),
+        elsewhere=tuple(map(usage, message.elsewhere)),
+        tenants=tuple(map(tenant_use, message.tenants)),
     )
 
 

@@ -51,6 +51,29 @@ class ReplicaUsage:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantUse:
+    """What a tenant asked of one router, or of all routers but one."""
+
+    tenant: str
+    active: int  # requests under way now
+    requests: int = 0  # begun since the last report
+    tokens: int = 0  # of answers that ended since the last report
+
+    def then(self, later: "TenantUse") -> "TenantUse":
+        """Both reports as one."""
+        requests, tokens = self.requests + later.requests, self.tokens + later.tokens
+        return TenantUse(self.tenant, later.active, requests, tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class RouterReport:
+    """What changed at one router since its last report."""
+
+    usage: tuple[ReplicaUsage, ...] = ()
+    tenants: tuple[TenantUse, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class TrackUpdate:
     """One step of a router's stream. When `full`, what is not named does not exist."""
 
@@ -58,6 +81,10 @@ class TrackUpdate:
     ready: tuple[ReadyReplica, ...] = ()
     gone: tuple[str, ...] = ()  # replica ids
     ended: tuple[str, ...] = ()  # replica ids; nothing comes from them any more
+    elsewhere: tuple[
+        ReplicaUsage, ...
+    ] = ()  # of other routers; also of replicas that are not ready
+    tenants: tuple[TenantUse, ...] = ()  # at other routers
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,10 @@
 """What decides whether a request is let in: its tenant, what that may ask, and how much."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from woodfrog.model.placement import TenantUse
 from woodfrog.model.tenant import Tenant
 from woodfrog.router.access import Access
 from woodfrog.router.budgets import Budgets
@@ -32,3 +33,20 @@ class Admission:
         if known is not None:
             self.quotas.charge(known, tokens)
             self.budgets.charge(tenant, tokens)
+
+    # --- other routers: `schedulers.TenantUses` ---
+
+    def running(self) -> Iterable[TenantUse]:
+        return self.quotas.running()
+
+    def report(self) -> Iterable[TenantUse]:
+        return self.quotas.report()
+
+    def hear(self, elsewhere: Iterable[TenantUse], *, full: bool) -> None:
+        if full:
+            self.quotas.clear_elsewhere()
+        for use in elsewhere:
+            known = self.access.named(use.tenant)
+            if known is not None:
+                self.quotas.hear(known, use)
+                self.budgets.charge(use.tenant, use.tokens)

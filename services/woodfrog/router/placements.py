@@ -1,9 +1,9 @@
 """What the router asks of a scheduler; `woodfrog.clients.scheduler.SchedulerClient` is one."""
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection
 from typing import Protocol
 
-from woodfrog.model.placement import ANYONE, Acquired, Caller, ReplicaUsage, TrackUpdate
+from woodfrog.model.placement import ANYONE, Acquired, Caller, RouterReport, TrackUpdate
 
 
 class Placements(Protocol):
@@ -20,5 +20,5 @@ class Placements(Protocol):
     async def release(self, placement_id: str, *, replica_failed: bool = False) -> None:
         """Idempotent."""
 
-    def track(self, reports: AsyncIterator[Sequence[ReplicaUsage]]) -> AsyncIterator[TrackUpdate]:
+    def track(self, reports: AsyncIterator[RouterReport]) -> AsyncIterator[TrackUpdate]:
         """Raises Unavailable when the stream breaks; it never just ends."""

@@ -1,16 +1,19 @@
 """How much each tenant may ask: at once, and a minute. Pure.
 
 Of a minute's allowance each second gives a sixtieth; a whole minute's may be spent at once. Tokens are known when an answer
-ends: a request is let in while some are left, and what it took beyond them is made up for before the next.
+ends: a request is let in while some are left, and what it took beyond them is made up for before the next. So it is with
+what other routers let in meanwhile: they tell of it within some tenths of a second.
 """
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from woodfrog.clock import Clock
 from woodfrog.errors import ResourceExhausted
+from woodfrog.model.placement import TenantUse
 from woodfrog.model.tenant import Tenant
 from woodfrog.router.shares import Shares
 
@@ -33,17 +36,26 @@ class _Bucket:
 
 @dataclass(slots=True)
 class _Use:
-    active: int
+    active: int  # here
     requests: _Bucket
     tokens: _Bucket
+    elsewhere: int = 0  # at other routers, as last told
 
 
 class Quotas:
-    """Of one router. A tenant that asks nothing for a minute is forgotten."""
+    """Of one router, which counts what others tell too. A tenant that asks nothing for a minute is forgotten."""
 
-    def __init__(self, clock: Clock, requests_max: int) -> None:
-        """`requests_max` at once, of which each tenant has its share; where there are no tenants, each peer."""
+    def __init__(
+        self, clock: Clock, requests_max: int, changed: Callable[[], None] = lambda: None
+    ) -> None:
+        """`requests_max` at once, of which each tenant has its share; where there are no tenants, each peer. `changed` is
+        called when there is something to `report`.
+        """
         self._clock = clock
+        self._changed = changed
+        self._untold: set[str] = set()  # tenants whose use differs from the last report
+        self._begun: Counter[str] = Counter()  # since then, as the next
+        self._charged: Counter[str] = Counter()
         self._shares = Shares(requests_max)
         self._uses: dict[str, _Use] = {}
         self._swept = clock.now()
@@ -59,22 +71,74 @@ class Quotas:
                 " ask again soon",
                 retry_after_s=_RETRY_S,
             )
-        if use is not None:
-            use.requests.left -= 1
-            use.active += 1
+        if tenant is None or use is None:
+            try:
+                yield
+            finally:
+                self._shares.give(who)
+            return
+        use.requests.left -= 1
+        use.active += 1
+        self._begun[tenant.name] += 1
+        self._tell_of(tenant.name)
         try:
             yield
         finally:
             self._shares.give(who)
-            if use is not None:
-                use.active -= 1
+            use.active -= 1
+            self._tell_of(tenant.name)
 
     def charge(self, tenant: Tenant, tokens: int) -> None:
         """Its answer took so many, the prompt's among them."""
-        if tenant.tokens_per_minute is not None:
-            use = self._use(tenant)
-            use.tokens.fill(tenant.tokens_per_minute, self._clock.now())
-            use.tokens.left -= tokens
+        self._take(tenant, 0, tokens)
+        self._charged[tenant.name] += tokens
+        self._tell_of(tenant.name)
+
+    # --- other routers ---
+
+    def running(self) -> list[TenantUse]:
+        """What is under way here."""
+        return [TenantUse(name, use.active) for name, use in self._uses.items() if use.active]
+
+    def report(self) -> list[TenantUse]:
+        """What changed here since the last report; it counts as sent."""
+        uses = [
+            TenantUse(name, self._active(name), self._begun[name], self._charged[name])
+            for name in sorted(self._untold)
+        ]
+        for counts in (self._untold, self._begun, self._charged):
+            counts.clear()
+        return uses
+
+    def clear_elsewhere(self) -> None:
+        """Nothing is under way at other routers."""
+        for use in self._uses.values():
+            use.elsewhere = 0
+
+    def hear(self, tenant: Tenant, use: TenantUse) -> None:
+        """What it asked of other routers."""
+        self._use(tenant).elsewhere = use.active
+        self._take(tenant, use.requests, use.tokens)
+
+    def _take(self, tenant: Tenant, requests: int, tokens: int) -> None:
+        use, now = self._use(tenant), self._clock.now()
+        for taken, per_minute, bucket in (
+            (requests, tenant.requests_per_minute, use.requests),
+            (tokens, tenant.tokens_per_minute, use.tokens),
+        ):
+            if taken and per_minute is not None:
+                bucket.fill(per_minute, now)
+                bucket.left -= taken
+
+    def _tell_of(self, name: str) -> None:
+        self._untold.add(name)
+        self._changed()
+
+    def _active(self, name: str) -> int:
+        use = self._uses.get(name)
+        return 0 if use is None else use.active
+
+    # --- limits ---
 
     def headers(self, tenant: Tenant | None) -> list[tuple[bytes, bytes]]:
         """What is left, in OpenAI's headers."""
@@ -101,10 +165,11 @@ class Quotas:
         self._sweep(now)
         use = self._use(tenant)
         most = tenant.concurrency_max
-        if most is not None and use.active >= most:
+        active = use.active + use.elsewhere
+        if most is not None and active >= most:
             raise ResourceExhausted(
                 "CONCURRENCY_EXCEEDED",
-                f"tenant {tenant.name!r} has {use.active} requests under way, its limit; ask again when one ended",
+                f"tenant {tenant.name!r} has {active} requests under way, its limit; ask again when one ended",
                 retry_after_s=_RETRY_S,
             )
         for what, per_minute, bucket in (
@@ -138,5 +203,6 @@ class Quotas:
         # A full bucket is as good as none; debts are kept.
         for name, use in [*self._uses.items()]:
             old = max(use.requests.at, use.tokens.at) < now - _MINUTE_S
-            if not use.active and old and use.tokens.left >= 0:
+            debt = min(use.tokens.left, use.requests.left) < 0
+            if not (use.active or use.elsewhere or debt) and old:
                 del self._uses[name]

@@ -1,11 +1,18 @@
-"""The ready replicas that this router knows, and how many of its requests run on each.
+"""The ready replicas that this router knows, and how many requests run on each: its own, and other routers'.
 
 Pure: nothing here waits. `schedulers.py` feeds it from the schedulers' streams and sends its reports.
 """
 
 from collections.abc import Collection, Iterable
+from enum import Enum
 
 from woodfrog.model.placement import ReadyReplica, ReplicaUsage
+
+
+class _Load(Enum):
+    IDLE = "idle"
+    BUSY = "busy"
+    FULL = "full"
 
 
 class ReplicaTable:
@@ -15,10 +22,12 @@ class ReplicaTable:
         self._active: dict[
             str, int
         ] = {}  # never 0; may name replicas that are not ready (yet, or any more)
+        self._elsewhere: dict[str, int] = {}  # of other routers, as last told; never 0
         self._suspects: set[str] = set()  #: ready, but failed here; not picked until seen well
         self._started: dict[str, int] = {}  # since the last report
         self._changed: set[str] = set()  # active count or started differ from the last report
-        self._flipped: set[str] = set()  # idle and last reported busy, or the other way round
+        self._told: dict[str, _Load] = {}  # in the last report; never IDLE
+        self._flipped: set[str] = set()  # of another load than was told
 
     def apply(self, ready: Iterable[ReadyReplica], gone: Iterable[str]) -> list[ReadyReplica]:
         """One step of a scheduler's stream. Returns those that left."""
@@ -29,12 +38,21 @@ class ReplicaTable:
             self._of_model.setdefault(replica.model, {})[replica.replica_id] = replica
         return left
 
+    def hear(self, elsewhere: Iterable[ReplicaUsage], *, full: bool) -> None:
+        """What other routers run, where it changed; `full`: nothing else runs there."""
+        if full:
+            self._elsewhere.clear()
+        for usage in elsewhere:
+            self._elsewhere[usage.replica_id] = usage.active
+            if usage.active <= 0:
+                del self._elsewhere[usage.replica_id]
+
     def pick(self, model: str, excluded: Collection[str] = ()) -> ReadyReplica | None:
-        """The one with the fewest requests of ours and a free slot; of equals the one that became ready first."""
+        """The one with the fewest requests and a free slot; of equals the one that became ready first."""
         best: ReadyReplica | None = None
         fewest = 0
         for replica_id, replica in self._of_model.get(model, {}).items():
-            active = self.active(replica_id)
+            active = self.active(replica_id) + self._elsewhere.get(replica_id, 0)
             if active >= replica.slots or replica_id in excluded or replica_id in self._suspects:
                 continue
             if best is None or active < fewest:
@@ -42,12 +60,9 @@ class ReplicaTable:
         return best
 
     def start(self, replica_id: str) -> None:
-        active = self.active(replica_id)
-        self._active[replica_id] = active + 1
+        self._active[replica_id] = self.active(replica_id) + 1
         self._started[replica_id] = self._started.get(replica_id, 0) + 1
-        self._changed.add(replica_id)
-        if active == 0:
-            self._flipped ^= {replica_id}
+        self._count(replica_id)
 
     def end(self, replica_id: str) -> None:
         active = self._active[replica_id] - 1
@@ -55,8 +70,7 @@ class ReplicaTable:
             self._active[replica_id] = active
         else:
             del self._active[replica_id]
-            self._flipped ^= {replica_id}
-        self._changed.add(replica_id)
+        self._count(replica_id)
 
     def suspect(self, replica_id: str) -> None:
         """It failed a request: the scheduler must offer it before it is used again."""
@@ -80,7 +94,7 @@ class ReplicaTable:
 
     @property
     def urgent(self) -> bool:
-        """A replica is idle that was last reported as busy, or the other way round."""
+        """A replica is idle that was last told as busy, or full, or the other way round: others may wait for its slot."""
         return bool(self._flipped)
 
     def running(self) -> list[ReplicaUsage]:
@@ -93,6 +107,10 @@ class ReplicaTable:
             ReplicaUsage(name, self.active(name), self._started.get(name, 0))
             for name in sorted(self._changed)
         ]
+        for name in self._changed:
+            self._told[name] = self._load(name)
+            if self._told[name] is _Load.IDLE:
+                del self._told[name]
         self._changed.clear()
         self._started.clear()
         self._flipped.clear()
@@ -104,8 +122,24 @@ class ReplicaTable:
         assert all(self._of_model.values()), "a model without replicas is kept"
         assert self._suspects <= self._ready.keys(), "a suspect is not ready"
         assert all(count > 0 for count in self._active.values()), "an idle replica is counted"
+        assert all(count > 0 for count in self._elsewhere.values()), "one that idles elsewhere too"
         assert self._flipped <= self._changed, "an urgent change would not be reported"
         assert self._started.keys() <= self._changed, "a start would not be reported"
+
+    def _count(self, replica_id: str) -> None:
+        self._changed.add(replica_id)
+        if self._load(replica_id) is self._told.get(replica_id, _Load.IDLE):
+            self._flipped.discard(replica_id)
+        else:
+            self._flipped.add(replica_id)
+
+    def _load(self, replica_id: str) -> "_Load":
+        active = self._active.get(replica_id, 0)
+        if not active:
+            return _Load.IDLE
+        replica = self._ready.get(replica_id)
+        total = active + self._elsewhere.get(replica_id, 0)
+        return _Load.FULL if replica is not None and total >= replica.slots else _Load.BUSY
 
     def _drop(self, replica_id: str) -> ReadyReplica | None:
         replica = self._ready.pop(replica_id, None)

@@ -90,7 +90,7 @@ async def running(
     metrics, models, table = Metrics(), ModelList(), ReplicaTable()
     access = Access(required=settings.auth == "keys")
     ledger = Ledger(settings.usage_file)
-    quotas = Quotas(clock, settings.requests_max)
+    quotas = Quotas(clock, settings.requests_max, lambda: schedulers.touch())
     held = Held(ledger, clock)
     admission = Admission(models, access, quotas, Budgets(ledger, held, clock))
     client = ReplicaClient(settings.answer_wait_s)
@@ -100,6 +100,7 @@ async def running(
         lambda replica: client.forget(replica.socket_path),
         lambda replica_id: gateway.ended(replica_id),
         clock,
+        admission,
     )
     records = UsageRecords(ledger, metrics, clock, admission.charge)
     slots = Slots(table, schedulers, clock)

@@ -2,12 +2,18 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable
 
 from opentelemetry import trace
 
 from woodfrog.errors import Unavailable, WoodfrogError
-from woodfrog.model.placement import ReadyReplica, ReplicaUsage, TrackUpdate
+from woodfrog.model.placement import (
+    ReadyReplica,
+    ReplicaUsage,
+    RouterReport,
+    TenantUse,
+    TrackUpdate,
+)
 from woodfrog.router.placements import Placements
 
 log = logging.getLogger(__name__)
@@ -25,6 +31,7 @@ class SchedulerLink:
         self.connected = False  #: its list came, on the stream that stands
         self.ready: dict[str, ReadyReplica] = {}  #: as it says; empty while it is not connected
         self._untold: dict[str, ReplicaUsage] = {}
+        self._untold_tenants: dict[str, TenantUse] = {}
         self._news = asyncio.Event()
         self._releases: asyncio.Queue[tuple[str, trace.Span, bool]] = asyncio.Queue(_RELEASES_MAX)
 
@@ -43,26 +50,28 @@ class SchedulerLink:
         self.connected = False
         return said
 
-    def tell(self, usage: Iterable[ReplicaUsage]) -> None:
-        """Goes with the next report; starts that were not reported yet add up."""
-        for each in usage:
+    def tell(self, report: RouterReport) -> None:
+        """Goes with the next report; what began and was not reported yet adds up."""
+        for use in report.tenants:
+            untold = self._untold_tenants.get(use.tenant)
+            self._untold_tenants[use.tenant] = use if untold is None else untold.then(use)
+        for each in report.usage:
             before = self._untold.pop(each.replica_id, None)
             started = each.started + (before.started if before else 0)
             self._untold[each.replica_id] = ReplicaUsage(each.replica_id, each.active, started)
         while not self.connected and len(self._untold) > _UNTOLD_MAX:
             del self._untold[next(iter(self._untold))]
-        if self._untold:
+        if self._untold or self._untold_tenants:
             self._news.set()
 
-    async def reports(
-        self, running: Callable[[], Sequence[ReplicaUsage]]
-    ) -> AsyncIterator[Sequence[ReplicaUsage]]:
+    async def reports(self, running: Callable[[], RouterReport]) -> AsyncIterator[RouterReport]:
         """For one stream: first all that is `running`, then what is told. One that reads slowly gets the newest."""
         self.tell(running())
         while True:
             untold, self._untold = self._untold, {}
+            tenants, self._untold_tenants = self._untold_tenants, {}
             self._news.clear()
-            yield [*untold.values()]
+            yield RouterReport(tuple(untold.values()), tuple(tenants.values()))
             await self._news.wait()
 
     def release(self, placement_id: str, span: trace.Span, *, replica_failed: bool) -> None:

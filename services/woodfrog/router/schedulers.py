@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Protocol
 
 from woodfrog.clock import Clock
 from woodfrog.errors import Unavailable, WoodfrogError
@@ -11,7 +12,8 @@ from woodfrog.model.placement import (
     Acquired,
     Caller,
     ReadyReplica,
-    ReplicaUsage,
+    RouterReport,
+    TenantUse,
     TrackUpdate,
 )
 from woodfrog.router.placements import Placements
@@ -24,8 +26,34 @@ _REPORT_URGENT_S = 0.005  # a burst that wakes a replica is one report
 _BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 
+class TenantUses(Protocol):
+    """What tenants ask of this router, and of the others."""
+
+    def running(self) -> Iterable[TenantUse]:
+        """What is under way here, with no beginnings."""
+
+    def report(self) -> Iterable[TenantUse]:
+        """What changed here since the last report; it counts as sent."""
+
+    def hear(self, elsewhere: Iterable[TenantUse], *, full: bool) -> None:
+        """What changed at other routers; `full`: nothing else is under way there."""
+
+
+class _Nobodys:
+    """Where there are no tenants."""
+
+    def running(self) -> Iterable[TenantUse]:
+        return ()
+
+    def report(self) -> Iterable[TenantUse]:
+        return ()
+
+    def hear(self, elsewhere: Iterable[TenantUse], *, full: bool) -> None:
+        pass
+
+
 class Schedulers:
-    """Feeds the table. When none is connected any more it stays as it was."""
+    """Feeds the table and `tenants`. When none is connected any more the table stays as it was, but for what others run."""
 
     def __init__(
         self,
@@ -34,6 +62,7 @@ class Schedulers:
         forget: Callable[[ReadyReplica], None],
         ended: Callable[[str], None],
         clock: Clock,
+        tenants: TenantUses | None = None,
     ) -> None:
         """`placements` by address, the one to ask first before all others; `forget` is told of each replica that left,
         `ended` the id of each from which nothing comes any more.
@@ -43,12 +72,13 @@ class Schedulers:
         self._forget = forget
         self._ended = ended
         self._clock = clock
+        self._tenants = tenants or _Nobodys()
         self._touched = asyncio.Event()
         self._urgent = asyncio.Event()
         self.delivered = False  #: the list of one of them came once
 
     def touch(self) -> None:
-        """Call after each change of the table's counts."""
+        """Call after each change of the table's counts, and of what a tenant has under way."""
         self._touched.set()
         if self._table.urgent:
             self._urgent.set()
@@ -112,11 +142,20 @@ class Schedulers:
         self._apply(update.ready, [*self._table.ids] if update.full else update.gone)
         for replica_id in self._nobodys(update.ended):
             self._ended(replica_id)
+        self._table.hear(update.elsewhere, full=update.full)
+        tenants = update.tenants
+        if link is not next(each for each in self._links if each.connected):
+            # Each scheduler tells the same: what began counts once.
+            tenants = tuple(TenantUse(use.tenant, use.active) for use in tenants)
+        self._tenants.hear(tenants, full=update.full)
 
     def _lost(self, link: SchedulerLink) -> None:
         said = link.lose()
         if any(other.connected for other in self._links):
             self._apply((), said)
+        else:  # nobody tells when it ends
+            self._table.hear((), full=True)
+            self._tenants.hear((), full=True)
 
     def _apply(self, ready: Iterable[ReadyReplica], gone: Iterable[str]) -> None:
         """Of `gone` what nobody says is ready."""
@@ -152,11 +191,11 @@ class Schedulers:
             self._urgent.clear()
 
     def _tell(self) -> None:
-        usage = self._table.report()
+        report = RouterReport(tuple(self._table.report()), tuple(self._tenants.report()))
         for link in self._links:
-            link.tell(usage)
+            link.tell(report)
 
-    def _running(self) -> Sequence[ReplicaUsage]:
+    def _running(self) -> RouterReport:
         """All that runs; what changed before is told to everybody."""
         self._tell()
-        return self._table.running()
+        return RouterReport(tuple(self._table.running()), tuple(self._tenants.running()))

@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
@@ -23,7 +23,7 @@ from woodfrog.model.placement import (
     Caller,
     ClusterView,
     PlanView,
-    ReplicaUsage,
+    RouterReport,
     TrackUpdate,
     WhatIf,
 )
@@ -36,7 +36,7 @@ from woodfrog.scheduler.metrics import Metrics
 from woodfrog.scheduler.nodes import NodeLinks
 from woodfrog.scheduler.plans import Plans
 from woodfrog.scheduler.state import SchedulerState
-from woodfrog.scheduler.tracks import Track
+from woodfrog.scheduler.tracks import Track, Tracks
 from woodfrog.scheduler.troubles import Troubles
 from woodfrog.telemetry import names
 
@@ -91,7 +91,7 @@ class SchedulerLoop:
         self._tickets = 0
         self._climbs: dict[str, asyncio.Task[None]] = {}  # by attempt
         self._spans: dict[str, trace.Span] = {}  # of the last attempt of each climb
-        self._tracks: dict[str, Track] = {}  # by router
+        self._tracks = Tracks()
         self._troubles = Troubles()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
@@ -128,12 +128,12 @@ class SchedulerLoop:
             del self._callers[ticket]
 
     async def track(
-        self, router: str, reports: AsyncIterator[Sequence[ReplicaUsage]]
+        self, router: str, reports: AsyncIterator[RouterReport]
     ) -> AsyncGenerator[TrackUpdate, None]:
         """Ends when the router stops reporting, or tracks anew."""
-        if router in self._tracks:
-            self._leave(router, self._tracks[router])
-        track = self._tracks[router] = Track(self._state.ready())
+        if (older := self._tracks.get(router)) is not None:
+            self._leave(router, older)
+        track = self._tracks.join(router, self._state.ready())
         log.info("router connected", extra={"router": router})
         reading = asyncio.create_task(self._read(router, track, reports), name="track")
         try:
@@ -144,20 +144,20 @@ class SchedulerLoop:
             await asyncio.gather(reading, return_exceptions=True)
             self._leave(router, track)
 
-    async def _read(
-        self, router: str, track: Track, reports: AsyncIterator[Sequence[ReplicaUsage]]
-    ) -> None:
+    async def _read(self, router: str, track: Track, reports: AsyncIterator[RouterReport]) -> None:
         try:
-            async for usage in reports:
-                if self._tracks.get(router) is track and usage:
-                    self.submit(on.UsageReported(router, tuple(usage)))
+            async for report in reports:
+                if self._tracks.get(router) is track:
+                    self._tracks.report(router, report)
+                    if report.usage:
+                        self.submit(on.UsageReported(router, report.usage))
         finally:
             track.close()
 
     def _leave(self, router: str, track: Track) -> None:
         track.close()
         if self._tracks.get(router) is track:
-            del self._tracks[router]
+            self._tracks.leave(router)
             log.info("router lost", extra={"router": router})
             self.submit(on.RouterLost(router))
 
@@ -207,8 +207,7 @@ class SchedulerLoop:
             if not caller.answer.done():
                 error = Unavailable("SCHEDULER_STOPPING", "the scheduler stops; try again")
                 caller.answer.set_exception(error)
-        for track in self._tracks.values():
-            track.close()
+        self._tracks.close()
 
     def end(self) -> None:
         """Cancels all that it started; the group waits for it."""
@@ -329,8 +328,7 @@ class SchedulerLoop:
             case on.Refuse():
                 self._refuse(command)
             case on.Announce(ready, gone, ended):
-                for track in self._tracks.values():
-                    track.announce(ready, gone, ended)
+                self._tracks.announce(ready, gone, ended)
 
     def _term_of(self, order: on.StartClimb | on.Descend | on.Prefetch) -> int:
         """As it is when the order is given."""

@@ -1,6 +1,6 @@
 """Check, ask, answer. Errors are raised as woodfrog.errors classes; `rpc.Server` translates them."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 import grpc
@@ -9,7 +9,7 @@ from woodfrog.api.scheduler.v1 import placements_pb2 as pb
 from woodfrog.api.scheduler.v1 import placements_pb2_grpc
 from woodfrog.clients import scheduler as convert
 from woodfrog.errors import InvalidArgument
-from woodfrog.model.placement import ReplicaUsage
+from woodfrog.model.placement import RouterReport
 from woodfrog.scheduler import events as on
 from woodfrog.scheduler.loop import SchedulerLoop
 
@@ -54,7 +54,7 @@ class PlacementsServicer(placements_pb2_grpc.PlacementsServicer):
 
 async def _reports(
     first: pb.TrackRequest, rest: AsyncIterator[pb.TrackRequest]
-) -> AsyncIterator[Sequence[ReplicaUsage]]:
-    yield [convert.usage(usage) for usage in first.usage]
+) -> AsyncIterator[RouterReport]:
+    yield convert.report(first)
     async for request in rest:
-        yield [convert.usage(usage) for usage in request.usage]
+        yield convert.report(request)

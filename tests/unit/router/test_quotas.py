@@ -6,6 +6,7 @@ import pytest
 
 from woodfrog.clock import FakeClock
 from woodfrog.errors import ResourceExhausted
+from woodfrog.model.placement import TenantUse
 from woodfrog.model.tenant import Tenant
 from woodfrog.router.quotas import Quotas
 
@@ -24,6 +25,57 @@ def test_requests_at_once() -> None:
             pass
     with quotas.entered(acme, "acme"):
         pass
+
+
+def test_what_other_routers_let_in_counts() -> None:
+    clock = FakeClock()
+    quotas = Quotas(clock, 100)
+    acme = Tenant("acme", concurrency_max=3, requests_per_minute=60, tokens_per_minute=600)
+    quotas.hear(acme, TenantUse("acme", active=2, requests=2, tokens=0))
+    with quotas.entered(acme, "acme"):
+        assert "3 requests under way" in refused(quotas, acme).message
+        quotas.clear_elsewhere()
+        with quotas.entered(acme, "acme"):
+            pass
+    quotas.hear(acme, TenantUse("acme", active=0, requests=60))
+    error = refused(quotas, acme)  # 4 too many, and one more
+    assert error.retry_after_s == pytest.approx(5.0)
+    assert error.metadata["limit"] == "requests"
+    clock.advance(5.0)
+    with quotas.entered(acme, "acme"):
+        pass
+    clock.advance(60.0)
+    quotas.hear(acme, TenantUse("acme", active=0, tokens=700))
+    error = refused(quotas, acme)
+    assert error.retry_after_s == pytest.approx(10.1)
+    assert error.metadata["limit"] == "tokens"
+
+
+def test_other_routers_are_told_what_was_let_in_here() -> None:
+    calls: list[None] = []
+    quotas, acme = Quotas(FakeClock(), 100, lambda: calls.append(None)), Tenant("acme")
+    with quotas.entered(acme, "acme"):
+        assert quotas.report() == [TenantUse("acme", 1, 1)]
+        assert quotas.report() == []
+        with quotas.entered(acme, "acme"):
+            quotas.charge(acme, 7)
+            assert quotas.running() == [TenantUse("acme", 2)]
+    assert quotas.report() == [TenantUse("acme", 0, 1, 7)]
+    assert quotas.running() == []
+    assert len(calls) == 5
+    with quotas.entered(None, "a peer"):
+        pass
+    assert quotas.report() == [], "that is nobody's"
+
+
+def test_a_debt_to_other_routers_is_not_forgotten() -> None:
+    clock = FakeClock()
+    quotas, acme = Quotas(clock, 100), Tenant("acme", requests_per_minute=60)
+    quotas.hear(acme, TenantUse("acme", active=0, requests=1000))
+    clock.advance(200.0)
+    with quotas.entered(Tenant("other"), "other"):
+        pass  # sweeps
+    assert refused(quotas, acme).retry_after_s == pytest.approx(741.0)
 
 
 def test_requests_a_minute_come_back_as_time_goes() -> None:

@@ -33,6 +33,40 @@ def test_a_full_replica_is_not_picked() -> None:
     assert picked(table) == "a"
 
 
+def test_slots_that_other_routers_use_are_not_free() -> None:
+    table = ReplicaTable()
+    table.apply([replica("a"), replica("b")], ())
+    table.hear([ReplicaUsage("a", 1), ReplicaUsage("b", 2)], full=True)
+    assert picked(table) == "a"
+    table.start("a")
+    assert picked(table) is None
+    table.hear([ReplicaUsage("b", 1)], full=False)
+    assert picked(table) == "b"
+    table.hear([], full=True)
+    assert picked(table) == "b", "a runs one of ours still"
+
+
+def test_a_slot_that_comes_free_is_told_at_once() -> None:
+    """Somebody may wait for it, at another router too."""
+    table = ReplicaTable()
+    table.apply([replica("a", slots=3)], ())
+    table.hear([ReplicaUsage("a", 1)], full=True)
+    table.start("a")
+    table.report()
+    table.start("a")
+    assert table.urgent, "it is full"
+    table.report()
+    table.end("a")
+    assert table.urgent
+    table.start("a")
+    assert not table.urgent, "as it was told"
+    table.end("a")
+    table.report()
+    table.end("a")
+    table.start("a")
+    assert not table.urgent
+
+
 def test_excluded_and_suspects_are_passed_over() -> None:
     table = ReplicaTable()
     table.apply([replica("a"), replica("b")], ())
@@ -119,6 +153,7 @@ class Tables(RuleBasedStateMachine):
         super().__init__()
         self.table = ReplicaTable()
         self.running: list[str] = []
+        self.elsewhere: dict[str, int] = {}
         self.reported: dict[str, int] = {}
         self.started = self.told = 0
 
@@ -130,7 +165,8 @@ class Tables(RuleBasedStateMachine):
     def forward(self, excluded: set[str]) -> None:
         found = self.table.pick("m", excluded)
         if found is not None:
-            assert self.running.count(found.replica_id) < found.slots
+            others = self.elsewhere.get(found.replica_id, 0)
+            assert self.running.count(found.replica_id) + others < found.slots
             assert found.replica_id not in excluded
             self.start(found.replica_id)
 
@@ -146,6 +182,11 @@ class Tables(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(self.running))
         self.running.remove(name)
         self.table.end(name)
+
+    @rule(counts=st.dictionaries(NAMES, st.integers(0, 2)), full=st.booleans())
+    def hear(self, counts: dict[str, int], full: bool) -> None:
+        self.elsewhere = counts if full else self.elsewhere | counts
+        self.table.hear([ReplicaUsage(name, n) for name, n in counts.items()], full=full)
 
     @rule(name=NAMES, suspect=st.booleans())
     def judge(self, name: str, suspect: bool) -> None:
