@@ -137,6 +137,22 @@ async def test_what_does_not_answer_is_named_and_the_rest_shown(
     assert capsys.readouterr().out.count("\n") == 4  # a header and three rows
 
 
+async def test_where_the_first_router_does_not_answer_another_is_asked(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    three = replace(cluster, home=cluster.home / "three", router_count=3)
+    try:
+        async with serving(ROUTED, three.operators("router-2")):
+            rows = await printed(three, "model", capsys)
+            assert rows["m",]["requests"] == "4"
+            async with serving(ROUTED, three.operators("router-3")):
+                assert await printed(three, "model", capsys) == rows  # it tells the same
+        with pytest.raises(Unavailable, match="not complete: the router does not tell its part"):
+            await printed(three, "model", capsys)
+    finally:
+        remove_tree(three.operators_dir)
+
+
 async def test_without_etcd_usage_is_shown_all_the_same(
     cluster: Cluster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

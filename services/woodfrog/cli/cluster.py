@@ -1,6 +1,7 @@
 """Where a local cluster lives: its folder, its ports, and the environment of each of its processes.
 
-A child is called after its service; those of the second node and later ones have the node's number behind it: `weight_fs-2`.
+A child is called after its service; those of the second node and later ones have the node's number behind it, `weight_fs-2`,
+and so do routers beyond the first: `router-2`.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from woodfrog.cli import shares
 from woodfrog.errors import FailedPrecondition
@@ -23,7 +25,7 @@ SERVICES = (
     "router",
 )  # in the order of start
 AUTH = ("none", "keys")
-NODES_MAX = 16
+NODES_MAX = ROUTERS_MAX = 16
 HOME = Path(os.environ.get("WOODFROG_HOME", ".woodfrog"))
 HTTP_PORT = 8321
 _OF_A_NODE = ("weight_fs", "node_agent")
@@ -31,6 +33,7 @@ _METRICS = (
     "metrics:"  # before a child's name: its port of them; a folder of an older release has none
 )
 _PORTS = ("etcd", "etcd_peer", "chunks", "traces", *SERVICES)
+_ASKED_EACH = 8  # connections for each of several routers
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,34 +74,43 @@ class Cluster:
     http_port: int
     ports: Mapping[str, int]
     node_count: int = 1
+    router_count: int = 1  # processes behind the gateway's port
     auth: str = "none"  # whether its gateway asks for keys: "none" or "keys"
     tenants: Mapping[str, str] = field(
         default_factory=dict
     )  # by a node's number: whose models alone it takes, comma between
 
     @staticmethod
-    def open(home: Path, http_port: int | None = None, node_count: int = 1) -> "Cluster":
+    def open(
+        home: Path, http_port: int | None = None, node_count: int = 1, router_count: int = 1
+    ) -> "Cluster":
         """The cluster of `home`, made when there is none. Raises FailedPrecondition when its file is damaged."""
         home = home.resolve()
         file = home / "cluster.json"
         if file.exists():
             return Cluster.existing(home)
-        ports = _free_ports(_names(node_count))
-        cluster = Cluster(home, http_port or _free_port(HTTP_PORT), ports, node_count)
+        ports = _free_ports(_names(node_count, router_count))
+        http_port = http_port or _free_port(HTTP_PORT)
+        cluster = Cluster(home, http_port, ports, node_count, router_count)
         cluster.save()
         return cluster
 
-    def with_nodes(self, node_count: int) -> "Cluster":
-        """The same with so many nodes; one that was there before finds its folder and its ports again."""
-        new = [name for name in _names(node_count) if name not in self.ports]
+    def with_counts(self, node_count: int, router_count: int) -> "Cluster":
+        """The same with so many nodes and routers; one that was there before finds its folder and its ports again."""
+        new = [name for name in _names(node_count, router_count) if name not in self.ports]
         more = _free_ports(new, {self.http_port, *self.ports.values()})
-        return replace(self, node_count=node_count, ports={**self.ports, **more})
+        return replace(
+            self,
+            node_count=node_count,
+            router_count=router_count,
+            ports={**self.ports, **more},
+        )
 
     def save(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True)
         value = {
-            "http_port": self.http_port, "nodes": self.node_count, "auth": self.auth,
-            "tenants": dict(self.tenants), "ports": self.ports,
+            "http_port": self.http_port, "nodes": self.node_count, "routers": self.router_count,
+            "auth": self.auth, "tenants": dict(self.tenants), "ports": self.ports,
         }  # fmt: skip
         temporary = self.home / "cluster.new"
         temporary.write_text(json.dumps(value, indent=1))
@@ -110,18 +122,7 @@ class Cluster:
         home = home.resolve()
         try:
             value = json.loads((home / "cluster.json").read_text())
-            node_count = int(value.get("nodes", 1))
-            ports = {str(name): int(port) for name, port in value["ports"].items()}
-            needed = {name for name in _names(node_count) if not name.startswith(_METRICS)}
-            if not 1 <= node_count <= NODES_MAX or not ports.keys() >= needed:
-                raise ValueError(node_count)
-            auth = str(value.get("auth", "none"))
-            if auth not in AUTH:
-                raise ValueError(auth)
-            tenants = {
-                str(number): str(names) for number, names in value.get("tenants", {}).items()
-            }
-            return Cluster(home, int(value["http_port"]), ports, node_count, auth, tenants)
+            return _read(home, value)
         except FileNotFoundError:
             raise FailedPrecondition(
                 "NO_CLUSTER",
@@ -149,7 +150,7 @@ class Cluster:
 
     def local_node(self, number: int) -> LocalNode:
         """From 1 to NODES_MAX; the first one is called as if it was alone."""
-        end = "" if number == 1 else f"-{number}"
+        end = _end(number)
         agent, weight_fs = (
             f"127.0.0.1:{self.ports.get(f'{service}{end}', 0)}"
             for service in ("node_agent", "weight_fs")
@@ -162,12 +163,23 @@ class Cluster:
     @property
     def children(self) -> tuple[str, ...]:
         """The services' processes, in the order of start."""
-        return _children(self.node_count)
+        return _children(self.node_count, self.router_count)
+
+    @property
+    def routers(self) -> tuple[str, ...]:
+        """Those of the children that share the gateway's addresses."""
+        return _routers(self.router_count)
+
+    @property
+    def connections(self) -> int:
+        """So many new ones to the gateway reach each router, all but surely: the kernel deals them as it likes."""
+        return 1 if self.router_count == 1 else _ASKED_EACH * self.router_count
 
     @property
     def used_ports(self) -> dict[str, int]:
         """By name; `ports` may hold more, of nodes that it had once."""
-        return {name: self.ports[name] for name in _names(self.node_count) if name in self.ports}
+        names = _names(self.node_count, self.router_count)
+        return {name: self.ports[name] for name in names if name in self.ports}
 
     @property
     def metrics(self) -> dict[str, str]:
@@ -196,9 +208,13 @@ class Cluster:
         """Of the sockets at which services answer operators, who need no key: only the user who started them may open it."""
         return Path("/run/woodfrog") / f"{self.key}-operators"
 
-    def operators(self, service: str) -> str:
-        """Where the router tells all usage, and the scheduler takes tenants and keys; a gRPC address."""
-        return f"unix:{self.operators_dir}/{service}.sock"
+    def operators(self, child: str) -> str:
+        """Where a router tells all usage, and the scheduler takes tenants and keys; a gRPC address."""
+        return f"unix:{self.operators_dir}/{child}.sock"
+
+    def own_address(self, child: str) -> str:
+        """At which no other child answers, as another router may at the gateway's; gRPC."""
+        return self.operators(child) if child in self.routers else self.address(child)
 
     @property
     def traces_file(self) -> Path:
@@ -221,7 +237,7 @@ class Cluster:
         """Of one child: the standard OTEL_* variables and what its service's Settings name."""
         service, number = _parsed(child)
         prefix = f"WOODFROG_{service.upper()}_"
-        settings = {"listen": self.address(child), **self._settings(service, number, tools)}
+        settings = {**self._settings(service, number, tools)}
         settings["metrics_listen"] = self.metrics.get(child, "")
         # Where code and a GPU's libraries are found, and what a user set.
         passed_on = (prefix, "OTEL_", "PYTHONPATH", "LD_LIBRARY_PATH", "SIMULATED_")
@@ -241,20 +257,26 @@ class Cluster:
         }
 
     def _settings(self, service: str, number: int, tools: Tools) -> Mapping[str, object]:
-        """`number` is the node's, of a service that each node has."""
+        """`number` is the node's, of a service that each node has, or the router's."""
         node = self.local_node(number)
         store = self.address("snapshot_store")
         match service:
             case "snapshot_store":
-                return {"chunks_listen": self.address("chunks"), "data_dir": self.home / "store"}
+                return {
+                    "listen": store,
+                    "chunks_listen": self.address("chunks"),
+                    "data_dir": self.home / "store",
+                }
             case "weight_fs":
                 return {
+                    "listen": node.weight_fs,
                     "store": store,
                     "cache_dir": node.folder / "cache",
                     "mount_dir": node.mount_dir,
                 }
             case "node_agent":
                 return {
+                    "listen": node.agent,
                     "node": node.name,
                     "etcd": self.address("etcd"),
                     "store": store,
@@ -267,17 +289,20 @@ class Cluster:
                 }
             case "scheduler":
                 return {
+                    "listen": self.address("scheduler"),
                     "etcd": self.address("etcd"),
                     "operator_listen": self.operators("scheduler"),
                 }
             case "router":
+                end = _end(number)
                 return {
                     "listen": f"127.0.0.1:{self.http_port}",
                     "grpc_listen": self.address("router"),
+                    "shared_listen": self.router_count > 1,
                     "etcd": self.address("etcd"),
                     "scheduler": self.address("scheduler"),
-                    "operator_listen": self.operators("router"),
-                    "usage_file": self.home / "router" / "usage.db",
+                    "operator_listen": self.operators(f"router{end}"),
+                    "usage_file": self.home / "router" / f"usage{end}.db",
                     "auth": self.auth,
                 }
         raise AssertionError(f"unknown service {service!r}")
@@ -286,28 +311,54 @@ class Cluster:
         return [sys.executable, "-m", f"woodfrog.{_parsed(child)[0]}"]
 
 
-def _children(node_count: int) -> tuple[str, ...]:
-    found = []
+def _read(home: Path, value: Any) -> Cluster:
+    """The cluster that `save` wrote, of an older release too. Raises what reading the wrong value raises."""
+    node_count, router_count = int(value.get("nodes", 1)), int(value.get("routers", 1))
+    if not (1 <= node_count <= NODES_MAX and 1 <= router_count <= ROUTERS_MAX):
+        raise ValueError(node_count, router_count)
+    ports = {str(name): int(port) for name, port in value["ports"].items()}
+    names = _names(node_count, router_count)
+    if not ports.keys() >= {name for name in names if not name.startswith(_METRICS)}:
+        raise ValueError(ports)
+    auth = str(value.get("auth", "none"))
+    if auth not in AUTH:
+        raise ValueError(auth)
+    tenants = {str(number): str(names) for number, names in value.get("tenants", {}).items()}
+    return Cluster(home, int(value["http_port"]), ports, node_count, router_count, auth, tenants)
+
+
+def _children(node_count: int, router_count: int) -> tuple[str, ...]:
+    found: list[str] = []
     for service in SERVICES:
-        if service not in _OF_A_NODE:
+        if service == "router":
+            found += _routers(router_count)
+        elif service not in _OF_A_NODE:
             found.append(service)
         elif service == _OF_A_NODE[0]:
-            found += _OF_A_NODE
-            found += [f"{s}-{n}" for n in range(2, node_count + 1) for s in _OF_A_NODE]
+            found += [f"{s}{_end(n)}" for n in range(1, node_count + 1) for s in _OF_A_NODE]
     return tuple(found)
 
 
+def _routers(count: int) -> tuple[str, ...]:
+    return tuple(f"router{_end(number)}" for number in range(1, count + 1))
+
+
+def _end(number: int) -> str:
+    """Of a name: the first of several is called as if it was alone."""
+    return "" if number == 1 else f"-{number}"
+
+
 def _parsed(child: str) -> tuple[str, int]:
-    """Its service, and the number of its node."""
+    """Its service, and the number of its node, or of the router."""
     service, _, number = child.partition("-")
     return service, int(number or 1)
 
 
-def _names(node_count: int) -> tuple[str, ...]:
-    """Of the ports of so many nodes."""
-    children = _children(node_count)
-    metrics = (_METRICS + child for child in children)
-    return (*_PORTS, *(child for child in children if child not in _PORTS), *metrics)
+def _names(node_count: int, router_count: int) -> tuple[str, ...]:
+    """Of the ports of so many nodes and routers, all of which have the first one's gRPC."""
+    children = _children(node_count, router_count)
+    own = (child for child in children if child not in (*_PORTS, *_routers(router_count)))
+    return (*_PORTS, *own, *(_METRICS + child for child in children))
 
 
 def to_type(verb: str, home: Path) -> str:

@@ -83,12 +83,12 @@ async def models_add(
 
 
 async def wait_known(cluster: Cluster, model: str) -> None:
-    """Until the gateway and the scheduler have heard of a model, so that it can be asked. Raises Unavailable."""
+    """Until each router and the scheduler have heard of a model, so that it can be asked. Raises Unavailable."""
     deadline = time.monotonic() + _KNOWN_S
     url = f"{cluster.base_url}/models/{urllib.parse.quote(model)}"
     while True:
         view = await describe(cluster)
-        listed = await asyncio.to_thread(_answers, url)
+        listed = await asyncio.to_thread(_answers, url, cluster.connections)
         if listed and any(known.model == model for known in view.models):
             return
         if time.monotonic() > deadline:
@@ -99,10 +99,12 @@ async def wait_known(cluster: Cluster, model: str) -> None:
         await asyncio.sleep(0.02)
 
 
-def _answers(url: str) -> bool:
+def _answers(url: str, connections: int) -> bool:
+    """On each of so many."""
     try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:
-            return bool(response.status == 200)
+        for _ in range(connections):
+            urllib.request.urlopen(url, timeout=_TIMEOUT_S).close()
+        return True
     except urllib.error.HTTPError as error:
         if error.code != HTTPStatus.UNAUTHORIZED:
             return False

@@ -21,7 +21,7 @@ from woodfrog.cli import (
     usage,
     waterfall,
 )
-from woodfrog.cli.cluster import AUTH, HOME, NODES_MAX, Cluster, Tools
+from woodfrog.cli.cluster import AUTH, HOME, NODES_MAX, ROUTERS_MAX, Cluster, Tools
 from woodfrog.cli.convert import DTYPES
 from woodfrog.clock import SystemClock
 from woodfrog.errors import InvalidArgument, WoodfrogError
@@ -95,6 +95,12 @@ def _take_up(one: options.Parser) -> None:
         type=options.whole(1, NODES_MAX),
         metavar="N",
         help=f"nodes on this machine, 1 to {NODES_MAX}, each with a share of its memory and GPUs; kept for the next start",
+    )
+    one.add_argument(
+        "--routers",
+        type=options.whole(1, ROUTERS_MAX),
+        metavar="N",
+        help=f"processes behind the gateway's port, 1 to {ROUTERS_MAX}, so that it can use as many cores; kept for the next start",
     )
     one.add_argument(
         "--foreground", action="store_true", help="stay, show the log, end with Ctrl-C"
@@ -293,7 +299,7 @@ def run(args: argparse.Namespace) -> int:
     match args.verb:
         case "up":
             tenants_of = dict(args.node_tenants) if args.node_tenants else None
-            wanted = up.Wanted(args.port, args.nodes, args.auth, tenants_of)
+            wanted = up.Wanted(args.port, args.nodes, args.routers, args.auth, tenants_of)
             return up.up(args.home, wanted, args.foreground)
         case "down":
             return up.down(args.home)

@@ -103,6 +103,8 @@ class Supervisor:
             for keeper in keepers:
                 keeper.cancel()
             await asyncio.gather(*keepers, return_exceptions=True)
+            # At once, since each lets its answers end.
+            await asyncio.gather(*(self._stop(name) for name in self._cluster.routers))
             for name in reversed(("etcd", *self._cluster.children)):
                 await self._stop(name)
             await traces.stop(1.0)

@@ -16,15 +16,16 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from woodfrog.cli import doctor, supervisor
-from woodfrog.cli.cluster import NODES_MAX, Cluster, Tools, to_type
+from woodfrog.cli.cluster import NODES_MAX, ROUTERS_MAX, Cluster, Tools, to_type
+from woodfrog.cli.show import count
 from woodfrog.clock import SystemClock
 from woodfrog.errors import FailedPrecondition, Unavailable
 
 READY_TIMEOUT_S = 60.0
-READY_NODE_S = 10.0  # for each further node
+READY_MORE_S = 10.0  # for each further node or router
 _OF_SETTINGS = ("BAD_SETTING", "UNKNOWN_SETTING")
 _SAID_MAX = 300  # characters of a log's line
-_OTHER_S = READY_TIMEOUT_S + READY_NODE_S * NODES_MAX
+_OTHER_S = READY_TIMEOUT_S + READY_MORE_S * (NODES_MAX + ROUTERS_MAX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Wanted:
 
     port: int | None = None  # of the gateway
     nodes: int | None = None
+    routers: int | None = None
     auth: str | None = None  # whether the gateway asks for keys: "none" or "keys"
     #: By a node's number: whose models alone it takes, comma between; all nodes not named take everybody's.
     tenants: Mapping[str, str] | None = None
@@ -51,6 +53,8 @@ def up(home: Path, wanted: Wanted, foreground: bool) -> int:
     print(f"the cluster in {cluster.home} {'was up already' if was_up else 'is up'}")
     if cluster.node_count > 1:
         print(f"  nodes    {cluster.node_count}")
+    if cluster.router_count > 1:
+        print(f"  routers  {cluster.router_count}")
     print(f"  gateway  {cluster.base_url}, gRPC at {cluster.address('router')}")
     print(f"  logs     {cluster.home}/logs")
     print(f"  stop     {to_type('down', cluster.home)}")
@@ -93,18 +97,20 @@ def _alone(home: Path) -> Iterator[supervisor.Lock]:
 
 def _chosen(home: Path, wanted: Wanted) -> bool:
     """Writes down what is to be started; whether it is up already. Raises FailedPrecondition when that is another one."""
-    cluster = Cluster.open(home, wanted.port, wanted.nodes or 1)
+    cluster = Cluster.open(home, wanted.port, wanted.nodes or 1, wanted.routers or 1)
     was_up = supervisor.Lock(cluster.home).holder() is not None
-    changed = cluster.with_nodes(wanted.nodes or cluster.node_count)
     changed = replace(
-        changed,
+        cluster,
         http_port=wanted.port or cluster.http_port,
         auth=wanted.auth or cluster.auth,
         tenants=cluster.tenants if wanted.tenants is None else _named(wanted.tenants),
+    ).with_counts(  # with ports that an older release had not
+        wanted.nodes or cluster.node_count, wanted.routers or cluster.router_count
     )
     for reason, differs, kept in (
         ("PORT_KEPT", changed.http_port != cluster.http_port, f"port {cluster.http_port}"),
         ("NODES_KEPT", changed.node_count != cluster.node_count, _nodes(cluster)),
+        ("ROUTERS_KEPT", changed.router_count != cluster.router_count, _routers(cluster)),
         ("AUTH_KEPT", changed.auth != cluster.auth, f"--auth {cluster.auth}"),
         ("TENANTS_KEPT", changed.tenants != cluster.tenants, f"--node-tenants {_tenants(cluster)}"),
     ):
@@ -115,8 +121,8 @@ def _chosen(home: Path, wanted: Wanted) -> bool:
                 f" {to_type('down', cluster.home)}",
             )
     _check_tenants(changed)
-    if not was_up:  # with ports that an older release had not
-        changed.with_nodes(changed.node_count).save()
+    if not was_up:
+        changed.save()
     return was_up
 
 
@@ -214,9 +220,11 @@ async def wait_ready(cluster: Cluster, supervisor_pid: int | None = None) -> Non
         await asyncio.sleep(0.05)
 
     for child in cluster.children:
-        while not await _serving(cluster.address(child)):
+        while not await _serving(cluster.own_address(child)):
             await wait(child)
-    while not await asyncio.to_thread(_gateway_ready, cluster.http_port):
+    while not await _serving(cluster.address("router")):
+        await wait("router")
+    while not await asyncio.to_thread(_gateway_ready, cluster):
         await wait("router")
 
 
@@ -231,20 +239,32 @@ async def _serving(address: str) -> bool:
     return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-def _gateway_ready(port: int) -> bool:
+def _gateway_ready(cluster: Cluster) -> bool:
+    """Whichever router answers."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=1.0) as response:
-            return bool(response.status == 200)
+        for _ in range(cluster.connections):
+            urllib.request.urlopen(
+                f"http://127.0.0.1:{cluster.http_port}/ready", timeout=1.0
+            ).close()
     except (urllib.error.URLError, OSError):
         return False
+    return True
 
 
 def _ready_timeout_s(cluster: Cluster) -> float:
-    return READY_TIMEOUT_S + READY_NODE_S * (cluster.node_count - 1)
+    return READY_TIMEOUT_S + READY_MORE_S * (cluster.node_count + cluster.router_count - 2)
 
 
 def _nodes(cluster: Cluster) -> str:
-    return "one node" if cluster.node_count == 1 else f"{cluster.node_count} nodes"
+    return _so_many(cluster.node_count, "node")
+
+
+def _routers(cluster: Cluster) -> str:
+    return _so_many(cluster.router_count, "router")
+
+
+def _so_many(number: int, noun: str) -> str:
+    return f"one {noun}" if number == 1 else count(number, noun)
 
 
 def _not_ready(cluster: Cluster, child: str) -> Unavailable:

@@ -4,6 +4,7 @@ import asyncio
 import csv
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import reduce
@@ -51,11 +52,9 @@ class Span:
 async def usage(cluster: Cluster, span: Span, by: str | None, as_csv: bool) -> None:
     """Raises Unavailable USAGE_INCOMPLETE, after all was printed that there is."""
     now = SystemClock().wall()
-    places = [("the router", cluster.operators("router"))]
-    places += [(f"node {node.name}", node.agent) for node in cluster.nodes]
-    asked = await asyncio.gather(
-        *(_ask(address, span) for _, address in places), return_exceptions=True
-    )
+    places = [("the router", _ask_first([*map(cluster.operators, cluster.routers)], span))]
+    places += [(f"node {node.name}", _ask(node.agent, span)) for node in cluster.nodes]
+    asked = await asyncio.gather(*(asking for _, asking in places), return_exceptions=True)
     rows: list[Row] = []
     missing: list[str] = []
     for (name, _), answer in zip(places, asked, strict=True):
@@ -78,6 +77,15 @@ async def usage(cluster: Cluster, span: Span, by: str | None, as_csv: bool) -> N
         raise Unavailable(
             "USAGE_INCOMPLETE", f"usage is not complete: {'; '.join(missing)}; see woodfrog ps"
         )
+
+
+async def _ask_first(addresses: Sequence[str], span: Span) -> list[Row]:
+    """Of the first that answers: any router tells what all of them recorded."""
+    *others, last = addresses
+    for address in others:
+        with suppress(WoodfrogError):
+            return await _ask(address, span)
+    return await _ask(last, span)
 
 
 async def _ask(address: str, span: Span) -> list[Row]:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -55,6 +55,7 @@ _SERVICES = tuple(
     for name in ("Chats", "Completions", "Embeddings", "Images", "Models")
 )
 _FRAMING_BYTES = 64 << 10  # of a gRPC message, whose JSON is hardly ever smaller
+_LISTED_S, _LOOK_S = 3.0, 0.005
 _REFUSAL_S = 5.0  # after which a slow body's connection ends, though it was told
 
 
@@ -123,20 +124,15 @@ async def running(
         bodies,
         AskingLimits(settings.body_bytes_max, settings.wake_wait_s, settings.unread_wait_s),
     )
-    outside = rpc.Outside(
-        settings.body_bytes_max + _FRAMING_BYTES,
-        settings.connections_max,
-        2 * settings.requests_max,
-        shared_listen=settings.shared_listen,
-    )
     tasks = (
         asyncio.create_task(schedulers.run()),
         asyncio.create_task(_follow(catalog, models, access, held)),
         asyncio.create_task(held.run(lambda: access.budgets_held)),
     )
     try:
+        await _listed(models)
         async with (
-            rpc.Server(settings.grpc_listen, outside) as server,
+            rpc.Server(settings.grpc_listen, _outside(settings)) as server,
             HttpServer(app, settings.listen, _connections(settings)) as http,
             rpc.serving(
                 settings.operator_listen,
@@ -155,6 +151,23 @@ async def running(
         await asyncio.wait(tasks)
         client.close()
         ledger.close()
+
+
+async def _listed(models: ModelList) -> None:
+    """Until models, tenants and keys are known, if that is soon: else good keys would be refused meanwhile."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_LISTED_S):
+            while not models.known:
+                await asyncio.sleep(_LOOK_S)
+
+
+def _outside(settings: Settings) -> rpc.Outside:
+    return rpc.Outside(
+        settings.body_bytes_max + _FRAMING_BYTES,
+        settings.connections_max,
+        2 * settings.requests_max,
+        shared_listen=settings.shared_listen,
+    )
 
 
 def _connections(settings: Settings) -> ConnectionLimits:

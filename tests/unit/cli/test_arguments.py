@@ -74,6 +74,7 @@ def test_what_is_no_number_is_told_in_one_sentence(
     ("typed", "said"),
     [
         (["up", "--nodes", "x"], "'x' is not a whole number from 1 to 16;"),
+        (["up", "--routers", "17"], "'17' is not a whole number from 1 to 16;"),
         ([*ADD, "--park-after", "inf"], "'inf' is not a number from 0 to 3162240000 seconds;"),
         ([*ADD, "--freeze-after", "-1"], "'-1' is not a number from 0 to 3162240000 seconds;"),
         ([*ADD, "--priority", "0"], "'0' is not a number from 0.01 to 100;"),

@@ -1,12 +1,13 @@
 import asyncio
 import json
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
-from woodfrog.cli import shares, supervisor, up
-from woodfrog.cli.cluster import NODES_MAX, SERVICES, Cluster, Tools
+from woodfrog.cli import scrape, shares, supervisor, up
+from woodfrog.cli.cluster import NODES_MAX, ROUTERS_MAX, SERVICES, Cluster, Tools
 from woodfrog.errors import FailedPrecondition, InvalidArgument
 
 TOOLS = Tools(Path("criu"), Path("etcd"))
@@ -36,7 +37,7 @@ def test_no_cluster_says_how_to_start_one(tmp_path: Path) -> None:
         Cluster.existing(tmp_path)
 
 
-def test_a_folder_from_before_there_were_several_nodes_opens(tmp_path: Path) -> None:
+def test_a_folder_from_before_there_were_several_nodes_or_routers_opens(tmp_path: Path) -> None:
     cluster = Cluster.open(tmp_path)
     (tmp_path / "cluster.json").write_text(
         json.dumps({"http_port": cluster.http_port, "ports": cluster.ports})
@@ -64,13 +65,13 @@ def test_nodes_share_no_name_folder_or_port(tmp_path: Path) -> None:
 
 
 def test_a_node_that_comes_back_finds_its_ports(tmp_path: Path) -> None:
-    two = Cluster.open(tmp_path).with_nodes(2)
-    two.with_nodes(1).save()
+    two = Cluster.open(tmp_path).with_counts(2, 1)
+    two.with_counts(1, 1).save()
     one = Cluster.existing(tmp_path)
     assert len(one.nodes) == 1
-    assert one.with_nodes(2) == two
+    assert one.with_counts(2, 1) == two
     assert "node_agent-2" not in one.used_ports
-    ports = one.with_nodes(NODES_MAX).used_ports
+    ports = one.with_counts(NODES_MAX, 1).used_ports
     assert len({one.http_port, *ports.values()}) == len(ports) + 1
 
 
@@ -85,6 +86,127 @@ def test_the_number_of_nodes_changes_only_while_it_is_down(
     ):
         up.up(tmp_path, up.Wanted(nodes=3), foreground=False)
     assert Cluster.existing(tmp_path).node_count == 2
+
+
+def test_routers_share_the_gateways_addresses_and_nothing_else(tmp_path: Path) -> None:
+    cluster = Cluster.open(tmp_path, node_count=2, router_count=ROUTERS_MAX)
+    routers = [child for child in cluster.children if child.startswith("router")]
+    assert (*routers,) == cluster.routers == cluster.children[-ROUTERS_MAX:]
+    assert routers[:2] == ["router", "router-2"]
+    assert len({*cluster.ports.values()}) == len(cluster.ports)
+    assert "router-2" not in cluster.ports
+    found = [cluster.environment(child, TOOLS) for child in routers]
+    for name, number in (
+        ("LISTEN", 1), ("GRPC_LISTEN", 1), ("SHARED_LISTEN", 1), ("ETCD", 1), ("SCHEDULER", 1),
+        ("METRICS_LISTEN", ROUTERS_MAX), ("OPERATOR_LISTEN", ROUTERS_MAX), ("USAGE_FILE", ROUTERS_MAX),
+    ):  # fmt: skip
+        assert len({each[f"WOODFROG_ROUTER_{name}"] for each in found}) == number, name
+    assert {cluster.argv(child)[-1] for child in routers} == {"woodfrog.router"}
+    assert len({*map(cluster.own_address, cluster.children)}) == len(cluster.children)
+
+
+@pytest.mark.parametrize(("count", "shared"), [(1, False), (2, True)])
+def test_a_router_takes_its_environment_and_shares_only_with_others(
+    count: int, shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from woodfrog.router.settings import Settings
+    from woodfrog.settings import load
+
+    cluster = Cluster.open(tmp_path, router_count=count)
+    for name, value in cluster.environment(cluster.routers[-1], TOOLS).items():
+        monkeypatch.setenv(name, value)
+    settings = load(Settings)
+    assert settings.shared_listen is shared
+    assert (settings.listen, settings.grpc_listen) == (
+        f"127.0.0.1:{cluster.http_port}",
+        cluster.address("router"),
+    )
+    assert settings.metrics_listen == cluster.metrics[cluster.routers[-1]]
+    end = "-2" if shared else ""
+    assert settings.usage_file == tmp_path / "router" / f"usage{end}.db"
+    assert settings.operator_listen == cluster.own_address(f"router{end}")
+    assert settings.operator_listen.endswith(f"/router{end}.sock")
+
+
+def test_prometheus_is_told_of_each_router_and_of_each_nodes_services(tmp_path: Path) -> None:
+    cluster = Cluster.open(tmp_path, node_count=2, router_count=3)
+    told = scrape.targets(cluster)
+    assert len(told) == len(cluster.children) == 9
+    routers = [each for each in told if each["labels"] == {"service": "router"}]
+    ports = [cluster.ports[f"metrics:router{end}"] for end in ("", "-2", "-3")]
+    assert [each["targets"] for each in routers] == [[f"127.0.0.1:{port}"] for port in ports]
+
+
+def test_a_router_that_comes_back_finds_its_port_and_an_older_folder_gets_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(up, "check_machine", lambda: None)
+    monkeypatch.setattr(up, "_start", lambda cluster: None)
+    old = Cluster.open(tmp_path)
+    ports = {name: port for name, port in old.ports.items() if not name.startswith("metrics:")}
+    (tmp_path / "cluster.json").write_text(json.dumps({"http_port": old.http_port, "ports": ports}))
+    assert Cluster.existing(tmp_path).router_count == 1
+    up.up(tmp_path, up.Wanted(routers=2), foreground=False)
+    two = Cluster.existing(tmp_path)
+    assert (two.router_count, two.node_count) == (2, 1)
+    assert {"metrics:router", "metrics:router-2"} <= two.used_ports.keys()
+    assert ports.items() <= two.ports.items()
+    up.up(tmp_path, up.Wanted(nodes=2), foreground=False)
+    assert Cluster.existing(tmp_path).router_count == 2
+    up.up(tmp_path, up.Wanted(nodes=1, routers=1), foreground=False)
+    one = Cluster.existing(tmp_path)
+    assert one.routers == ("router",)
+    assert "metrics:router-2" not in one.used_ports
+    assert one.with_counts(1, 2).metrics == two.metrics
+
+
+def test_the_number_of_routers_changes_only_while_it_is_down_and_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(up, "check_machine", lambda: None)
+    monkeypatch.setattr(up, "_start", lambda cluster: None)
+    Cluster.open(tmp_path, router_count=2)
+    lock = supervisor.Lock(tmp_path)
+    lock.take()
+    with pytest.raises(FailedPrecondition, match=r"is up with 2 routers; stop it first") as kept:
+        up.up(tmp_path, up.Wanted(routers=3), foreground=False)
+    assert kept.value.reason == "ROUTERS_KEPT"
+    assert Cluster.existing(tmp_path).router_count == 2
+    up.up(tmp_path, up.Wanted(routers=2), foreground=False)
+    assert "  routers  2\n" in capsys.readouterr().out
+    lock.release()
+    up.up(tmp_path, up.Wanted(routers=1), foreground=False)
+    assert "  routers" not in capsys.readouterr().out
+    lock.take()
+    with pytest.raises(FailedPrecondition, match="is up with one router;"):
+        up.up(tmp_path, up.Wanted(routers=2), foreground=False)
+
+
+@pytest.mark.parametrize("name", ["nodes", "routers"])
+@pytest.mark.parametrize("wrong", [0, -1, 17, "x", None, [2]])
+def test_a_number_of_nodes_or_routers_that_cannot_be_is_damage(
+    name: str, wrong: object, tmp_path: Path
+) -> None:
+    Cluster.open(tmp_path, node_count=NODES_MAX, router_count=ROUTERS_MAX)
+    file = tmp_path / "cluster.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), name: wrong}))
+    with pytest.raises(FailedPrecondition, match="remove it"):
+        Cluster.existing(tmp_path)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_port_that_another_program_has_is_told_whether_it_shares_it_or_not(
+    shared: bool, tmp_path: Path
+) -> None:
+    cluster = Cluster.open(tmp_path, router_count=2)
+    up.check_ports(cluster)
+    for name, port in (("gateway", cluster.http_port), ("router", cluster.ports["router"])):
+        with (
+            socket.create_server(("127.0.0.1", port), reuse_port=shared),
+            pytest.raises(FailedPrecondition, match=f"port {port} of the {name} cannot be used"),
+        ):
+            up.check_ports(cluster)
+    up.check_ports(cluster)
 
 
 def test_nodes_of_tenants_are_kept_and_must_be_there(

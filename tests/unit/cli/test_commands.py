@@ -1,7 +1,10 @@
 """What `ps` says of a node, of a model that does not start, and of predictions."""
 
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from woodfrog.cli import commands
 from woodfrog.cli.commands import node_line, predictions_line, trouble_line
 from woodfrog.model.node import GpuFacts
 from woodfrog.model.placement import ModelView, NodeView, Predictions
@@ -33,3 +36,25 @@ def test_of_few_climbs_nine_in_ten_are_not_told() -> None:
     assert predictions_line(many) == (
         "nine in ten of the last 10 predicted climbs: off by 25% at most"
     )
+
+
+def test_a_model_is_known_once_it_is_listed_over_each_of_many_connections() -> None:
+    """Of several routers the kernel lets us reach any."""
+    connections: list[tuple[str, int]] = []
+
+    class Listed(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            connections.append(self.client_address)
+            self.send_response(200 if len(connections) % 4 else 404)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Listed) as server:
+        threading.Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}/v1/models/frog"
+        assert commands._answers(url, 3)
+        assert not commands._answers(url, 16)
+        assert len({*connections}) == len(connections) == 4
+        server.shutdown()
