@@ -1,7 +1,10 @@
-"""A SIMULATED scheduler behind the real gRPC service: replicas are told to it, climbs are scripted, calls are noted."""
+"""A SIMULATED scheduler behind the real gRPC service: replicas are told to it, climbs are scripted, calls are noted.
+
+What it tells routers of each other is the real scheduler's `Tracks`.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +13,9 @@ from woodfrog.api.scheduler.v1 import placements_pb2 as pb
 from woodfrog.api.scheduler.v1 import placements_pb2_grpc
 from woodfrog.clients import scheduler as conversions
 from woodfrog.errors import NotFound, WoodfrogError
-from woodfrog.model.placement import Acquired, ReadyReplica, TrackUpdate
+from woodfrog.model.placement import Acquired, ReadyReplica
 from woodfrog.model.rung import Rung
+from woodfrog.scheduler import tracks
 
 SERVICE = "woodfrog.api.scheduler.v1.Placements"
 _WAIT_S = 10.0
@@ -46,7 +50,7 @@ class SimulatedScheduler(placements_pb2_grpc.PlacementsServicer):
         self.active: dict[str, int] = {}  # by replica, as routers reported
         self.started: dict[str, int] = {}
         self.routers = 0  #: Track streams
-        self._feeds: list[asyncio.Queue[TrackUpdate]] = []
+        self._tracks = tracks.Tracks()
         self._changed = asyncio.Condition()
 
     async def __aenter__(self) -> "SimulatedScheduler":
@@ -62,18 +66,18 @@ class SimulatedScheduler(placements_pb2_grpc.PlacementsServicer):
 
     async def announce(self, *replicas: ReadyReplica) -> None:
         self.ready.update({replica.replica_id: replica for replica in replicas})
-        await self._feed(TrackUpdate(False, ready=replicas))
+        await self._announce(replicas)
 
     async def withdraw(self, *replica_ids: str) -> None:
         for replica_id in replica_ids:
             self.ready.pop(replica_id, None)
-        await self._feed(TrackUpdate(False, gone=replica_ids))
+        await self._announce(gone=replica_ids)
 
     async def end(self, *replica_ids: str) -> None:
         """As a scheduler tells of a node that it lost."""
         for replica_id in replica_ids:
             self.ready.pop(replica_id, None)
-        await self._feed(TrackUpdate(False, gone=replica_ids, ended=replica_ids))
+        await self._announce(gone=replica_ids, ended=replica_ids)
 
     async def until(self, condition: Callable[["SimulatedScheduler"], bool]) -> None:
         async with asyncio.timeout(_WAIT_S), self._changed:
@@ -101,19 +105,22 @@ class SimulatedScheduler(placements_pb2_grpc.PlacementsServicer):
     async def Track(
         self, requests: AsyncIterator[pb.TrackRequest], context: Any
     ) -> AsyncIterator[pb.TrackResponse]:
-        feed: asyncio.Queue[TrackUpdate] = asyncio.Queue()
-        self._feeds.append(feed)
-        hearing = asyncio.create_task(self._hear(requests))
+        name = (await anext(requests)).router
+        if self._tracks.get(name) is not None:
+            self._tracks.leave(name)
+        track = self._tracks.join(name, self.ready.values())
+        hearing = asyncio.create_task(self._hear(name, track, requests))
         self.routers += 1
         await self._moved()
         try:
-            yield conversions.track_update_to_pb(TrackUpdate(True, tuple(self.ready.values())))
-            while True:
-                yield conversions.track_update_to_pb(await feed.get())
+            async for update in track.updates():
+                yield conversions.track_update_to_pb(update)
         finally:
             hearing.cancel()
-            self._feeds.remove(feed)
+            if self._tracks.get(name) is track:
+                self._tracks.leave(name)
             self.routers -= 1
+            await self._moved()
 
     async def _acquired(self, request: pb.AcquireRequest) -> Acquired:
         placement_id = f"placement-{len(self.acquires)}"
@@ -141,17 +148,25 @@ class SimulatedScheduler(placements_pb2_grpc.PlacementsServicer):
             climb.traceparent,
         )
 
-    async def _hear(self, requests: AsyncIterator[pb.TrackRequest]) -> None:
+    async def _hear(
+        self, router: str, track: tracks.Track, requests: AsyncIterator[pb.TrackRequest]
+    ) -> None:
         async for request in requests:
+            if self._tracks.get(router) is track:
+                self._tracks.report(router, conversions.report(request))
             for usage in map(conversions.usage, request.usage):
                 self.active[usage.replica_id] = usage.active
                 name = usage.replica_id
                 self.started[name] = self.started.get(name, 0) + usage.started
             await self._moved()
 
-    async def _feed(self, update: TrackUpdate) -> None:
-        for feed in self._feeds:
-            feed.put_nowait(update)
+    async def _announce(
+        self,
+        ready: Iterable[ReadyReplica] = (),
+        gone: Iterable[str] = (),
+        ended: Iterable[str] = (),
+    ) -> None:
+        self._tracks.announce(ready, gone, ended)
         await self._moved()
 
     async def _moved(self) -> None:
