@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from woodfrog.errors import DataLoss, FailedPrecondition, Unavailable
 from woodfrog.metering.usage import Row, Usage, fold_before
@@ -50,10 +51,11 @@ _PAGE = (
 PAGE_ROWS = 1000  # some milliseconds
 
 _Key = tuple[int, str, str]
+Found = tuple[Any, ...]  # hour, tenant, model and the counters
 
 
 class Ledger:
-    """One process has it open. Not for several threads."""
+    """One process has it open to write. Not for several threads."""
 
     def __init__(self, path: Path | None) -> None:
         """None keeps it in memory. Raises DataLoss LEDGER_DAMAGED, FailedPrecondition LEDGER_NEWER, LEDGER_IN_USE and
@@ -127,18 +129,21 @@ class Ledger:
         if self._added >= _CHECKPOINT_ADDS and self.path is not None:
             self._begin_checkpoint(self.path)
 
-    def page(
-        self,
-        since_hour: int,
-        until_hour: int,
-        after: Row | None = None,
-        rows_max: int | None = None,
-    ) -> list[Row]:
-        """At most PAGE_ROWS, or `rows_max`, of the hours from the first up to, not including, the second; `after` the last
-        row of the page before, sorted by hour, tenant and model. Raises Unavailable LEDGER_UNREADABLE.
+    def page(self, since_hour: int, until_hour: int, after: Row | None = None) -> list[Row]:
+        """At most PAGE_ROWS of the hours from the first up to, not including, the second; `after` the last row of the
+        page before, sorted by hour, tenant and model. Raises Unavailable LEDGER_UNREADABLE.
         """
+        found = self.read(since_hour, until_hour, after, PAGE_ROWS)
+        return [
+            Row(hour, tenant, model, Usage(*counters)) for hour, tenant, model, *counters in found
+        ]
+
+    def read(
+        self, since_hour: int, until_hour: int, after: Row | None, rows_max: int
+    ) -> list[Found]:
+        """As `page`."""
         try:
-            return read(self._database, since_hour, until_hour, after, rows_max or PAGE_ROWS)
+            return read(self._database, since_hour, until_hour, after, rows_max)
         except sqlite3.Error as error:
             raise Unavailable(
                 "LEDGER_UNREADABLE",
@@ -191,12 +196,11 @@ class Ledger:
 
 def read(
     database: sqlite3.Connection, since_hour: int, until_hour: int, after: Row | None, rows_max: int
-) -> list[Row]:
+) -> list[Found]:
     """As `Ledger.page`. Raises sqlite3.Error."""
     # No model's name is empty, so that nothing sorts before this.
     begin = (since_hour, "", "") if after is None else (after.hour, after.tenant, after.model)
-    found = database.execute(_PAGE, (until_hour, *begin, rows_max)).fetchall()
-    return [Row(hour, tenant, model, Usage(*counters)) for hour, tenant, model, *counters in found]
+    return database.execute(_PAGE, (until_hour, *begin, rows_max)).fetchall()
 
 
 def _locked(path: Path) -> int:

@@ -6,11 +6,12 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain
+from operator import add
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from woodfrog.errors import Unavailable
-from woodfrog.metering.ledger import FORMAT, PAGE_ROWS, Ledger, read
+from woodfrog.metering.ledger import FORMAT, PAGE_ROWS, Found, Ledger, read
 from woodfrog.metering.usage import Row, Usage
 
 _BUSY_S = 0.05  # only while its process starts or ends; the caller's loop waits
@@ -35,7 +36,7 @@ class Ledgers:
     def __init__(self, own: Ledger) -> None:
         self.own = own
         self._siblings: dict[str, _Sibling] = {}
-        # Who opens a ledger that kill -9 left reads its whole log, 0.02 s of 16 MiB: now, and as long as it stays open once.
+        # Who opens a ledger that kill -9 left reads its whole log, 0.02 s of 16 MiB: once, and before anybody waits.
         with suppress(Unavailable):
             self.page(0, 0)
 
@@ -46,16 +47,17 @@ class Ledgers:
         """
         siblings = self._look()
         rows_max = max(1, PAGE_ROWS // (1 + len(siblings)))
-        pages = [self.own.page(since_hour, until_hour, after, rows_max)]
-        pages += [each.page(since_hour, until_hour, after, rows_max) for each in siblings]
-        # A ledger whose page is full may have more behind it, which must not be passed by.
-        last = min((_key(page[-1]) for page in pages if len(page) == rows_max), default=None)
-        sums: dict[tuple[int, str, str], Usage] = {}
-        for row in chain(*pages):
-            key = _key(row)
+        parts = [self.own.read(since_hour, until_hour, after, rows_max)]
+        parts += [each.read(since_hour, until_hour, after, rows_max) for each in siblings]
+        # A ledger whose part is full may have more behind it, which must not be passed by.
+        last = min((part[-1][:3] for part in parts if len(part) == rows_max), default=None)
+        # Counters only: a Usage for each row would take longer than all else.
+        sums: dict[tuple[int, str, str], list[Any]] = {}
+        for hour, tenant, model, *counters in chain(*parts):
+            key = hour, tenant, model
             if last is None or key <= last:
-                sums[key] = sums[key] + row.usage if key in sums else row.usage
-        return [Row(*key, sums[key]) for key in sorted(sums)]
+                sums[key] = list(map(add, sums[key], counters)) if key in sums else counters
+        return [Row(*key, Usage(*sums[key])) for key in sorted(sums)]
 
     def rows(self, since_hour: int, until_hour: int) -> Iterator[Row]:
         """All that `page` has, page by page. Raises Unavailable LEDGER_UNREADABLE."""
@@ -93,8 +95,10 @@ class _Sibling:
         self._path = path
         self._database: sqlite3.Connection | None = None
 
-    def page(self, since_hour: int, until_hour: int, after: Row | None, rows_max: int) -> list[Row]:
-        """Raises Unavailable LEDGER_UNREADABLE."""
+    def read(
+        self, since_hour: int, until_hour: int, after: Row | None, rows_max: int
+    ) -> list[Found]:
+        """As `Ledger.read`."""
         try:
             if self._database is None:
                 # Not `immutable`: that passes its log by.
@@ -141,7 +145,3 @@ def _beside(own: Path) -> dict[str, int]:
             "LEDGER_UNREADABLE",
             f"the folder of the usage ledger {own} cannot be read: {error}; look at its disk",
         ) from None
-
-
-def _key(row: Row) -> tuple[int, str, str]:
-    return row.hour, row.tenant, row.model

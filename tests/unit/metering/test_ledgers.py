@@ -175,7 +175,7 @@ def test_siblings_come_and_go_and_nothing_of_them_stays_open(
 
 def test_one_that_goes_while_the_folder_is_looked_at_has_no_rows(tmp_path: Path) -> None:
     gone = module._Sibling(tmp_path / "usage-2.db", 1)
-    assert gone.page(0, 1 << 40, None, 1) == []
+    assert gone.read(0, 1 << 40, None, 1) == []
     assert not list(tmp_path.iterdir())
 
 
