@@ -12,7 +12,7 @@ from woodfrog import rpc
 from woodfrog.api.metering.v1 import usages_pb2 as pb
 from woodfrog.api.metering.v1 import usages_pb2_grpc as pb_grpc
 from woodfrog.errors import InvalidArgument, Unavailable
-from woodfrog.metering import Ledger, Row, Usage
+from woodfrog.metering import Paged, Row, Usage
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Usages"].full_name
 _TIMEOUT_S = 30.0
@@ -57,7 +57,7 @@ class UsagesClient:
 class UsagesServicer(pb_grpc.UsagesServicer):
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: Paged,
         settle: Callable[[], None] = lambda: None,
         whose: Callable[[Context], str | None] = lambda context: None,
     ) -> None:

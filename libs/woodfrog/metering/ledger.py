@@ -13,12 +13,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from woodfrog.errors import DataLoss, FailedPrecondition, Unavailable
 from woodfrog.metering.usage import Row, Usage, fold_before
 
 log = logging.getLogger(__name__)
-_FORMAT = 1
+FORMAT = 1
 _CHECKPOINT_ADDS = 4096  # by a thread, since it waits for the disk: 0.1 s were seen
 _CHECKPOINT_PAGES = 1 << 16  # 256 MiB of log, where adds never pause: then `add` does it itself
 _BUSY_S = 0.5  # nobody else writes; one who looks by hand may be in the way
@@ -50,16 +51,17 @@ _PAGE = (
 PAGE_ROWS = 1000  # some milliseconds
 
 _Key = tuple[int, str, str]
+Found = tuple[Any, ...]  # hour, tenant, model and the counters
 
 
 class Ledger:
-    """One process has it open. Not for several threads."""
+    """One process has it open to write. Not for several threads."""
 
     def __init__(self, path: Path | None) -> None:
         """None keeps it in memory. Raises DataLoss LEDGER_DAMAGED, FailedPrecondition LEDGER_NEWER, LEDGER_IN_USE and
         LEDGER_UNUSABLE.
         """
-        self._path = path
+        self.path = path
         self._lock = -1
         self._unwritten: dict[_Key, Usage] = {}
         self._folded_before = 0
@@ -95,14 +97,14 @@ class Ledger:
         self._database.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
         with self._transaction():
             (found,) = self._database.execute("PRAGMA user_version").fetchone()
-            if found > _FORMAT:
+            if found > FORMAT:
                 raise FailedPrecondition(
                     "LEDGER_NEWER",
-                    f"the usage ledger {self._path} is of a newer woodfrog; use that, or move it away",
+                    f"the usage ledger {self.path} is of a newer woodfrog; use that, or move it away",
                 )
             if found == 0:
                 self._database.execute(_SCHEMA)
-                self._database.execute(f"PRAGMA user_version = {_FORMAT}")
+                self._database.execute(f"PRAGMA user_version = {FORMAT}")
 
     def add(self, rows: Iterable[Row]) -> None:
         """In one transaction. What the disk does not take is kept, and written with the next."""
@@ -118,31 +120,35 @@ class Ledger:
                     self._database.execute(_ADD, (*key, *usage.counters))
                 self._fold(max(hour for hour, _, _ in self._unwritten))
         except sqlite3.Error as error:
-            log.error("usage not written", extra={"path": str(self._path), "error": str(error)})
+            log.error("usage not written", extra={"path": str(self.path), "error": str(error)})
             while len(self._unwritten) > _UNWRITTEN_MAX:
                 self._unwritten.pop(next(iter(self._unwritten)))
             return
         self._unwritten.clear()
         self._added += 1
-        if self._added >= _CHECKPOINT_ADDS and self._path is not None:
-            self._begin_checkpoint(self._path)
+        if self._added >= _CHECKPOINT_ADDS and self.path is not None:
+            self._begin_checkpoint(self.path)
 
     def page(self, since_hour: int, until_hour: int, after: Row | None = None) -> list[Row]:
         """At most PAGE_ROWS of the hours from the first up to, not including, the second; `after` the last row of the
         page before, sorted by hour, tenant and model. Raises Unavailable LEDGER_UNREADABLE.
         """
-        # No model's name is empty, so that nothing sorts before this.
-        begin = (since_hour, "", "") if after is None else (after.hour, after.tenant, after.model)
-        try:
-            found = self._database.execute(_PAGE, (until_hour, *begin, PAGE_ROWS)).fetchall()
-        except sqlite3.Error as error:
-            raise Unavailable(
-                "LEDGER_UNREADABLE",
-                f"the usage ledger {self._path} cannot be read: {error}; look at its disk",
-            ) from None
+        found = self.read(since_hour, until_hour, after, PAGE_ROWS)
         return [
             Row(hour, tenant, model, Usage(*counters)) for hour, tenant, model, *counters in found
         ]
+
+    def read(
+        self, since_hour: int, until_hour: int, after: Row | None, rows_max: int
+    ) -> list[Found]:
+        """As `page`."""
+        try:
+            return read(self._database, since_hour, until_hour, after, rows_max)
+        except sqlite3.Error as error:
+            raise Unavailable(
+                "LEDGER_UNREADABLE",
+                f"the usage ledger {self.path} cannot be read: {error}; look at its disk",
+            ) from None
 
     def rows(self, since_hour: int, until_hour: int) -> Iterator[Row]:
         """All that `page` has, page by page. Raises Unavailable LEDGER_UNREADABLE."""
@@ -186,6 +192,15 @@ class Ledger:
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
             raise
+
+
+def read(
+    database: sqlite3.Connection, since_hour: int, until_hour: int, after: Row | None, rows_max: int
+) -> list[Found]:
+    """As `Ledger.page`. Raises sqlite3.Error."""
+    # No model's name is empty, so that nothing sorts before this.
+    begin = (since_hour, "", "") if after is None else (after.hour, after.tenant, after.model)
+    return database.execute(_PAGE, (until_hour, *begin, rows_max)).fetchall()
 
 
 def _locked(path: Path) -> int:

@@ -10,7 +10,7 @@ from woodfrog import catalog
 from woodfrog.clients.usages import UsagesClient
 from woodfrog.clock import Clock
 from woodfrog.errors import WoodfrogError
-from woodfrog.metering import HOUR_S, Ledger, Row, Usage, month_of
+from woodfrog.metering import HOUR_S, Paged, Row, Usage, month_of
 from woodfrog.metering.split import slots_of, split
 
 log = logging.getLogger(__name__)
@@ -32,10 +32,10 @@ class _Node:
 class Held:
     """A node that went stays counted until the month ends, or the router does; one that does not answer, as it last told.
 
-    What nobody's replicas held is split by the slots that tenants had at this router.
+    What nobody's replicas held is split by the slots that tenants had, as `ledger` has them.
     """
 
-    def __init__(self, ledger: Ledger, clock: Clock) -> None:
+    def __init__(self, ledger: Paged, clock: Clock) -> None:
         self._ledger = ledger
         self._clock = clock
         self._nodes: dict[str, _Node] = {}

@@ -19,7 +19,7 @@ from woodfrog.catalog import CatalogEvent, CatalogSnapshot, ModelPut, ModelRemov
 from woodfrog.clients.usages import SERVICE as USAGES
 from woodfrog.clients.usages import UsagesServicer
 from woodfrog.clock import Clock
-from woodfrog.metering import Ledger
+from woodfrog.metering import Ledger, Ledgers
 from woodfrog.router.access import Access
 from woodfrog.router.admission import Admission
 from woodfrog.router.budgets import Budgets
@@ -90,10 +90,10 @@ async def running(
     """Serves until it is left; answers under way may then end within `drain_s`. `placements` as `Schedulers` has them."""
     metrics, models, table = Metrics(), ModelList(), ReplicaTable()
     access = Access(required=settings.auth == "keys")
-    ledger = Ledger(settings.usage_file)
+    ledgers = Ledgers(Ledger(settings.usage_file))
     quotas = Quotas(clock, settings.requests_max, lambda: schedulers.touch())
-    held = Held(ledger, clock)
-    admission = Admission(models, access, quotas, Budgets(ledger, held, clock))
+    held = Held(ledgers, clock)
+    admission = Admission(models, access, quotas, Budgets(ledgers, held, clock))
     client = ReplicaClient(settings.answer_wait_s)
     schedulers = Schedulers(
         table,
@@ -103,7 +103,7 @@ async def running(
         clock,
         admission,
     )
-    records = UsageRecords(ledger, metrics, clock, admission.charge)
+    records = UsageRecords(ledgers.own, metrics, clock, admission.charge)
     slots = Slots(table, schedulers, clock)
     gateway = Gateway(slots, client, metrics, records, clock, settings.sse_comment_s)
     bodies = Shares(settings.bodies_bytes_max)
@@ -137,11 +137,11 @@ async def running(
             rpc.serving(
                 settings.operator_listen,
                 USAGES,
-                lambda each: _add_usages(each, UsagesServicer(ledger)),
+                lambda each: _add_usages(each, UsagesServicer(ledgers)),
             ),
         ):
             _add_servicers(server, asking, ModelsServicer(admission))
-            _add_usages(server, UsagesServicer(ledger, whose=lambda c: _whose(access, c)))
+            _add_usages(server, UsagesServicer(ledgers, whose=lambda c: _whose(access, c)))
             await server.start(*_SERVICES, USAGES)
             with metrics.served(settings.metrics_listen):
                 yield Router(http.port, server.port, table, tasks)
@@ -150,7 +150,7 @@ async def running(
             task.cancel()
         await asyncio.wait(tasks)
         client.close()
-        ledger.close()
+        ledgers.close()
 
 
 async def _listed(models: ModelList) -> None:
@@ -161,15 +161,6 @@ async def _listed(models: ModelList) -> None:
                 await asyncio.sleep(_LOOK_S)
 
 
-def _outside(settings: Settings) -> rpc.Outside:
-    return rpc.Outside(
-        settings.body_bytes_max + _FRAMING_BYTES,
-        settings.connections_max,
-        2 * settings.requests_max,
-        shared_listen=settings.shared_listen,
-    )
-
-
 def _connections(settings: Settings) -> ConnectionLimits:
     return ConnectionLimits(
         settings.head_bytes_max,
@@ -177,6 +168,15 @@ def _connections(settings: Settings) -> ConnectionLimits:
         settings.unread_wait_s,
         settings.connections_max,
         settings.drain_s,
+        shared_listen=settings.shared_listen,
+    )
+
+
+def _outside(settings: Settings) -> rpc.Outside:
+    return rpc.Outside(
+        settings.body_bytes_max + _FRAMING_BYTES,
+        settings.connections_max,
+        2 * settings.requests_max,
         shared_listen=settings.shared_listen,
     )
 

@@ -63,6 +63,8 @@ class Settings(ServiceSettings):
     """gRPC address for operators, where the usage of all tenants is told and no key asked for; keep it from users:
     unix:PATH is for who may open that folder. Empty: there is none."""
     usage_file: Path | None = None
-    """Where usage is kept, of this router alone. Without it, it is gone with the process."""
+    """Where usage is kept, of this router alone: each of a machine has another in one folder, `usage.db`, `usage-2.db`,
+    `usage-3.db`. Any of them tells the sum of all that are there, and holds budgets by it, also of those whose router is
+    gone. Without it, usage is gone with the process."""
     drain_s: int = Field(default=5, ge=0)
     """On SIGTERM, answers under way may go on so long."""

@@ -77,4 +77,6 @@ def test_a_ledger_that_cannot_be_read_refuses_nobody(monkeypatch: pytest.MonkeyP
         budgets.charge("acme", 1000)
         assert not refused(budgets)
     used(ledger, clock, budgets, 100)
+    assert not refused(budgets), "it is not read at each request"
+    clock.advance(1.0)
     assert refused(budgets)
