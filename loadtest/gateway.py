@@ -6,7 +6,7 @@ Two back ends. `simulated`: an engine that answers at once from memory and says 
 process with a real etcd and a simulated scheduler: here the gateway is what is measured, by wrk. `paced` rows are of the same,
 asked so often a second in all as their name says, so that little queues. Without that word: the real engine in a real cluster, where what counts
 is the added latency. The targets are `direct`, the engine's own socket; `hop`, a process that only copies bytes; `woodfrog`,
-the router; and `litellm`, LiteLLM's proxy before the simulated engine, if `deploy/clients.sh proxy` has installed it. They
+the router; with `--routers N` also `woodfrog-N`, N processes that share an address; and `litellm`, LiteLLM's proxy before the simulated engine, if `deploy/clients.sh proxy` has installed it. They
 are asked in turn by the same client: round by round, so that each has the machine for itself; the real ones, with one
 connection, request by request, for there the engine's own time varies most.
 """
@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -187,7 +187,7 @@ def add_latency(bench: Bench, case: str, measured: Measured, target: str = "wood
 
 
 async def simulated(bench: Bench, connections: Sequence[int], seconds: float, routers: int) -> None:
-    """`routers` processes before a simulated engine's process, LiteLLM's proxy before the same."""
+    """A router process before a simulated engine's process, `routers` of them if more, LiteLLM's proxy before the same."""
     with tempfile.TemporaryDirectory(prefix="woodfrog-load-") as name:
         async with simulated_targets(Path(name), routers) as targets:
             for count in connections:
@@ -249,19 +249,26 @@ async def wrk_in_turn(
 
 @asynccontextmanager
 async def simulated_targets(folder: Path, routers: int) -> AsyncIterator[list[Target]]:
-    async with router_process.opened(folder, _NAME, _SLOTS, routers=routers) as router:
-        async with hop_before(router.engine_socket) as hop:
-            targets = [
-                Target("direct", router.engine, (router.engine_pid,)),
-                hop,
-                Target("woodfrog", router.http, router.pids),
-            ]
-            if not litellm_proxy.INSTALLED.exists():
-                print("litellm is left out; deploy/clients.sh proxy installs it")
-                yield targets
-                return
-            async with litellm_proxy.serving(folder, _NAME, router.engine) as (address, pid):
-                yield [*targets, Target("litellm", address, (pid,), _LITELLM_SLOWNESS)]
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        router = await enter(router_process.opened(folder, _NAME, _SLOTS))
+        targets = [
+            Target("direct", router.engine, (router.engine_pid,)),
+            await enter(hop_before(router.engine_socket)),
+            Target("woodfrog", router.http, router.pids),
+        ]
+        if routers > 1:
+            beside = folder / "several"
+            beside.mkdir()
+            several = await enter(router_process.opened(beside, _NAME, _SLOTS, routers=routers))
+            targets.append(Target(f"woodfrog-{routers}", several.http, several.pids))
+        if litellm_proxy.INSTALLED.exists():
+            serving = litellm_proxy.serving(folder, _NAME, router.engine)
+            address, pid = await enter(serving)
+            targets.append(Target("litellm", address, (pid,), _LITELLM_SLOWNESS))
+        else:
+            print("litellm is left out; deploy/clients.sh proxy installs it")
+        yield targets
 
 
 def real(bench: Bench, connections: Sequence[int], seconds: float, model: Path) -> None:
@@ -358,7 +365,7 @@ def arguments() -> argparse.Namespace:
         "--routers",
         type=options.whole(1, 64),
         default=1,
-        help="processes that serve the gateway's address, before the simulated engine; each wants a core",
+        help="so many behind one address are measured too, before a simulated engine of their own; each wants a core",
     )
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--simulated", action="store_true", help="only the simulated engine")
@@ -369,7 +376,8 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     given = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # leaves as Ctrl-C does
-    bench = Bench("gateway" if given.routers == 1 else f"gateway.{given.routers}-routers")
+    name = "gateway" if given.routers == 1 else f"gateway.{given.routers}-routers"
+    bench = Bench(name, may_use_gpu=False)
     if not given.real:
         asyncio.run(simulated(bench, given.connections, given.seconds, given.routers))
     if not given.simulated:

@@ -83,8 +83,10 @@ class Row:
 class Bench:
     """The figures of one run."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, may_use_gpu: bool = True) -> None:
+        """The result file of a bench that may use a GPU, on a machine that has one, is another than elsewhere."""
         self.name = name
+        self._may_use_gpu = may_use_gpu
         self.rows: list[Row] = []
         self._facts = machine()
 
@@ -126,7 +128,8 @@ class Bench:
     def write(self, folder: Path = RESULTS) -> Path:
         """Replaces the last result of this kind of machine."""
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{self.name}{'.gpu' if self._facts['gpu'] else ''}.json"
+        on_gpu = self._may_use_gpu and self._facts["gpu"]
+        path = folder / f"{self.name}{'.gpu' if on_gpu else ''}.json"
         new = path.with_suffix(".new")
         new.write_text(json.dumps(self.value(), indent=1, ensure_ascii=False) + "\n")
         new.rename(path)
