@@ -89,7 +89,8 @@ async def test_what_llama_cpp_offers_is_passed_through(engine: Engine) -> None:
     answer = await engine.ask(messages=QUESTION, response_format=form, max_tokens=40, temperature=0)
     assert isinstance(json.loads(answer["choices"][0]["message"]["content"])["n"], int)
     status, response = await engine.raw(b'{"input": "hi", "max_output_tokens": 4}', "/v1/responses")
-    assert (status, response["object"]) == (200, "response")
+    assert (status, response["object"], response["status"]) == (200, "response", "incomplete")
+    assert response["incomplete_details"] == {"reason": "max_output_tokens"}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
-"""What OpenAI's answers have and llama.cpp's leave out: clients look for it, or break without. Nothing that it says is changed. Pure."""
+"""What OpenAI's answers have and llama.cpp's leave out: clients look for it, or break without. Pure.
+
+Of what it says one thing is changed: a response that has as many tokens as it may is `incomplete`, not `completed`.
+"""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 Value = dict[str, Any]
@@ -60,16 +63,18 @@ class Events:
         return self._rest
 
     def _event(self, event: bytes) -> bytes:
-        return b"\n".join(self._lines(event))
-
-    def _lines(self, event: bytes) -> Iterator[bytes]:
-        for line in event.split(b"\n"):
+        lines = event.split(b"\n")
+        for at, line in enumerate(lines):
             value = _object(line[6:]) if line.startswith(b"data: {") else None
             if value is None:
-                yield line
-            else:
-                self._complete(value)
-                yield b"data: " + json.dumps(value).encode()
+                continue
+            said = value.get("type")
+            self._complete(value)
+            lines[at] = b"data: " + json.dumps(value).encode()
+            if value.get("type") != said:
+                name = f"event: {value['type']}".encode()
+                lines = [name if each.startswith(b"event: ") else each for each in lines]
+        return b"\n".join(lines)
 
 
 class ResponseEvents:
@@ -88,6 +93,8 @@ class ResponseEvents:
         self._count += 1
         if isinstance(event.get("response"), dict):
             _response(event["response"], self._body, self._now)
+            if event["response"].get("status") == "incomplete":
+                event["type"] = "response.incomplete"
             return
         item = event.get("item")
         item_id = item.get("id") if isinstance(item, dict) else event.get("item_id")
@@ -104,6 +111,7 @@ class ResponseEvents:
 
 
 def _response(value: Value, body: Mapping[str, Any], now: int) -> None:
+    _cut(value, body.get("max_output_tokens"))
     for name in ("error", "incomplete_details"):
         value.setdefault(name, None)
     for name, default in _REPEATED.items():
@@ -119,6 +127,19 @@ def _response(value: Value, body: Mapping[str, Any], now: int) -> None:
         usage.setdefault("output_tokens_details", {"reasoning_tokens": 0})
         details = usage.setdefault("input_tokens_details", {"cached_tokens": 0})
         details.setdefault("cache_write_tokens", 0)
+
+
+def _cut(value: Value, most: Any) -> None:
+    """Says of a response that it was cut. One that ended by itself with its last token looks the same."""
+    usage = value.get("usage")
+    written = usage.get("output_tokens") if isinstance(usage, dict) else None
+    bounded = isinstance(most, int) and isinstance(written, int) and written >= most
+    if not bounded or value.get("status") != "completed":
+        return
+    value["status"] = "incomplete"
+    value["incomplete_details"] = {"reason": "max_output_tokens"}
+    for item in (value.get("output") or ())[-1:]:
+        item["status"] = "incomplete"
 
 
 def _tool(tool: Any) -> Any:

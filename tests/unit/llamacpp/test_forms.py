@@ -57,6 +57,29 @@ def test_what_it_says_itself_stays() -> None:
     assert (event["sequence_number"], event["response"]["model"]) == (40, "other")
 
 
+@pytest.mark.parametrize(("written", "status"), [(3, "completed"), (4, "incomplete")])
+def test_a_response_that_was_cut_says_so(written: int, status: str) -> None:
+    body = {**BODY, "max_output_tokens": 4}
+    said = {
+        "status": "completed",
+        "output": [{"type": "reasoning", "status": "completed"}, {"type": "message", "status": "completed"}],
+        "usage": {"output_tokens": written},
+    }  # fmt: skip
+    whole = json.loads(forms.whole(RESPONSES, json.dumps(said).encode(), body, 7.5))
+    events = forms.events(RESPONSES, body, 7.5)
+    assert events is not None
+    told = events.feed(sent([{"type": "response.completed", "response": said}]))
+    named, data = told.strip().split(b"\n")
+    assert named == f"event: response.{status}".encode()
+    event = json.loads(data[6:])
+    assert event["type"] == f"response.{status}"
+    for response in (whole, event["response"]):
+        assert response["status"] == status
+        assert [item["status"] for item in response["output"]] == ["completed", status]
+        reason = {"reason": "max_output_tokens"} if status == "incomplete" else None
+        assert response["incomplete_details"] == reason
+
+
 def test_whole_answers() -> None:
     choice = {"message": {"role": "assistant", "content": "hi"}, "logprobs": {"content": []}}
     chat = json.loads(forms.whole(CHAT, json.dumps({"choices": [choice]}).encode(), {}, 0.0))
