@@ -1,9 +1,10 @@
 """Clients that ask for endless streams and read nothing of them: what the router's memory grows by, and what others feel.
 
-    python -m loadtest.slow_readers [--readers 10000]
+    python -m loadtest.slow_readers [--readers 10000] [--routers 1]
 
-A real router process before a simulated engine; its bounds are raised to let all of them in, and they are not cut off as
-they would be after a minute. `baseline` is the same router before they came.
+Real router processes that share an address, before a simulated engine; their bounds are raised to let all readers in, and
+these are not cut off as they would be after a minute. `baseline` is the same routers before they came. A router has two open
+files for each reader: where a process may have only so many, several routers let more in.
 """
 
 import argparse
@@ -27,15 +28,18 @@ _CONNECTIONS = 8  # of those that are served meanwhile
 _ASKED = {"model": _MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
 
 
-async def measure(bench: Bench, readers: int) -> None:
-    raise_limits(2 * readers + 128)  # the router has two for each reader
+async def measure(bench: Bench, readers: int, routers: int) -> None:
+    # The kernel deals connections to routers nearly evenly; the engine and this process have one for each reader.
+    of_router = 2 * readers if routers == 1 else 2 * readers * 5 // (4 * routers)
+    raise_limits(max(of_router, readers) + 128)
     settings = {
         "WOODFROG_ROUTER_REQUESTS_MAX": str(2 * readers + 64),
         "WOODFROG_ROUTER_CONNECTIONS_MAX": str(2 * readers + 64),
         "WOODFROG_ROUTER_UNREAD_WAIT_S": "3600",
     }
     with tempfile.TemporaryDirectory(prefix="woodfrog-load-") as name:
-        async with router_process.opened(Path(name), _MODEL, 4 * readers, settings) as router:
+        opened = router_process.opened(Path(name), _MODEL, 4 * readers, settings, routers=routers)
+        async with opened as router:
             before = await others(bench, router, "baseline")
             async with router_process.slow_readers(router.http, _MODEL, readers):
                 await settled(router)
@@ -44,11 +48,11 @@ async def measure(bench: Bench, readers: int) -> None:
 
 
 async def others(bench: Bench, router: RouterProcess, case: str) -> int:
-    """What clients feel that do read. Returns the router's memory, in bytes."""
+    """What clients feel that do read. Returns the routers' memory, in bytes."""
     loads = [await wrk.load(router.http, _CONNECTIONS, _SECONDS, _ASKED) for _ in range(_ROUNDS)]
     bench.add(case, "p50_ms", [load.p50_ms for load in loads])
     bench.add(case, "p99_ms", [load.p99_ms for load in loads])
-    resident = resident_bytes(router.pid)
+    resident = sum(map(resident_bytes, router.pids))
     bench.add(case, "resident_mb", [resident / 1e6])
     return resident
 
@@ -58,7 +62,7 @@ async def settled(router: RouterProcess) -> None:
     deadline = time.monotonic() + 600
     while True:
         try:
-            for pid in (router.pid, router.engine_pid, router.pid):
+            for pid in (*router.pids, router.engine_pid, *router.pids):
                 await router_process.idle(pid)
             return
         except RuntimeError:
@@ -80,12 +84,15 @@ def raise_limits(files: int) -> None:
 def arguments() -> argparse.Namespace:
     parser = options.Parser(prog="python -m loadtest.slow_readers", description=__doc__)
     parser.add_argument("--readers", type=options.whole(1, 100_000), default=10_000)
+    parser.add_argument("--routers", type=options.whole(1, 64), default=1)
     return parser.parse_args()
 
 
 def main() -> None:
-    bench = Bench("slow_readers")
-    asyncio.run(measure(bench, arguments().readers))
+    given = arguments()
+    name = "slow_readers" if given.routers == 1 else f"slow_readers.{given.routers}-routers"
+    bench = Bench(name, may_use_gpu=False)
+    asyncio.run(measure(bench, given.readers, given.routers))
     bench.finish()
 
 
