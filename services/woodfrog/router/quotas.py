@@ -115,10 +115,13 @@ class Quotas:
         for use in self._uses.values():
             use.elsewhere = 0
 
-    def hear(self, tenant: Tenant, use: TenantUse) -> None:
-        """What it asked of other routers."""
-        self._use(tenant).elsewhere = use.active
-        self._take(tenant, use.requests, use.tokens)
+    def hear(self, use: TenantUse, tenant: Tenant | None) -> None:
+        """What a tenant asked of other routers; None: it was removed, and what it has there comes to its end."""
+        if tenant is not None:
+            self._use(tenant).elsewhere = use.active
+            self._take(tenant, use.requests, use.tokens)
+        elif use.tenant in self._uses:
+            self._uses[use.tenant].elsewhere = use.active
 
     def _take(self, tenant: Tenant, requests: int, tokens: int) -> None:
         use, now = self._use(tenant), self._clock.now()
