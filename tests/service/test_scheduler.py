@@ -476,6 +476,19 @@ async def test_failed_climbs_end_in_a_cold_start_or_in_the_last_reason(bench: Be
     assert (await bench.client.describe()).models[0].trouble == ""  # it started since
 
 
+async def test_a_short_deadline_is_no_trouble_of_the_model(bench: Bench) -> None:
+    await bench.catalog.add_model(spec())
+    agent = await bench.node("a")
+    agent.gate.clear()
+    await bench.start()
+    with pytest.raises(DeadlineExceeded) as refused:
+        await bench.client.acquire("frog", timeout_s=0.2)
+    assert refused.value.reason == "ACQUIRE_DEADLINE"
+    assert (await bench.client.describe()).models[0].trouble == ""
+    agent.gate.set()
+    assert (await bench.client.acquire("frog", timeout_s=WAIT_S)).rung is Rung.ABSENT
+
+
 async def test_who_gives_up_leaves_the_climb_to_the_next(bench: Bench) -> None:
     await bench.catalog.add_model(spec(slots=1))
     agent = await bench.node("a")

@@ -342,7 +342,8 @@ class SchedulerLoop:
         self._metrics.refusals.labels(refuse.reason).inc()
         view = self._state.view
         serves = any(map(view.offered, view.replicas_of(caller.model)))  # only too few of it
-        if caller.model in view.models and not serves:
+        # A climb tells how it ended itself; who waits for it less long than it takes is no trouble of the model's.
+        if caller.model in view.models and not (serves or self._state.rises(caller.model)):
             self._troubles.note(caller.model, refuse.message, self._clock.now())
 
     def _grant(self, grant: on.Grant) -> None:

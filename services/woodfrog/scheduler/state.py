@@ -115,6 +115,10 @@ class SchedulerState:
     def active(self, replica_id: str) -> int:
         return self._board.usage.active(replica_id)
 
+    def rises(self, model: str) -> bool:
+        """Whether a climb of it is under way."""
+        return self._board.rising[model] > 0
+
     def climbing(self, climb: str) -> bool:
         return climb in self._climbs
 
