@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from woodfrog.errors import DataLoss, FailedPrecondition, Unavailable
+from woodfrog.metering.paged import Paged
 from woodfrog.metering.usage import Row, Usage, fold_before
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ _Key = tuple[int, str, str]
 Found = tuple[Any, ...]  # hour, tenant, model and the counters
 
 
-class Ledger:
+class Ledger(Paged):
     """One process has it open to write. Not for several threads."""
 
     def __init__(self, path: Path | None) -> None:
@@ -149,13 +150,6 @@ class Ledger:
                 "LEDGER_UNREADABLE",
                 f"the usage ledger {self.path} cannot be read: {error}; look at its disk",
             ) from None
-
-    def rows(self, since_hour: int, until_hour: int) -> Iterator[Row]:
-        """All that `page` has, page by page. Raises Unavailable LEDGER_UNREADABLE."""
-        after: Row | None = None
-        while found := self.page(since_hour, until_hour, after):
-            yield from found
-            after = found[-1]
 
     def close(self) -> None:
         if self._checkpoint is not None:

@@ -3,29 +3,21 @@
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain
 from operator import add
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from woodfrog.errors import Unavailable
 from woodfrog.metering.ledger import FORMAT, PAGE_ROWS, Found, Ledger, read
+from woodfrog.metering.paged import Paged
 from woodfrog.metering.usage import Row, Usage
 
 _BUSY_S = 0.05  # only while its process starts or ends; the caller's loop waits
 
 
-class Paged(Protocol):
-    """Usage of one ledger or of several, to read."""
-
-    def page(self, since_hour: int, until_hour: int, after: Row | None = None, /) -> list[Row]: ...
-
-    def rows(self, since_hour: int, until_hour: int, /) -> Iterator[Row]: ...
-
-
-class Ledgers:
+class Ledgers(Paged):
     """A process's own ledger and those beside it. Not for several threads.
 
     Of `usage.db`, and of `usage-2.db` too, these are `usage.db` and `usage-<digits>.db` in its folder; they may come and
@@ -58,13 +50,6 @@ class Ledgers:
             if last is None or key <= last:
                 sums[key] = list(map(add, sums[key], counters)) if key in sums else counters
         return [Row(*key, Usage(*sums[key])) for key in sorted(sums)]
-
-    def rows(self, since_hour: int, until_hour: int) -> Iterator[Row]:
-        """All that `page` has, page by page. Raises Unavailable LEDGER_UNREADABLE."""
-        after: Row | None = None
-        while found := self.page(since_hour, until_hour, after):
-            yield from found
-            after = found[-1]
 
     def close(self) -> None:
         """The own one too."""
