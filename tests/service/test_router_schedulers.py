@@ -168,6 +168,23 @@ async def test_a_replica_that_gets_busy_or_idle_is_told_at_once_and_the_rest_in_
         assert after < 0.09
 
 
+async def test_a_slot_that_came_free_is_told_at_once_when_others_have_filled_the_rest() -> None:
+    async with Tracked.running() as tracked:
+        tracked.one.updates.put_nowait(listed("a"))
+        await tracked.told("a")
+        for _ in range(3):
+            tracked.start("a")
+        await tracked.one.reports.get()
+        began = asyncio.get_running_loop().time()
+        tracked.end("a")
+        assert not tracked.table.urgent
+        others = (ReplicaUsage("a", 1),)
+        tracked.one.updates.put_nowait(TrackUpdate(False, elsewhere=others))
+        at, report = await tracked.one.reports.get()
+        assert report.usage == (ReplicaUsage("a", 2, 0),)
+        assert at - began < 0.09
+
+
 async def test_a_lost_stream_is_opened_again_with_all_that_runs() -> None:
     async with Tracked.running() as tracked:
         one, two = tracked.one, tracked.two
