@@ -47,6 +47,6 @@ class Admission:
             self.quotas.clear_elsewhere()
         for use in elsewhere:
             known = self.access.named(use.tenant)
+            self.quotas.hear(known, use)
             if known is not None:
-                self.quotas.hear(known, use)
                 self.budgets.charge(use.tenant, use.tokens)

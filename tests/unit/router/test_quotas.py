@@ -51,6 +51,16 @@ def test_what_other_routers_let_in_counts() -> None:
     assert error.metadata["limit"] == "tokens"
 
 
+def test_what_runs_elsewhere_is_known_of_tenants_that_are_not() -> None:
+    """A router may hear of a tenant's requests before it hears of the tenant, and of their end when it was removed."""
+    quotas, acme = Quotas(FakeClock(), 100), Tenant("acme", concurrency_max=1)
+    quotas.hear(None, TenantUse("acme", active=1, requests=1))
+    assert refused(quotas, acme).reason == "CONCURRENCY_EXCEEDED"
+    quotas.hear(None, TenantUse("acme", active=0))
+    with quotas.entered(acme, "acme"):
+        pass
+
+
 def test_other_routers_are_told_what_was_let_in_here() -> None:
     calls: list[None] = []
     quotas, acme = Quotas(FakeClock(), 100, lambda: calls.append(None)), Tenant("acme")
@@ -160,3 +170,16 @@ def test_other_limits_hold_from_the_next_request_on() -> None:
     with quotas.entered(Tenant("acme", requests_per_minute=1), "acme"):
         pass
     refused(quotas, Tenant("acme", requests_per_minute=1))
+
+
+def test_what_was_asked_without_a_limit_is_no_debt_to_one_that_comes_back() -> None:
+    quotas = Quotas(FakeClock(), 8)
+    limited, free = Tenant("acme", requests_per_minute=2), Tenant("acme")
+    with quotas.entered(limited, "acme"):
+        pass
+    for _ in range(100):
+        with quotas.entered(free, "acme"):
+            pass
+    with quotas.entered(limited, "acme"):
+        pass
+    assert refused(quotas, limited).retry_after_s == pytest.approx(30.0)
