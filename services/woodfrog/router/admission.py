@@ -45,6 +45,7 @@ class Admission:
     def hear(self, elsewhere: Iterable[TenantUse], *, full: bool) -> None:
         if full:
             self.quotas.clear_elsewhere()
+            self.budgets.doubt()
         for use in elsewhere:
             known = self.access.named(use.tenant)
             self.quotas.hear(known, use)
