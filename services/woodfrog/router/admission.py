@@ -45,8 +45,9 @@ class Admission:
     def hear(self, elsewhere: Iterable[TenantUse], *, full: bool) -> None:
         if full:
             self.quotas.clear_elsewhere()
+            self.budgets.doubt()
         for use in elsewhere:
             known = self.access.named(use.tenant)
-            self.quotas.hear(use, known)
+            self.quotas.hear(known, use)
             if known is not None:
                 self.budgets.charge(use.tenant, use.tokens)

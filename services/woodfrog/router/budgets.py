@@ -11,11 +11,13 @@ from woodfrog.router.held import Held
 
 log = logging.getLogger(__name__)
 _RETRY_S = 1.0  # a read of the month holds the loop up
+_AGAIN_S = 60.0  # so does one because of doubts, which a scheduler that comes and goes may bring again and again
 
 
 class Budgets:
     """Tokens by the ledgers of this router and of those beside it, so that a restart forgets none: the month is read again.
-    While one cannot be read, nobody is refused for them. What models held by what nodes last told.
+    While one cannot be read, nobody is refused for them. Between reads others tell of theirs, but for what they took while
+    no scheduler could be reached. What models held by what nodes last told.
     """
 
     def __init__(self, ledger: Paged, held: Held, clock: Clock) -> None:
@@ -23,6 +25,8 @@ class Budgets:
         self._held = held
         self._clock = clock
         self._month: range | None = None
+        self._doubted = False
+        self._read_at = 0.0
         self._unread_until = 0.0
         self._tokens: Counter[str] = Counter()
 
@@ -42,21 +46,27 @@ class Budgets:
         if not self._turn():
             self._tokens[tenant] += tokens
 
+    def doubt(self) -> None:
+        """Others may have taken what they did not tell: the month is read again, once a minute at most."""
+        self._doubted = True
+
     def _turn(self) -> bool:
-        """Whether another month began, or the first: then all that the ledgers have of it is counted."""
-        month = month_of(self._clock.wall())
-        if month == self._month:
+        """Whether another month began, or the first, or this one is doubted: then all that the ledgers have is counted."""
+        month, now = month_of(self._clock.wall()), self._clock.now()
+        if month == self._month and not (self._doubted and now >= self._read_at + _AGAIN_S):
             return False
-        if self._clock.now() < self._unread_until:
+        if now < self._unread_until:
             return True
-        self._month, self._tokens = month, Counter()
+        known = self._tokens if month == self._month else Counter[str]()
+        self._month, self._doubted, self._tokens, self._read_at = month, False, Counter(), now
         try:
             # Not those after it: a clock that was ahead for a while has left some.
             for row in self._ledger.rows(month.start, month.stop):
                 self._tokens[row.tenant] += row.usage.prompt_tokens + row.usage.completion_tokens
+            self._tokens |= known  # with what routers of other machines told
         except Unavailable as error:
             self._month, self._tokens = None, Counter()
-            self._unread_until = self._clock.now() + _RETRY_S
+            self._unread_until = now + _RETRY_S
             log.error("budgets are not held", extra={"error": error.message})
         return True
 

@@ -39,7 +39,6 @@ class _Use:
     active: int  # here
     requests: _Bucket
     tokens: _Bucket
-    elsewhere: int = 0  # at other routers, as last told
 
 
 class Quotas:
@@ -58,6 +57,7 @@ class Quotas:
         self._charged: Counter[str] = Counter()
         self._shares = Shares(requests_max)
         self._uses: dict[str, _Use] = {}
+        self._elsewhere: dict[str, int] = {}  # under way at other routers, as last told; never 0
         self._swept = clock.now()
 
     @contextmanager
@@ -77,7 +77,8 @@ class Quotas:
             finally:
                 self._shares.give(who)
             return
-        use.requests.left -= 1
+        if tenant.requests_per_minute is not None:
+            use.requests.left -= 1
         use.active += 1
         self._begun[tenant.name] += 1
         self._tell_of(tenant.name)
@@ -112,16 +113,15 @@ class Quotas:
 
     def clear_elsewhere(self) -> None:
         """Nothing is under way at other routers."""
-        for use in self._uses.values():
-            use.elsewhere = 0
+        self._elsewhere.clear()
 
-    def hear(self, use: TenantUse, tenant: Tenant | None) -> None:
-        """What a tenant asked of other routers; None: it was removed, and what it has there comes to its end."""
+    def hear(self, tenant: Tenant | None, use: TenantUse) -> None:
+        """What it asked of other routers. None: it is not known (yet, or any more), but that it runs there is kept."""
+        self._elsewhere[use.tenant] = use.active
+        if use.active <= 0:
+            del self._elsewhere[use.tenant]
         if tenant is not None:
-            self._use(tenant).elsewhere = use.active
             self._take(tenant, use.requests, use.tokens)
-        elif use.tenant in self._uses:
-            self._uses[use.tenant].elsewhere = use.active
 
     def _take(self, tenant: Tenant, requests: int, tokens: int) -> None:
         use, now = self._use(tenant), self._clock.now()
@@ -168,7 +168,7 @@ class Quotas:
         self._sweep(now)
         use = self._use(tenant)
         most = tenant.concurrency_max
-        active = use.active + use.elsewhere
+        active = use.active + self._elsewhere.get(tenant.name, 0)
         if most is not None and active >= most:
             raise ResourceExhausted(
                 "CONCURRENCY_EXCEEDED",
@@ -207,5 +207,5 @@ class Quotas:
         for name, use in [*self._uses.items()]:
             old = max(use.requests.at, use.tokens.at) < now - _MINUTE_S
             debt = min(use.tokens.left, use.requests.left) < 0
-            if not (use.active or use.elsewhere or debt) and old:
+            if not (use.active or debt) and old:
                 del self._uses[name]

@@ -26,7 +26,7 @@ class ReplicaTable:
         self._suspects: set[str] = set()  #: ready, but failed here; not picked until seen well
         self._started: dict[str, int] = {}  # since the last report
         self._changed: set[str] = set()  # active count or started differ from the last report
-        self._told: dict[str, _Load] = {}  # in the last report; never IDLE
+        self._told: dict[str, int] = {}  # active in the last report; never 0
         self._flipped: set[str] = set()  # of another load than was told
 
     def apply(self, ready: Iterable[ReadyReplica], gone: Iterable[str]) -> list[ReadyReplica]:
@@ -40,12 +40,18 @@ class ReplicaTable:
 
     def hear(self, elsewhere: Iterable[ReplicaUsage], *, full: bool) -> None:
         """What other routers run, where it changed; `full`: nothing else runs there."""
+        before = [*self._elsewhere] if full else []
         if full:
             self._elsewhere.clear()
         for usage in elsewhere:
+            before.append(usage.replica_id)
             self._elsewhere[usage.replica_id] = usage.active
             if usage.active <= 0:
                 del self._elsewhere[usage.replica_id]
+        for name in before:
+            # It may be full now with what was told, and not with what runs.
+            if name in self._changed:
+                self._count(name)
 
     def pick(self, model: str, excluded: Collection[str] = ()) -> ReadyReplica | None:
         """The one with the fewest requests and a free slot; of equals the one that became ready first."""
@@ -94,7 +100,7 @@ class ReplicaTable:
 
     @property
     def urgent(self) -> bool:
-        """A replica is idle that was last told as busy, or full, or the other way round: others may wait for its slot."""
+        """A replica is idle, busy or full, and with what was last told it is not: others may wait for its slot."""
         return bool(self._flipped)
 
     def running(self) -> list[ReplicaUsage]:
@@ -107,10 +113,10 @@ class ReplicaTable:
             ReplicaUsage(name, self.active(name), self._started.get(name, 0))
             for name in sorted(self._changed)
         ]
-        for name in self._changed:
-            self._told[name] = self._load(name)
-            if self._told[name] is _Load.IDLE:
-                del self._told[name]
+        for each in usage:
+            self._told[each.replica_id] = each.active
+            if not each.active:
+                del self._told[each.replica_id]
         self._changed.clear()
         self._started.clear()
         self._flipped.clear()
@@ -128,13 +134,14 @@ class ReplicaTable:
 
     def _count(self, replica_id: str) -> None:
         self._changed.add(replica_id)
-        if self._load(replica_id) is self._told.get(replica_id, _Load.IDLE):
+        told, active = self._told.get(replica_id, 0), self.active(replica_id)
+        if told == active or self._load(replica_id, told) is self._load(replica_id, active):
             self._flipped.discard(replica_id)
         else:
             self._flipped.add(replica_id)
 
-    def _load(self, replica_id: str) -> "_Load":
-        active = self._active.get(replica_id, 0)
+    def _load(self, replica_id: str, active: int) -> "_Load":
+        """Of that many requests here."""
         if not active:
             return _Load.IDLE
         replica = self._ready.get(replica_id)

@@ -32,6 +32,7 @@ class SchedulerLink:
         self.ready: dict[str, ReadyReplica] = {}  #: as it says; empty while it is not connected
         self._untold: dict[str, ReplicaUsage] = {}
         self._untold_tenants: dict[str, TenantUse] = {}
+        self._tells = False  # a stream stands that takes reports
         self._news = asyncio.Event()
         self._releases: asyncio.Queue[tuple[str, trace.Span, bool]] = asyncio.Queue(_RELEASES_MAX)
 
@@ -47,12 +48,17 @@ class SchedulerLink:
         """The stream broke. Returns what it said was ready."""
         said = [*self.ready]
         self.ready.clear()
-        self.connected = False
+        self.connected = self._tells = False
+        self._untold_tenants.clear()
         return said
 
     def tell(self, report: RouterReport) -> None:
-        """Goes with the next report; what began and was not reported yet adds up."""
-        for use in report.tenants:
+        """Goes with the next report; what began and was not reported yet adds up.
+
+        What tenants asked while the scheduler is away is never told it: another told of it, or it is so long ago that the
+        others would make up for minutes that have passed.
+        """
+        for use in report.tenants if self._tells else ():
             untold = self._untold_tenants.get(use.tenant)
             self._untold_tenants[use.tenant] = use if untold is None else untold.then(use)
         for each in report.usage:
@@ -66,6 +72,7 @@ class SchedulerLink:
 
     async def reports(self, running: Callable[[], RouterReport]) -> AsyncIterator[RouterReport]:
         """For one stream: first all that is `running`, then what is told. One that reads slowly gets the newest."""
+        self._tells = True
         self.tell(running())
         while True:
             untold, self._untold = self._untold, {}

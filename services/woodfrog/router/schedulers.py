@@ -143,6 +143,8 @@ class Schedulers:
         for replica_id in self._nobodys(update.ended):
             self._ended(replica_id)
         self._table.hear(update.elsewhere, full=update.full)
+        if self._table.urgent:
+            self._urgent.set()
         tenants = update.tenants
         if link is not next(each for each in self._links if each.connected):
             # Each scheduler tells the same: what began counts once.

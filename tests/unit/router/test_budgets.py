@@ -80,3 +80,26 @@ def test_a_ledger_that_cannot_be_read_refuses_nobody(monkeypatch: pytest.MonkeyP
     assert not refused(budgets), "it is not read at each request"
     clock.advance(1.0)
     assert refused(budgets)
+
+
+def test_what_others_did_not_tell_is_found_in_their_ledgers() -> None:
+    clock, ledger = FakeClock(wall=LAST_DAY), Ledger(None)
+    budgets = Budgets(ledger, Held(ledger, clock), clock)
+    assert not refused(budgets)
+    hour = int(clock.wall() // HOUR_S)
+    ledger.add([Row(hour, "acme", "m", Usage(prompt_tokens=100))])
+    assert not refused(budgets)
+    budgets.doubt()
+    assert not refused(budgets), "it was read this very minute"
+    clock.advance(60.0)
+    assert refused(budgets)
+
+
+def test_what_routers_of_other_machines_told_stays_counted() -> None:
+    clock, ledger = FakeClock(wall=LAST_DAY), Ledger(None)
+    budgets = Budgets(ledger, Held(ledger, clock), clock)
+    assert not refused(budgets)
+    budgets.charge("acme", 100)
+    budgets.doubt()
+    clock.advance(60.0)
+    assert refused(budgets)

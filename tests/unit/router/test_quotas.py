@@ -31,13 +31,13 @@ def test_what_other_routers_let_in_counts() -> None:
     clock = FakeClock()
     quotas = Quotas(clock, 100)
     acme = Tenant("acme", concurrency_max=3, requests_per_minute=60, tokens_per_minute=600)
-    quotas.hear(TenantUse("acme", active=2, requests=2, tokens=0), acme)
+    quotas.hear(acme, TenantUse("acme", active=2, requests=2, tokens=0))
     with quotas.entered(acme, "acme"):
         assert "3 requests under way" in refused(quotas, acme).message
         quotas.clear_elsewhere()
         with quotas.entered(acme, "acme"):
             pass
-    quotas.hear(TenantUse("acme", active=0, requests=60), acme)
+    quotas.hear(acme, TenantUse("acme", active=0, requests=60))
     error = refused(quotas, acme)  # 4 too many, and one more
     assert error.retry_after_s == pytest.approx(5.0)
     assert error.metadata["limit"] == "requests"
@@ -45,10 +45,20 @@ def test_what_other_routers_let_in_counts() -> None:
     with quotas.entered(acme, "acme"):
         pass
     clock.advance(60.0)
-    quotas.hear(TenantUse("acme", active=0, tokens=700), acme)
+    quotas.hear(acme, TenantUse("acme", active=0, tokens=700))
     error = refused(quotas, acme)
     assert error.retry_after_s == pytest.approx(10.1)
     assert error.metadata["limit"] == "tokens"
+
+
+def test_what_runs_elsewhere_is_known_of_tenants_that_are_not() -> None:
+    """A router may hear of a tenant's requests before it hears of the tenant, and of their end when it was removed."""
+    quotas, acme = Quotas(FakeClock(), 100), Tenant("acme", concurrency_max=1)
+    quotas.hear(None, TenantUse("acme", active=1, requests=1))
+    assert refused(quotas, acme).reason == "CONCURRENCY_EXCEEDED"
+    quotas.hear(None, TenantUse("acme", active=0))
+    with quotas.entered(acme, "acme"):
+        pass
 
 
 def test_other_routers_are_told_what_was_let_in_here() -> None:
@@ -68,19 +78,10 @@ def test_other_routers_are_told_what_was_let_in_here() -> None:
     assert quotas.report() == [], "that is nobody's"
 
 
-def test_what_a_removed_tenant_has_elsewhere_ends_with_it() -> None:
-    quotas, acme = Quotas(FakeClock(), 100), Tenant("acme", concurrency_max=1)
-    quotas.hear(TenantUse("acme", active=1), acme)
-    refused(quotas, acme)
-    quotas.hear(TenantUse("acme", active=0), None)
-    with quotas.entered(acme, "acme"):
-        pass  # there is a new one of its name
-
-
 def test_a_debt_to_other_routers_is_not_forgotten() -> None:
     clock = FakeClock()
     quotas, acme = Quotas(clock, 100), Tenant("acme", requests_per_minute=60)
-    quotas.hear(TenantUse("acme", active=0, requests=1000), acme)
+    quotas.hear(acme, TenantUse("acme", active=0, requests=1000))
     clock.advance(200.0)
     with quotas.entered(Tenant("other"), "other"):
         pass  # sweeps
@@ -169,3 +170,16 @@ def test_other_limits_hold_from_the_next_request_on() -> None:
     with quotas.entered(Tenant("acme", requests_per_minute=1), "acme"):
         pass
     refused(quotas, Tenant("acme", requests_per_minute=1))
+
+
+def test_what_was_asked_without_a_limit_is_no_debt_to_one_that_comes_back() -> None:
+    quotas = Quotas(FakeClock(), 8)
+    limited, free = Tenant("acme", requests_per_minute=2), Tenant("acme")
+    with quotas.entered(limited, "acme"):
+        pass
+    for _ in range(100):
+        with quotas.entered(free, "acme"):
+            pass
+    with quotas.entered(limited, "acme"):
+        pass
+    assert refused(quotas, limited).retry_after_s == pytest.approx(30.0)

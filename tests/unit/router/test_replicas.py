@@ -91,6 +91,25 @@ def test_what_is_gone_is_returned() -> None:
     assert table.pick("m") is None
 
 
+def test_a_slot_of_a_replica_that_others_filled_is_told_at_once() -> None:
+    """Whether it was full when it was last told does not matter: the others filled it since."""
+    table = ReplicaTable()
+    table.apply([replica("a", slots=4)], ())
+    table.start("a")
+    table.start("a")
+    table.report()
+    table.hear([ReplicaUsage("a", 2)], full=False)
+    assert not table.urgent, "nothing is to be told"
+    table.end("a")
+    assert table.urgent
+    table.hear([ReplicaUsage("a", 1)], full=False)
+    assert not table.urgent, "there was a slot all the same"
+    table.hear([ReplicaUsage("a", 2)], full=True)
+    assert table.urgent
+    table.hear([], full=True)
+    assert not table.urgent
+
+
 def test_counts_outlive_the_replica() -> None:
     """A replica that leaves, or was acquired before it was announced, still runs what was sent to it."""
     table = ReplicaTable()
