@@ -142,14 +142,13 @@ class Gateway:
         self._waiting_interval_s = waiting_interval_s
         self._active = 0
         self._waiting = 0
-        self._unanswered: dict[
-            str, set[asyncio.Timeout]
-        ] = {}  # first bytes, by replica; never empty
+        # First bytes, by replica, in the order in which they were asked for; never empty.
+        self._unanswered: dict[str, dict[asyncio.Timeout, None]] = {}
         metrics.active.set_function(lambda: self._active)
         metrics.waiting.set_function(lambda: self._waiting)
 
     def ended(self, replica_id: str) -> None:
-        """Nothing comes from this replica any more: who has no byte from it asks another."""
+        """Nothing comes from this replica any more: who has no byte from it asks another, who asked first before others."""
         now = asyncio.get_running_loop().time()
         for first_byte in self._unanswered.pop(replica_id, ()):  # once: two schedulers may say so
             first_byte.reschedule(now)
@@ -160,12 +159,12 @@ class Gateway:
         first_byte = asyncio.timeout(None)
         try:
             async with first_byte:
-                waiting = self._unanswered.setdefault(replica_id, set())
-                waiting.add(first_byte)
+                waiting = self._unanswered.setdefault(replica_id, {})
+                waiting[first_byte] = None
                 try:
                     yield
                 finally:
-                    waiting.discard(first_byte)
+                    waiting.pop(first_byte, None)
                     if not waiting and self._unanswered.get(replica_id) is waiting:
                         del self._unanswered[replica_id]
         except TimeoutError:
