@@ -281,6 +281,26 @@ async def test_what_tenants_asked_is_told_to_each_and_believed_of_the_first() ->
         assert tracked.table.pick("m", {"c"}) == replica("a"), "nobody tells what others run"
 
 
+async def test_what_a_lost_scheduler_alone_said_of_other_routers_is_over() -> None:
+    """A router may have died before it told the others of it, and then none says that it has ended."""
+    async with Tracked.running() as tracked:
+        one, two, heard = tracked.one, tracked.two, tracked.tenants.heard
+        two.updates.put_nowait(TrackUpdate(True, (replica("a"),), tenants=(TenantUse("t", 1),)))
+        await tracked.told("a")
+        two.updates.put_nowait(TrackUpdate(False, (replica("b"),), tenants=(TenantUse("u", 1),)))
+        await tracked.told("a", "b")
+        two.updates.put_nowait(TrackUpdate(False, gone=("b",), tenants=(TenantUse("t", 0),)))
+        await tracked.told("a")
+        busy = (ReplicaUsage("a", 4),)
+        one.updates.put_nowait(TrackUpdate(True, (replica("c"),), elsewhere=busy))
+        await tracked.told("a", "c")
+        assert tracked.table.pick("m", {"c"}) is None
+        one.updates.put_nowait(None)
+        await tracked.told("a")
+        assert tracked.table.pick("m") == replica("a")
+        assert heard[-1] == (True, TenantUse("u", 1)), "as the other says"
+
+
 async def test_what_one_says_has_ended_may_be_alive_to_another() -> None:
     """Who lost a node may have lost only its stream to it."""
     async with Tracked.running() as tracked:

@@ -107,6 +107,15 @@ async def test_a_tenant_has_its_requests_at_once_of_both_together(pair: RouterPr
     await until_all(pair, key, "")
 
 
+async def test_one_after_the_other_is_one_at_once(pair: RouterProcess) -> None:
+    """Also where each goes to whichever router, which has not heard yet that the one before has ended."""
+    key = await keyed(pair, Tenant("acme", concurrency_max=1))
+    slow = {"tokens": 4, "interval_s": 0.05}
+    for _ in range(EACH):
+        async with opened(pair, key) as client:
+            await client.completions.create(model="m", prompt="hi", extra_body={"simulate": slow})
+
+
 async def test_what_a_killed_router_had_is_over(pair: RouterProcess) -> None:
     key = await keyed(pair, Tenant("acme", concurrency_max=6))
     async with streams(pair, key, 6):

@@ -20,7 +20,7 @@ _BUSY_S = 0.05  # only while its process starts or ends; the caller's loop waits
 class Ledgers(Paged):
     """A process's own ledger and those beside it. Not for several threads.
 
-    Of `usage.db`, and of `usage-2.db` too, these are `usage.db` and `usage-<digits>.db` in its folder; they may come and
+    Of `usage.db`, and of `usage-2.db` too, these are `usage.db` and `usage-<number>.db` up to 99 in its folder; they may come and
     go. Each ledger folds its old hours as it is written, one that nobody writes not at all: so who reads hours that are
     old enough for it sums them by `bucket`, and asks for whole days.
     """
@@ -117,7 +117,7 @@ class _Sibling:
 def _beside(own: Path) -> dict[str, int]:
     """Inodes of its siblings, by name. Raises Unavailable LEDGER_UNREADABLE."""
     base = re.sub(r"-[0-9]+$", "", own.stem)
-    family = re.compile(rf"{re.escape(base)}(-[0-9]+)?{re.escape(own.suffix)}")
+    family = re.compile(rf"{re.escape(base)}(-[1-9][0-9]?)?{re.escape(own.suffix)}")
     try:
         with os.scandir(own.parent) as entries:
             return {

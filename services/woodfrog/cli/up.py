@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import socket
 import time
 import urllib.error
@@ -122,6 +123,7 @@ def _chosen(home: Path, wanted: Wanted) -> bool:
             )
     _check_tenants(changed)
     if not was_up:
+        _check_apart(changed)
         changed.save()
     return was_up
 
@@ -141,6 +143,17 @@ def _check_tenants(cluster: Cluster) -> None:
                 "NODE_UNKNOWN",
                 f"--node-tenants names node {number}, and the cluster has {_nodes(cluster)}; give it more with --nodes,"
                 " or take all nodes back from tenants with --node-tenants 1=",
+            )
+
+
+def _check_apart(cluster: Cluster) -> None:
+    """What is set is set for each router, and of these each must have its own."""
+    for name in ("NAME", "USAGE_FILE", "OPERATOR_LISTEN", "METRICS_LISTEN", "SHARED_LISTEN"):
+        variable = f"WOODFROG_ROUTER_{name}"
+        if cluster.router_count > 1 and variable in os.environ:
+            raise FailedPrecondition(
+                "SETTINGS_UNUSABLE",
+                f"{variable} is set, and would be for each of {_routers(cluster)}; unset it, or start with --routers 1",
             )
 
 

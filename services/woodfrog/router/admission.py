@@ -1,5 +1,6 @@
 """What decides whether a request is let in: its tenant, what that may ask, and how much."""
 
+import asyncio
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from woodfrog.router.budgets import Budgets
 from woodfrog.router.model_list import ModelList
 from woodfrog.router.quotas import Quotas
 
+_LOOK_S, _LOOKS = 0.01, 20  # 0.2 s, in which an end at another router is told
+
 
 @dataclass(frozen=True, slots=True)
 class Admission:
@@ -18,6 +21,13 @@ class Admission:
     access: Access
     quotas: Quotas
     budgets: Budgets
+
+    async def told(self, tenant: Tenant | None) -> None:
+        """Before `entered`: what keeps a tenant's request out may have ended at another router, and not be told yet."""
+        for _ in range(_LOOKS):
+            if tenant is None or not self.quotas.crowded_out(tenant):
+                return
+            await asyncio.sleep(_LOOK_S)
 
     @contextmanager
     def entered(self, tenant: Tenant | None, who: str) -> Iterator[None]:

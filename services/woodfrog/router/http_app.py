@@ -198,6 +198,7 @@ class HttpApp:
             check_site(arrival)
             check_media_type(arrival)
             who = asker(tenant, arrival.peer)
+            await self._admission.told(tenant)
             with self._admission.entered(tenant, who), Room(self._bodies, who) as room:
                 reply.headers += self._admission.quotas.headers(tenant)
                 body = await read_body(

@@ -123,6 +123,12 @@ class Quotas:
         if tenant is not None:
             self._take(tenant, use.requests, use.tokens)
 
+    def crowded_out(self, tenant: Tenant) -> bool:
+        """Whether it may ask no more at once only because of what runs at other routers."""
+        most, active = tenant.concurrency_max, self._active(tenant.name)
+        elsewhere = self._elsewhere.get(tenant.name, 0)
+        return most is not None and active < most <= active + elsewhere
+
     def _take(self, tenant: Tenant, requests: int, tokens: int) -> None:
         use, now = self._use(tenant), self._clock.now()
         for taken, per_minute, bucket in (

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
 
 from opentelemetry import trace
 
@@ -17,6 +18,7 @@ from woodfrog.model.placement import (
 from woodfrog.router.placements import Placements
 
 log = logging.getLogger(__name__)
+Count = TypeVar("Count", ReplicaUsage, TenantUse)
 _RELEASES_MAX = 4096
 _RELEASE_PAUSES_S = (0.05, 0.1, 0.2)
 _UNTOLD_MAX = 4096  # replicas whose use a scheduler that is away is told of later
@@ -30,6 +32,9 @@ class SchedulerLink:
         self.placements = placements
         self.connected = False  #: its list came, on the stream that stands
         self.ready: dict[str, ReadyReplica] = {}  #: as it says; empty while it is not connected
+        #: What other routers run, and tenants have under way there, as it says; as `ready`, and never 0.
+        self.elsewhere: dict[str, ReplicaUsage] = {}
+        self.tenants: dict[str, TenantUse] = {}
         self._untold: dict[str, ReplicaUsage] = {}
         self._untold_tenants: dict[str, TenantUse] = {}
         self._tells = False  # a stream stands that takes reports
@@ -38,19 +43,28 @@ class SchedulerLink:
 
     def hear(self, update: TrackUpdate) -> None:
         if update.full:
-            self.ready.clear()
+            self._clear()
         for replica_id in update.gone:
             self.ready.pop(replica_id, None)
         self.ready.update({replica.replica_id: replica for replica in update.ready})
+        for usage in update.elsewhere:
+            _note(self.elsewhere, usage.replica_id, usage)
+        for use in update.tenants:
+            _note(self.tenants, use.tenant, TenantUse(use.tenant, use.active))
         self.connected = True
 
     def lose(self) -> list[str]:
         """The stream broke. Returns what it said was ready."""
         said = [*self.ready]
-        self.ready.clear()
+        self._clear()
         self.connected = self._tells = False
         self._untold_tenants.clear()
         return said
+
+    def _clear(self) -> None:
+        self.ready.clear()
+        self.elsewhere.clear()
+        self.tenants.clear()
 
     def tell(self, report: RouterReport) -> None:
         """Goes with the next report; what began and was not reported yet adds up.
@@ -107,3 +121,9 @@ class SchedulerLink:
             except WoodfrogError as error:
                 log.warning("release refused", extra={"error": error.message})
                 return
+
+
+def _note(counts: dict[str, Count], name: str, count: Count) -> None:
+    counts[name] = count
+    if count.active <= 0:
+        del counts[name]

@@ -152,12 +152,16 @@ class Schedulers:
         self._tenants.hear(tenants, full=update.full)
 
     def _lost(self, link: SchedulerLink) -> None:
+        if not link.connected:
+            link.lose()
+            return
         said = link.lose()
-        if any(other.connected for other in self._links):
+        rest = next((each for each in self._links if each.connected), None)
+        if rest is not None:
             self._apply((), said)
-        else:  # nobody tells when it ends
-            self._table.hear((), full=True)
-            self._tenants.hear((), full=True)
+        # What it was the last to tell of is as the next one says; with none left nobody tells when it ends.
+        self._table.hear(rest.elsewhere.values() if rest else (), full=True)
+        self._tenants.hear(rest.tenants.values() if rest else (), full=True)
 
     def _apply(self, ready: Iterable[ReadyReplica], gone: Iterable[str]) -> None:
         """Of `gone` what nobody says is ready."""

@@ -135,6 +135,7 @@ class Asking:
         try:
             tenant = self._access.tenant(authorization(context))
             who = asker(tenant, _peer(context))
+            await self._admission.told(tenant)
             with self._admission.entered(tenant, who), Room(self._bodies, who) as room:
                 self._check(model, tenant)
                 body = render()

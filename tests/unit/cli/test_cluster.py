@@ -182,6 +182,19 @@ def test_the_number_of_routers_changes_only_while_it_is_down_and_is_told(
         up.up(tmp_path, up.Wanted(routers=2), foreground=False)
 
 
+@pytest.mark.parametrize("name", ["NAME", "USAGE_FILE", "OPERATOR_LISTEN", "METRICS_LISTEN"])
+def test_what_each_router_must_have_of_its_own_is_not_set_for_all(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Routers of one name would throw each other out of the scheduler, for as long as they run."""
+    monkeypatch.setattr(up, "check_machine", lambda: None)
+    monkeypatch.setattr(up, "_start", lambda cluster: None)
+    monkeypatch.setenv(f"WOODFROG_ROUTER_{name}", "x")
+    with pytest.raises(FailedPrecondition, match=f"{name} is set, .* of 2 routers; unset it"):
+        up.up(tmp_path, up.Wanted(routers=2), foreground=False)
+    up.up(tmp_path, up.Wanted(routers=1), foreground=False)
+
+
 @pytest.mark.parametrize("name", ["nodes", "routers"])
 @pytest.mark.parametrize("wrong", [0, -1, 17, "x", None, [2]])
 def test_a_number_of_nodes_or_routers_that_cannot_be_is_damage(

@@ -122,7 +122,15 @@ def test_pages_of_their_true_size(chance: random.Random) -> None:
 @pytest.mark.parametrize("own", ["usage.db", "usage-2.db"])
 def test_only_names_of_the_family_are_read(tmp_path: Path, own: str) -> None:
     siblings = {"usage.db", "usage-2.db", "usage-3.db", "usage-12.db"}
-    strangers = ["usage-backup.db", "usage-2-3.db", "usage-.db", "usage-2.db.old", "usages.db"]
+    strangers = [
+        "usage-backup.db",
+        "usage-20261126.db",
+        "usage-02.db",
+        "usage-2-3.db",
+        "usage-.db",
+        "usage-2.db.old",
+        "usages.db",
+    ]
     strangers += ["my-usage.db", "usage-2x.db", "usage2.db", "usage-2.sqlite", "usage--2.db"]
     for name in (*siblings, *strangers):
         with closing(Ledger(tmp_path / name)) as ledger:

@@ -51,6 +51,17 @@ def test_what_other_routers_let_in_counts() -> None:
     assert error.metadata["limit"] == "tokens"
 
 
+def test_who_is_crowded_out_by_other_routers() -> None:
+    quotas, acme = Quotas(FakeClock(), 100), Tenant("acme", concurrency_max=2)
+    assert not quotas.crowded_out(acme)
+    quotas.hear(acme, TenantUse("acme", active=1))
+    assert not quotas.crowded_out(acme)
+    with quotas.entered(acme, "acme"):
+        assert quotas.crowded_out(acme)
+        assert not quotas.crowded_out(Tenant("acme")), "there is no limit"
+        assert not quotas.crowded_out(Tenant("acme", concurrency_max=1)), "it would not help"
+
+
 def test_what_runs_elsewhere_is_known_of_tenants_that_are_not() -> None:
     """A router may hear of a tenant's requests before it hears of the tenant, and of their end when it was removed."""
     quotas, acme = Quotas(FakeClock(), 100), Tenant("acme", concurrency_max=1)
