@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.memory.simulated_gpu import SimulatedDevice, SimulatedMemory
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # the compiler is slow on a slow machine
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
