@@ -272,7 +272,10 @@ async def test_what_tenants_asked_is_told_to_each_and_believed_of_the_first() ->
         await tracked.told("a", "b")
         two.updates.put_nowait(TrackUpdate(False, (replica("c"),), tenants=(use,)))
         await tracked.told("a", "b", "c")
-        assert heard[1:] == [(True, use), (False, TenantUse("t", 2))], "what began counts once"
+        two.updates.put_nowait(listed("a", "c", "d"))  # it is new, and knows of no router yet
+        await tracked.told("a", "b", "c", "d")
+        assert heard[1:] == [(True, use)], "what began counts once"
+        assert tracked.table.pick("m", {"b", "c", "d"}) is None, "as the first said"
         one.updates.put_nowait(TrackUpdate(False, gone=("b",)))
         one.updates.put_nowait(None)
         two.updates.put_nowait(None)

@@ -41,9 +41,8 @@ class Outside:
     message_bytes_max: int
     connections_max: int
     calls_max: int  # at once, also those whose message has not come; of one connection half
-    shared_listen: bool = (
-        False  # with other processes, among which the kernel shares connections out
-    )
+    #: With other processes, among which the kernel shares connections out.
+    shared_listen: bool = False
 
 
 class Server:

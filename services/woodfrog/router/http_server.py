@@ -35,9 +35,8 @@ class ConnectionLimits:
     unread_s: float  # that a client may leave its answer unread
     connections_max: int
     drain_s: int
-    shared_listen: bool = (
-        False  # with other processes, among which the kernel shares connections out
-    )
+    #: With other processes, among which the kernel shares connections out.
+    shared_listen: bool = False
 
 
 class HttpServer:

@@ -12,6 +12,7 @@ from woodfrog.model.placement import (
     Acquired,
     Caller,
     ReadyReplica,
+    ReplicaUsage,
     RouterReport,
     TenantUse,
     TrackUpdate,
@@ -142,26 +143,30 @@ class Schedulers:
         self._apply(update.ready, [*self._table.ids] if update.full else update.gone)
         for replica_id in self._nobodys(update.ended):
             self._ended(replica_id)
-        self._table.hear(update.elsewhere, full=update.full)
-        if self._table.urgent:
-            self._urgent.set()
-        tenants = update.tenants
-        if link is not next(each for each in self._links if each.connected):
-            # Each scheduler tells the same: what began counts once.
-            tenants = tuple(TenantUse(use.tenant, use.active) for use in tenants)
-        self._tenants.hear(tenants, full=update.full)
+        if link is self._first():  # each tells the same of other routers
+            self._hear(update.elsewhere, update.tenants, full=update.full)
 
     def _lost(self, link: SchedulerLink) -> None:
-        if not link.connected:
-            link.lose()
-            return
+        was_first = link is self._first()
         said = link.lose()
-        rest = next((each for each in self._links if each.connected), None)
+        rest = self._first()
         if rest is not None:
             self._apply((), said)
-        # What it was the last to tell of is as the next one says; with none left nobody tells when it ends.
-        self._table.hear(rest.elsewhere.values() if rest else (), full=True)
-        self._tenants.hear(rest.tenants.values() if rest else (), full=True)
+        if was_first:  # with none left nobody tells when what runs elsewhere ends
+            usage, tenants = (rest.elsewhere, rest.tenants) if rest is not None else ({}, {})
+            self._hear(usage.values(), tenants.values(), full=True)
+
+    def _first(self) -> SchedulerLink | None:
+        """Of those that are connected."""
+        return next((link for link in self._links if link.connected), None)
+
+    def _hear(
+        self, elsewhere: Iterable[ReplicaUsage], tenants: Iterable[TenantUse], *, full: bool
+    ) -> None:
+        self._table.hear(elsewhere, full=full)
+        if self._table.urgent:
+            self._urgent.set()
+        self._tenants.hear(tenants, full=full)
 
     def _apply(self, ready: Iterable[ReadyReplica], gone: Iterable[str]) -> None:
         """Of `gone` what nobody says is ready."""
