@@ -78,7 +78,7 @@ class SimulatedEngine:
             self.changed.notify_all()
 
     async def until_active(self, count: int) -> None:
-        async with asyncio.timeout(10), self.changed:
+        async with asyncio.timeout(60), self.changed:
             await self.changed.wait_for(lambda: self.active == count)
 
 

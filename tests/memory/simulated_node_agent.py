@@ -29,7 +29,7 @@ from woodfrog.model.spec import ModelSpec
 SERVICE = "woodfrog.api.node_agent.v1.Replicas"
 PRINT = {"kernel": "simulated"}
 _LEASE_S = 2
-_WAIT_S = 10.0
+_WAIT_S = 60.0
 
 
 class SimulatedNodeAgent(replicas_pb2_grpc.ReplicasServicer):

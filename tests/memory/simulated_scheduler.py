@@ -18,7 +18,7 @@ from woodfrog.model.rung import Rung
 from woodfrog.scheduler import tracks
 
 SERVICE = "woodfrog.api.scheduler.v1.Placements"
-_WAIT_S = 10.0
+_WAIT_S = 60.0
 
 
 @dataclass(slots=True)

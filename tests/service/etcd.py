@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.capabilities import ETCD
 
-READY_TIMEOUT_S = 20.0
+READY_TIMEOUT_S = 60.0
 
 
 class EtcdServer:

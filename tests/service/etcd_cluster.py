@@ -19,7 +19,7 @@ from pathlib import Path
 from tests.capabilities import ETCD
 
 MEMBERS = 3
-READY_TIMEOUT_S = 30.0
+READY_TIMEOUT_S = 60.0
 _CLONE_NEWNET = 0x40000000
 _ASK_TIMEOUT_S = 1.0
 

@@ -11,7 +11,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
-_WAIT_S = 10.0
+_WAIT_S = 60.0
 
 
 def services(address: str) -> set[str]:

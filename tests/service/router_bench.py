@@ -109,7 +109,7 @@ class Bench:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Gives the router's loop, which is this one, its turns until `condition` holds."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition():
                 await asyncio.sleep(0.002)
 
@@ -143,7 +143,7 @@ class Bench:
         reader, writer = await asyncio.open_connection(host, int(port))
         try:
             writer.write(request)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = re.search(rb"content-length: (\d+)", head)
                 body = await reader.readexactly(int(length[1])) if length else await reader.read()

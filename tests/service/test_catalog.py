@@ -29,7 +29,7 @@ from woodfrog.model.snapshot import Fingerprint, SnapshotPointer
 from woodfrog.model.spec import ModelSpec
 
 pytestmark = need("etcd")
-WAIT_S = 15.0
+WAIT_S = 60.0
 WEIGHTS = digest.of_bytes(b"weights")
 SPEC = ModelSpec("org/m", WEIGHTS, 7, engine_args={"dtype": "bfloat16", "threads": [1, 2]})
 

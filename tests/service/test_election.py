@@ -20,7 +20,7 @@ from woodfrog.coordination import Election, Leader, Session, Term, leaders, oper
 from woodfrog.errors import Aborted, Unavailable
 
 pytestmark = need("etcd")
-WAIT_S = 15.0
+WAIT_S = 60.0
 KEY = "leader"
 
 

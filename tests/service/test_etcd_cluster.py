@@ -16,7 +16,7 @@ from tests.service import claimants_process as claimants
 from tests.service.etcd_cluster import EtcdCluster
 
 pytestmark = need("root", "etcd")
-WAIT_S = 30.0
+WAIT_S = 60.0
 RESUMED_S = 5.0
 
 History = list[dict[str, Any]]

@@ -196,7 +196,7 @@ async def test_streaming_client_gets_comments_while_it_waits(bench: Bench) -> No
     host, _, port = bench.http.partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(post(body))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         head = await reader.readuntil(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200")
         assert b"content-type: text/event-stream" in head

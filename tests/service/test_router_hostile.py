@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf import json_format
 from tests.memory.simulated_scheduler import Climb
 from tests.service.router_bench import Bench
 from tests.service.test_router import post
@@ -47,7 +48,7 @@ async def status_of(bench: Bench, request: bytes, host: str = "127.0.0.1") -> by
     reader, writer = await connect(bench, host)
     try:
         writer.write(request)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return (await reader.readline())[9:12]
     except ConnectionError:
         return b""
@@ -106,13 +107,13 @@ async def test_few_requests_may_follow_one_that_is_not_answered(tmp_path: Path) 
             reader, writer = await connect(bench)
             writer.write(asked + b"GET /health HTTP/1.1\r\n\r\n" * following)
             if not answered:
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     assert await reader.read() == b""
                 writer.close()
                 continue
             await bench.scheduler.until(lambda s: s.waiting == 1)
             climb.finish.set()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 for _ in range(1 + following):
                     await reader.readuntil(b"HTTP/1.1 200 ")
             writer.close()
@@ -163,7 +164,7 @@ async def test_one_peer_leaves_connections_to_others(tmp_path: Path) -> None:
         assert await status_of(bench, post(BODY), ANOTHER) == b"200"
         for _, writer in opened:
             writer.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await status_of(bench, post(BODY)) != b"200":
                 pass
 
@@ -221,7 +222,9 @@ async def test_grpc_messages_are_bounded_and_keys_come_first(locked: Bench) -> N
         large = chats_pb2.CreateRequest()
         large.chat.messages.add(content="x" * (3 << 20))
         assert await code_of(chats.Create(large)) is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert keyless_s < 0.5
+    began = time.process_time()
+    json_format.MessageToDict(heavy)
+    assert keyless_s < (time.process_time() - began) / 2
 
 
 async def test_grpc_bodies_have_the_same_room(tmp_path: Path) -> None:
@@ -249,7 +252,7 @@ async def test_a_grpc_stream_that_is_left_unread_ends(tmp_path: Path) -> None:
         await engine.until_active(1)
         await engine.until_active(0)
         await bench.until(lambda: bench.replicas.active("a") == 0)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert await code_of(drained(call)) is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
@@ -258,13 +261,13 @@ async def test_grpc_connections_are_bounded(tmp_path: Path) -> None:
         host, _, port = bench.grpc.partition(":")
         opened = [await asyncio.open_connection(host, int(port)) for _ in range(12)]
         ends = [asyncio.create_task(closed(reader)) for reader, _ in opened]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while sum(end.done() for end in ends) < 8:
                 await asyncio.sleep(0.01)
         assert await status_of(bench, post(BODY[:-1])) == b"400", "HTTP has its own"
         for _, writer in opened:
             writer.close()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             code = None
             while code is not grpc.StatusCode.INVALID_ARGUMENT:
                 async with chats_of(bench) as chats:
@@ -283,14 +286,14 @@ async def test_grpc_calls_without_a_message_are_bounded(tmp_path: Path) -> None:
         ):
             opened: list[Any] = [one, two]
             silent = [each.stream_unary(create)() for each in opened for _ in range(20)]
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while await code_of(chats.Create(chats_pb2.CreateRequest())) is not (
                     grpc.StatusCode.RESOURCE_EXHAUSTED
                 ):
                     await asyncio.sleep(0.01)
             for call in silent:
                 call.cancel()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while await code_of(chats.Create(chats_pb2.CreateRequest())) is not (
                     grpc.StatusCode.INVALID_ARGUMENT
                 ):

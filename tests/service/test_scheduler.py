@@ -48,7 +48,7 @@ from woodfrog.scheduler.state import SchedulerState
 from woodfrog.telemetry import names
 
 pytestmark = need("etcd")
-WAIT_S = 10.0
+WAIT_S = 60.0
 GIB = 1 << 30
 
 

@@ -15,7 +15,7 @@ from woodfrog.cli.cluster import Cluster
 from woodfrog.cli.supervisor import Lock
 
 pytestmark = need("etcd")
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 @pytest.fixture

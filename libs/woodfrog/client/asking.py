@@ -18,7 +18,7 @@ from woodfrog.api.router.v1 import (
 )
 from woodfrog.client import values
 from woodfrog.client.values import Answer, Messages, Model, Piece, Vector
-from woodfrog.errors import status
+from woodfrog.errors import cancellation, status
 
 _TIMEOUT_S = 600.0  # what OpenAI's own clients wait
 _BYTES_MAX = 64 << 20  # of one answer
@@ -196,14 +196,16 @@ class AsyncClient:
 
     async def _ask(self, method: Any, request: Any) -> Any:
         try:
-            return await method(request, timeout=self._timeout_s, metadata=self._stubs.metadata)
+            with cancellation.kept():
+                return await method(request, timeout=self._timeout_s, metadata=self._stubs.metadata)
         except grpc.aio.AioRpcError as error:
             raise status.from_rpc_error(error, _target(request)) from None
 
     async def _listen(self, method: Any, request: Any) -> AsyncIterator[Any]:
         call = method(request, timeout=self._timeout_s, metadata=self._stubs.metadata)
         try:
-            async for message in call:
+            messages = aiter(call)
+            while (message := await cancellation.following(messages)) is not None:
                 yield message
         except grpc.aio.AioRpcError as error:
             raise status.from_rpc_error(error, _target(request)) from None

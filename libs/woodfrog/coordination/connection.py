@@ -10,7 +10,14 @@ from etcd3.etcdrpc import rpc_pb2_grpc
 
 from woodfrog.clock import Clock
 from woodfrog.coordination.values import target
-from woodfrog.errors import Internal, NotFound, ResourceExhausted, Unavailable, WoodfrogError
+from woodfrog.errors import (
+    Internal,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+    WoodfrogError,
+    cancellation,
+)
 
 CALL_TIMEOUT_S = 5.0
 TRY_TIMEOUT_S = 1.5  # of one try of a call that may be repeated: another member may answer
@@ -94,7 +101,8 @@ class Connection:
     @contextmanager
     def border(self) -> Iterator[None]:
         try:
-            yield
+            with cancellation.kept():
+                yield
         except grpc.aio.AioRpcError as error:
             raise self._translate(error) from None
         except (grpc.aio.UsageError, asyncio.InvalidStateError) as error:

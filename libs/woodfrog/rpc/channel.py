@@ -11,7 +11,7 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind, StatusCode
 
 from woodfrog import telemetry
-from woodfrog.errors import status
+from woodfrog.errors import cancellation, status
 from woodfrog.rpc import propagation
 from woodfrog.rpc.server import MESSAGE_BYTES_MAX
 from woodfrog.telemetry import names
@@ -52,7 +52,8 @@ async def call(
         until = time.monotonic() + patience_s
         while True:
             try:
-                response = await method(request, timeout=timeout_s, metadata=metadata)
+                with cancellation.kept():
+                    response = await method(request, timeout=timeout_s, metadata=metadata)
                 span.set_attribute(names.RPC_STATUS, "OK")
                 return response
             except grpc.aio.AioRpcError as error:
@@ -82,7 +83,8 @@ async def stream(method: Any, request: Any) -> AsyncGenerator[Any, None]:
     name = method._method.decode()[1:]
     responses = method(request, metadata=propagation.metadata(trace.get_current_span()))
     try:
-        async for response in responses:
+        messages = aiter(responses)
+        while (response := await cancellation.following(messages)) is not None:
             yield response
     except grpc.aio.AioRpcError as error:
         raise status.from_rpc_error(error, name) from None

@@ -8,18 +8,20 @@ nothing outlives it but a dead mount, which the next `up` or `down` removes.
 import asyncio
 import fcntl
 import logging
+import math
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
 from woodfrog import telemetry
-from woodfrog.cli import scrape, trace_file
+from woodfrog.cli import health, scrape, trace_file
 from woodfrog.cli.cluster import NODES_MAX, Cluster, LocalNode, Tools
 from woodfrog.errors import FailedPrecondition, Unavailable
 from woodfrog.host.cgroup import Cgroups
@@ -31,6 +33,11 @@ UP_LOCK = "up.lock"  # of who starts a cluster, until it is ready
 _BEGIN_S = 10.0  # until its supervisor has a lock of its own
 _LOOK_S = 0.1
 _RESTART_S = (0.1, 0.2, 0.5, 1.0, 2.0)
+_ASK_EACH_S = 2.0
+_ANSWERS_S = 5.0
+_SILENT_MAX = (
+    6  # questions on end without an answer: not by time, which a machine that was paused loses
+)
 _CALM_S = 10.0  # a child that lived so long starts again at the shortest pause
 _LOG_BYTES_MAX = 32 << 20
 
@@ -115,13 +122,27 @@ class Supervisor:
         while True:
             began = time.monotonic()
             process = await self._start(name)
-            status = await process.wait()
+            watching = asyncio.create_task(self._watch(name, process), name=f"watch {name}")
+            try:
+                status = await process.wait()
+            finally:
+                watching.cancel()
             failures = 0 if time.monotonic() - began > _CALM_S else failures + 1
             pause = _RESTART_S[min(failures, len(_RESTART_S) - 1)]
             log.warning(
                 "child ended", extra={"child": name, "status": status, "restart_in_s": pause}
             )
             await asyncio.sleep(pause)
+
+    async def _watch(self, name: str, process: asyncio.subprocess.Process) -> None:
+        """Kills a child that has answered and no longer does: its share of the connections would wait for ever."""
+        address, silent = self._cluster.own_address(name), -math.inf
+        while silent < _SILENT_MAX:
+            await asyncio.sleep(_ASK_EACH_S)
+            answer = await health.ask(address, _ANSWERS_S)
+            silent = 0 if answer is not None else silent + 1
+        log.error("child hangs", extra={"child": name, "silent_s": _SILENT_MAX * _ANSWERS_S})
+        process.kill()
 
     async def _start(self, name: str) -> asyncio.subprocess.Process:
         if name == "etcd":
@@ -187,6 +208,22 @@ def _clean(node: LocalNode) -> None:
         if f" {node.mount_dir} " not in mounted:
             return
         subprocess.run(["umount", "-l", str(node.mount_dir)], check=False, capture_output=True)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """An interrupt that comes in it is told at its end. Only a process's main thread has interrupts to hold back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    told: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda signum, _: told.append(signum))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if told:
+            signal.raise_signal(signal.SIGINT)
 
 
 def start_detached(home: Path) -> int:

@@ -13,10 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
-from woodfrog.cli import doctor, supervisor
+from woodfrog.cli import doctor, health, supervisor
 from woodfrog.cli.cluster import NODES_MAX, ROUTERS_MAX, Cluster, Tools, to_type
 from woodfrog.cli.show import count
 from woodfrog.clock import SystemClock
@@ -159,10 +156,11 @@ def _check_apart(cluster: Cluster) -> None:
 
 def _start(cluster: Cluster) -> None:
     started, pid = None, supervisor.Lock(cluster.home).holder()
-    if pid is None:
-        check_ports(cluster)
-        started = pid = supervisor.start_detached(cluster.home)
     try:
+        if pid is None:
+            check_ports(cluster)
+            with supervisor.uninterrupted():  # else what is started may not be known yet
+                started = pid = supervisor.start_detached(cluster.home)
         asyncio.run(wait_ready(cluster, pid))
     except BaseException:
         if started is not None:
@@ -242,14 +240,7 @@ async def wait_ready(cluster: Cluster, supervisor_pid: int | None = None) -> Non
 
 
 async def _serving(address: str) -> bool:
-    async with grpc.aio.insecure_channel(address) as channel:
-        try:
-            reply = await health_pb2_grpc.HealthStub(channel).Check(
-                health_pb2.HealthCheckRequest(), timeout=1.0
-            )
-        except grpc.aio.AioRpcError:
-            return False
-    return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+    return await health.ask(address, timeout_s=1.0) == health.SERVING
 
 
 def _gateway_ready(cluster: Cluster) -> bool:

@@ -1,6 +1,8 @@
 """How children are stopped; what a supervisor that was killed leaves is cleaned, however slowly it dies."""
 
 import asyncio
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from woodfrog.cli import supervisor
+from woodfrog.cli import health, supervisor, up
 from woodfrog.cli.cluster import Cluster, Tools
 
 # Its first thread ends, and with it what dies with its parent; the process is a zombie whose other thread has its files.
@@ -30,6 +32,19 @@ trap 'touch "$0.told"; for _ in $(seq 200); do
 touch "$0.up"; while :; do sleep 0.05; done
 """
 
+# A child that says it is well.
+ANSWERING = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+import grpc
+from grpc_health.v1 import health, health_pb2_grpc
+server = grpc.server(ThreadPoolExecutor(1))
+health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
+server.add_insecure_port(sys.argv[1])
+server.start()
+server.wait_for_termination()
+"""
+
 
 class Made(Cluster):
     """Its routers are such children; all else sleeps."""
@@ -41,6 +56,44 @@ class Made(Cluster):
 
     def etcd_argv(self, tools: Tools) -> list[str]:
         return ["sleep", "100"]
+
+
+class Answering(Made):
+    """Its scheduler answers."""
+
+    def argv(self, child: str) -> list[str]:
+        if child != "scheduler":
+            return ["sleep", "100"]
+        return [sys.executable, "-c", ANSWERING, self.own_address(child)]
+
+
+async def test_a_child_that_hangs_is_replaced_and_one_that_never_answered_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "clean", lambda cluster: None)
+    monkeypatch.setattr(supervisor, "_ASK_EACH_S", 0.05)
+    monkeypatch.setattr(supervisor, "_ANSWERS_S", 0.5)
+    plain = Cluster.open(tmp_path)
+    cluster = Answering(plain.home, plain.http_port, plain.ports)
+    address, stop = cluster.own_address("scheduler"), asyncio.Event()
+    running = asyncio.create_task(supervisor.Supervisor(cluster, Tools.find()).run(stop))
+
+    def pids() -> dict[str, str]:
+        return {path.name: path.read_text() for path in (tmp_path / "pids").glob("*")}
+
+    async with asyncio.timeout(60):
+        while await health.ask(address, 0.5) is None:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.5)  # the supervisor too has asked it
+        before = pids()
+        os.kill(int(before["scheduler"]), signal.SIGSTOP)
+        while await health.ask(address, 0.5) is None or pids() == before:
+            await asyncio.sleep(0.05)
+        stop.set()
+        await running
+    after = pids()
+    assert not supervisor.alive(int(before["scheduler"]))
+    assert {name for name in before if after[name] != before[name]} == {"scheduler"}
 
 
 async def test_routers_are_told_to_end_at_once(
@@ -59,6 +112,30 @@ async def test_routers_are_told_to_end_at_once(
         stop.set()
         await running
     assert {each.stem for each in ends.glob("*.together")} == {*cluster.routers}
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_what_is_interrupted_while_it_starts_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Ctrl-C comes while the supervisor's process is made, and before its id is known."""
+    begun: list[subprocess.Popen[str]] = []
+
+    class Interrupted(subprocess.Popen[str]):
+        def __init__(self, *_: object, **__: object) -> None:
+            if when == "before":
+                signal.raise_signal(signal.SIGINT)
+            super().__init__(["sleep", "100"], text=True)
+            begun.append(self)
+            if when == "after":
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(supervisor, "clean", lambda cluster: None)
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        up.start(Cluster.open(tmp_path))
+    assert [process.wait(timeout=30) for process in begun] == [-signal.SIGTERM]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_what_a_dying_supervisor_left_is_cleaned_once_it_is_dead(

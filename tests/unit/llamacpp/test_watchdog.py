@@ -22,7 +22,7 @@ async def test_it_ends_what_hangs(capsys: pytest.CaptureFixture[str]) -> None:
         await asyncio.Event().wait()
 
     with Watchdog(never, ended.set).over():
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await ended.wait()
     assert "without coming back; its replica ends" in capsys.readouterr().err
 
@@ -36,7 +36,7 @@ async def test_it_looks_while_requests_run_and_leaves_what_answers() -> None:
             raise Unavailable("ENGINE_BROKE_OFF", "it is going")
 
     dog = Watchdog(answers, ended.set)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         with dog.over(), dog.over():
             while asked.qsize() < 5:
                 await asyncio.sleep(0.001)

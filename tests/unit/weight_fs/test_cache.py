@@ -258,7 +258,7 @@ async def opened(node: Node, manifest: Manifest) -> CachedTree:
 
 
 async def sealed(node: Node, tree: CachedTree) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while tree.stamps is None:
             await asyncio.sleep(0.001)
 

@@ -35,7 +35,7 @@ async def tree(node: Node, source: MemorySource) -> CachedTree:
 
 
 async def until_asked(source: MemorySource, count: int) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while len(source.served) < count:
             await asyncio.sleep(0)
 
@@ -180,7 +180,7 @@ async def test_a_reader_in_order_is_fetched_ahead_of(node: Node, source: MemoryS
     handle = await node.tree.open(found.inode)
     for chunk in range(2):
         await node.tree.read(handle, chunk * CHUNK_BYTES, 1 << 20)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not tree.complete:
             await node.cache.changed.wait()
             node.cache.changed.clear()
