@@ -147,7 +147,7 @@ async def test_an_end_comes_in_time_all_the_same(
         (cuda / f"{replica.hosts[0]}.lock").write_text(trouble)
         start = time.monotonic()
         await node.end(replica.live)
-        assert time.monotonic() - start < END_WITHIN_S + 3
+        assert time.monotonic() - start < END_WITHIN_S + 15
         assert not any(map(alive, replica.hosts))
     assert "killed with a GPU in use" in caplog.messages
 

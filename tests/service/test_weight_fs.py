@@ -380,7 +380,7 @@ async def test_a_store_that_is_away_for_a_moment_is_waited_for(node: Node, store
     assert not reading.done()
     await store.process.start()
     assert await reading == OTHER["w"][100:4196]
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 60
 
 
 async def test_a_store_that_stays_away_is_an_error(make: Make, store: Store) -> None:

@@ -234,7 +234,7 @@ def test_of_one_that_is_written_all_is_read_soon(
         for _ in range(200):
             begun = time.perf_counter()
             found = requests(ledgers)
-            assert time.perf_counter() - begun < 2.0
+            assert time.perf_counter() - begun < 10.0
             assert found >= before
             assert found % 2 == 1
             before = found
@@ -287,7 +287,7 @@ def test_one_that_is_busy_is_not_waited_for(tmp_path: Path, ledgers: Ledgers) ->
         begun = time.perf_counter()
         with pytest.raises(Unavailable, match=r"usage-2\.db cannot be read: database is locked"):
             ledgers.page(0, 1 << 40)
-        assert time.perf_counter() - begun < 1.0
+        assert time.perf_counter() - begun < 4.0  # SQLite itself would wait for five
     assert requests(ledgers) == 2
 
 
