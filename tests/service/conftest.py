@@ -26,7 +26,7 @@ async def session(etcd: EtcdServer) -> AsyncIterator[Session]:
 
 @pytest.fixture(scope="session")
 def api_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """The text engine with the real model, whose chat template shows tools. Every test leaves it serving."""
+    """The text engine with the first layers of the real model, whose chat template shows tools. Every test leaves it serving."""
     folder = tmp_path_factory.mktemp("api-engine")
     with running(folder, with_tools(folder / "model"), "/v1/chat/completions") as engine:
         yield engine

@@ -18,7 +18,7 @@ import openai
 from woodfrog.errors import WoodfrogError
 from woodfrog.replica.client import ControlClient
 
-DEADLINE_S = 60.0
+DEADLINE_S = 180.0
 
 
 @dataclass

@@ -21,7 +21,7 @@ from woodfrog.engine.settings import EngineArguments  # noqa: E402
 from woodfrog.engine.tokenizer import Tokenizer  # noqa: E402
 from woodfrog.errors import InvalidArgument, Unavailable  # noqa: E402
 
-DEADLINE_S = 60.0
+DEADLINE_S = 180.0
 ARGUMENTS = EngineArguments(context_tokens=1024, slots=3, threads=1)
 
 

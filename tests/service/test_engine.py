@@ -22,7 +22,7 @@ from woodfrog.replica.client import ControlClient
 
 pytestmark = need("model")
 
-DEADLINE_S = 60.0
+DEADLINE_S = 180.0
 SLOTS = 4
 WAITING_MAX = 64
 CHAT = "/v1/chat/completions"

@@ -56,9 +56,11 @@ async def test_the_client_reads_a_response(api_engine: Engine) -> None:
 
 
 async def test_a_streamed_response_is_the_same_one(api_engine: Engine) -> None:
+    form = {"type": "json_schema", "name": "pond", "strict": True, "schema": POND["parameters"]}
+    asked = {**ASKED, "text": {"format": form}}  # it ends by itself
     async with api_engine.client() as client:
-        whole = await client.responses.create(**ASKED)
-        async with client.responses.stream(**ASKED) as stream:
+        whole = await client.responses.create(**asked)
+        async with client.responses.stream(**asked) as stream:
             events = [event async for event in stream]
             final = await stream.get_final_response()
     assert [event.sequence_number for event in events] == list(range(len(events)))

@@ -1,13 +1,12 @@
 """Calls in forms that the test model's own template does not show: its folder with other templates."""
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.capabilities import MODEL, need
+from tests.capabilities import need
+from tests.memory.tool_templates import with_tools
 from tests.service.engine_process import Engine, running
 from tests.service.test_tools import ASKED, NAMED, check
 
@@ -25,12 +24,8 @@ def engine(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Engine]:
     folder = tmp_path_factory.mktemp("engine")
-    model = folder / "model"
-    shutil.copytree(MODEL, model, copy_function=os.symlink)
-    (model / "chat_template.jinja").unlink()
-    (model / "chat_template.jinja").write_text(
-        TURN + CALLS[request.param] + "<|im_start|>assistant\n"
-    )
+    template = TURN + CALLS[request.param] + "<|im_start|>assistant\n"
+    model = with_tools(folder / "model", template)
     with running(folder, model, "/v1/chat/completions") as engine:
         yield engine
 

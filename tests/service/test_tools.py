@@ -1,12 +1,15 @@
 """Calls of functions by the engine with the real model, whose template shows tools, read by the official client."""
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from tests.capabilities import need
-from tests.service.engine_process import Engine
+from tests.memory.tool_templates import with_tools
+from tests.service.engine_process import Engine, running
 
 pytestmark = need("model")
 
@@ -110,8 +113,15 @@ async def test_calls_and_their_results_reach_the_template(api_engine: Engine) ->
     assert bare.usage.prompt_tokens < short.usage.prompt_tokens < answer.usage.prompt_tokens
 
 
-async def test_a_call_of_its_own_accord(api_engine: Engine) -> None:
-    """The model has seen it done twice; nothing forces it."""
+@pytest.fixture
+def whole(tmp_path: Path) -> Iterator[Engine]:
+    model = with_tools(tmp_path / "model", layers=30)
+    with running(tmp_path, model, "/v1/chat/completions") as engine:
+        yield engine
+
+
+async def test_a_call_of_its_own_accord(whole: Engine) -> None:
+    """The whole model has seen it done twice; nothing forces it."""
     example = {
         "id": "call_1",
         "type": "function",
@@ -124,7 +134,7 @@ async def test_a_call_of_its_own_accord(api_engine: Engine) -> None:
         {"role": "assistant", "content": "Two frogs live there."},
     ]
     asked = {**ASKED, "messages": [*turn, *turn, *MESSAGES], "temperature": 0, "max_tokens": 60}
-    async with api_engine.client() as client:
+    async with whole.client() as client:
         answer = await client.chat.completions.create(**asked)
     (choice,) = answer.choices
     (call,) = choice.message.tool_calls or []

@@ -34,7 +34,7 @@ from woodfrog.replica.weights import WeightMemory  # noqa: E402
 WORDS = 97
 LAYERS = 12  # more than dynamo would compile one by one
 TOKENS = 10
-DEADLINE_S = 60.0
+DEADLINE_S = 180.0
 _SHAPE = {
     "vocab_size": WORDS, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": LAYERS,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,

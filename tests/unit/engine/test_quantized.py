@@ -29,7 +29,7 @@ from woodfrog.replica import layout
 from woodfrog.replica.weights import WeightMemory, private_tensors
 
 PROMPT = [2 + 7 * n % 90 for n in range(40)]
-DEADLINE_S = 60.0
+DEADLINE_S = 180.0
 
 
 TILED = ("int4 tiled", "int4-groups-of-32 tiled", "int4-channels tiled")

@@ -14,7 +14,7 @@ from woodfrog.engine.schemas import Schemas
 from woodfrog.engine.tokenizer import Tokenizer
 from woodfrog.errors import InvalidArgument
 
-DEADLINE_S = 20
+DEADLINE_S = 100
 
 
 class SimulatedCompiler:
