@@ -19,16 +19,25 @@ if [ $# -gt 0 ]; then
   step "tests"
   exec $BIN/pytest -rs --durations=10 "$@"
 fi
-# Those of clusters wait more than they compute: they run beside the others, and are shown after them.
-beside=$(mktemp)
-set -m # else bash has it ignore the interrupt by which it ends its clusters
-$BIN/pytest -rs --durations=10 tests/cluster >"$beside" 2>&1 &
-clusters=$!
-set +m
-trap '{ kill -INT "$clusters" && wait "$clusters"; } 2>/dev/null; rm -f "$beside"' EXIT
-step "tests without a cluster"
-$BIN/pytest -rs --durations=10 --ignore=tests/cluster && rc=0 || rc=$?
-step "tests of clusters"
-wait "$clusters" || rc=$?
-cat "$beside"
+# Those of clusters and services wait more than they compute: they run beside the others, and are shown after them.
+shown=$(mktemp -d)
+lanes=()
+beside() {
+  set -m # else bash has it ignore the interrupt by which it ends its clusters
+  $BIN/pytest -rs --durations=10 "${@:2}" >"$shown/$1" 2>&1 &
+  lanes+=("$!")
+  set +m
+}
+trap '{ kill -INT "${lanes[@]}" && wait "${lanes[@]}"; } 2>/dev/null; rm -rf "$shown"' EXIT
+beside clusters tests/cluster
+beside services tests/conformance tests/service
+step "tests without a service"
+$BIN/pytest -rs --durations=10 --ignore=tests/cluster --ignore=tests/conformance --ignore=tests/service && rc=0 || rc=$?
+for lane in services clusters; do
+  step "tests of $lane"
+  pid=${lanes[-1]}
+  unset "lanes[-1]"
+  wait "$pid" || rc=$?
+  cat "$shown/$lane"
+done
 exit "$rc"
