@@ -4,6 +4,7 @@ import asyncio
 import functools
 import time
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -79,9 +80,19 @@ def _attributes(name: str, target: bytes) -> Mapping[str, str | int]:
 
 
 async def stream(method: Any, request: Any) -> AsyncGenerator[Any, None]:
-    """The responses of a streaming call. `request` is a message or an async iterator of them."""
+    """The responses of a streaming call. Raises woodfrog.errors classes, and what `request` raises.
+
+    `request` is a message, or an async generator of them, which ends with the call, however that ends: grpc.aio itself
+    would wait for the next one, and take it from the stream that follows.
+    """
     name = method._method.decode()[1:]
-    responses = method(request, metadata=propagation.metadata(trace.get_current_span()))
+    metadata = propagation.metadata(trace.get_current_span())
+    writing: asyncio.Task[None] | None = None
+    if isinstance(request, AsyncGenerator):
+        responses = method(metadata=metadata)
+        writing = asyncio.create_task(_write(responses, request), name=f"write {name}")
+    else:
+        responses = method(request, metadata=metadata)
     try:
         messages = aiter(responses)
         while (response := await cancellation.following(messages)) is not None:
@@ -90,3 +101,22 @@ async def stream(method: Any, request: Any) -> AsyncGenerator[Any, None]:
         raise status.from_rpc_error(error, name) from None
     finally:
         responses.cancel()
+        if writing is not None:
+            writing.cancel()
+            await asyncio.wait([writing])
+            if not writing.cancelled() and (failed := writing.exception()) is not None:
+                raise failed
+
+
+async def _write(call: Any, requests: AsyncGenerator[Any, None]) -> None:
+    """All of them; no more once the call has ended, of which its reader is told."""
+    async with aclosing(requests):
+        try:
+            async for request in requests:
+                await call.write(request)
+            await call.done_writing()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            return
+        except Exception:
+            call.cancel()
+            raise

@@ -1,4 +1,4 @@
-"""Whoever follows a peer that is gone ends when it is told to, in whatever moment that comes."""
+"""Streams end whole, in whatever moment they are cancelled or their peer goes."""
 
 import asyncio
 import random
@@ -6,9 +6,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from tests.memory.simulated_scheduler import SimulatedScheduler
 
 from woodfrog import rpc
+from woodfrog.clients.scheduler import SchedulerClient
 from woodfrog.errors import Unavailable, cancellation
+from woodfrog.model.placement import ReplicaUsage, RouterReport
+from woodfrog.router.scheduler_link import SchedulerLink
 
 TRIES = 300  # of 300, 19 had gone on where grpc.aio was left to itself
 
@@ -39,6 +43,50 @@ async def test_a_cancelled_stream_ends_also_when_its_peer_refuses_in_that_moment
             async with asyncio.timeout(60):
                 await asyncio.wait([following])
             assert following.cancelled()
+
+
+class Link:
+    """A router's to its scheduler, which it follows as long as it is open."""
+
+    def __init__(self, client: SchedulerClient) -> None:
+        self.link = SchedulerLink("one", client)
+
+    async def follow(self) -> None:
+        while True:
+            try:
+                async for _ in self.link.placements.track(self.link.reports(RouterReport)):
+                    pass
+            except Unavailable:
+                await asyncio.sleep(0.02)
+
+
+async def test_what_is_reported_after_a_scheduler_came_back_reaches_it() -> None:
+    """It went while nothing ran, so the lost stream waited for news, and took it when there was some."""
+    first = SimulatedScheduler()
+    await first.__aenter__()
+    async with SchedulerClient(first.address, "router-1") as client:
+        link = Link(client)
+        following = asyncio.create_task(link.follow())
+        await first.until(lambda s: s.routers == 1)
+        await first.__aexit__()
+        async with SimulatedScheduler(first.address) as second:
+            await second.until(lambda s: s.routers == 1)
+            link.link.tell(RouterReport((ReplicaUsage("a", 1, 1),)))
+            await second.until(lambda s: s.active == s.started == {"a": 1})
+            following.cancel()
+            await asyncio.wait([following])
+
+
+async def test_requests_that_end_in_an_error_end_the_stream_with_it() -> None:
+    async def reports() -> AsyncIterator[RouterReport]:
+        yield RouterReport()
+        raise ValueError("a bug")
+
+    async with SimulatedScheduler() as scheduler:
+        async with SchedulerClient(scheduler.address, "router-1") as client:
+            with pytest.raises(ValueError, match="a bug"):
+                [update async for update in client.track(reports())]
+        await scheduler.until(lambda s: s.routers == 0)
 
 
 async def refused() -> None:
