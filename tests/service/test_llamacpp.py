@@ -93,6 +93,25 @@ async def test_what_llama_cpp_offers_is_passed_through(engine: Engine) -> None:
     assert response["incomplete_details"] == {"reason": "max_output_tokens"}
 
 
+@pytest.fixture
+def short(tmp_path: Path, model: Path) -> Iterator[Engine]:
+    arguments = json.dumps({"slots": 1, "threads": 1, "context_tokens": 250})
+    with running(tmp_path, model, CHAT, MODULE, WOODFROG_ENGINE_ARGS=arguments) as engine:
+        yield engine
+
+
+async def test_a_response_that_fills_its_context_is_incomplete(short: Engine) -> None:
+    body = {"input": "frog " * 180, "temperature": 0, "ignore_eos": True}
+    status, whole = await short.raw(json.dumps(body).encode(), "/v1/responses")
+    assert status == 200
+    *_, last = [event async for event in _events(short, "/v1/responses", {**body, "stream": True})]
+    assert last["type"] == "response.incomplete"
+    for response in (whole, last["response"]):
+        assert response["usage"]["total_tokens"] == 256, "llama.cpp rounds up"
+        assert response["status"] == "incomplete"
+        assert response["incomplete_details"] == {"reason": "max_output_tokens"}
+
+
 @pytest.mark.parametrize(
     ("path", "method", "data", "status", "code"),
     [

@@ -26,6 +26,7 @@ WAITING_MAX = 64
 CANARY = {"prompt": "a b c d e f g", "n_predict": 2}
 BRIEF_CANARY = {"prompt": "a b c", "n_predict": 1}
 PROBE_TEXT = "Say in one short sentence what a frog does in winter."
+_CONTEXT_STEP = 256  # tokens, to which llama.cpp itself rounds up
 _BATCH_TOKENS = 512  # computed at once; memory to compute in grows with it
 _ERRORS_ONLY = 1
 _POLL_S = 0.002
@@ -81,7 +82,8 @@ class LlamaEngine:
     def _parameters(self, xllamacpp: Any) -> Any:
         arguments = self.settings.arguments
         room = self.header.context_tokens or arguments.context_tokens or 2048
-        self.context_tokens = min(arguments.context_tokens or room, room)
+        tokens = min(arguments.context_tokens or room, room)
+        self.context_tokens = -(-tokens // _CONTEXT_STEP) * _CONTEXT_STEP
         sequences = arguments.slots + 1  # the canary never waits for requests
         own = xllamacpp.CommonParams()
         own.model.path = str(self.settings.model)

@@ -1,6 +1,7 @@
 """What OpenAI's answers have and llama.cpp's leave out: clients look for it, or break without. Pure.
 
-Of what it says one thing is changed: a response that has as many tokens as it may is `incomplete`, not `completed`.
+Of what it says one thing is changed: a response that has as many tokens as it may, or as there is room for, is
+`incomplete`, not `completed`.
 """
 
 import json
@@ -23,22 +24,22 @@ _REPEATED: Value = {
 }
 
 
-def whole(path: str, data: bytes, body: Mapping[str, Any], now: float) -> bytes:
-    """An answer that is no stream. `now` in seconds since 1970."""
+def whole(path: str, data: bytes, body: Mapping[str, Any], now: float, room: int) -> bytes:
+    """An answer that is no stream. `now` in seconds since 1970; `room` in tokens, of question and answer together."""
     value = _object(data) if path in _COMPLETED else None
     if value is None:
         return data
     if path == _RESPONSES:
-        _response(value, body, int(now))
+        _response(value, body, int(now), room)
     else:
         _chat(value, "message")
     return json.dumps(value).encode()
 
 
-def events(path: str, body: Mapping[str, Any], now: float) -> "Events | None":
+def events(path: str, body: Mapping[str, Any], now: float, room: int) -> "Events | None":
     """For streams that lack something; None where they go on as they are."""
     if path == _RESPONSES:
-        return Events(ResponseEvents(body, now).complete)
+        return Events(ResponseEvents(body, now, room).complete)
     if path == _CHAT and body.get("logprobs"):
         return Events(lambda value: _chat(value, "delta"))
     return None
@@ -80,19 +81,20 @@ class Events:
 class ResponseEvents:
     """Numbers the events of one response, and says to which item of its output each belongs."""
 
-    def __init__(self, body: Mapping[str, Any], now: float) -> None:
-        """`now` in seconds since 1970."""
+    def __init__(self, body: Mapping[str, Any], now: float, room: int) -> None:
+        """As for `whole`."""
         self._body = body
         self._count = 0
         self._items: dict[Any, int] = {}  # by id, in their order
         self._now = int(now)
+        self._room = room
 
     def complete(self, event: Value) -> None:
         kind = str(event.get("type"))
         event.setdefault("sequence_number", self._count)
         self._count += 1
         if isinstance(event.get("response"), dict):
-            _response(event["response"], self._body, self._now)
+            _response(event["response"], self._body, self._now, self._room)
             if event["response"].get("status") == "incomplete":
                 event["type"] = "response.incomplete"
             return
@@ -110,8 +112,8 @@ class ResponseEvents:
             _item(item)
 
 
-def _response(value: Value, body: Mapping[str, Any], now: int) -> None:
-    _cut(value, body.get("max_output_tokens"))
+def _response(value: Value, body: Mapping[str, Any], now: int, room: int) -> None:
+    _cut(value, body.get("max_output_tokens"), room)
     for name in ("error", "incomplete_details"):
         value.setdefault(name, None)
     for name, default in _REPEATED.items():
@@ -129,12 +131,13 @@ def _response(value: Value, body: Mapping[str, Any], now: int) -> None:
         details.setdefault("cache_write_tokens", 0)
 
 
-def _cut(value: Value, most: Any) -> None:
+def _cut(value: Value, most: Any, room: int) -> None:
     """Says of a response that it was cut. One that ended by itself with its last token looks the same."""
     usage = value.get("usage")
-    written = usage.get("output_tokens") if isinstance(usage, dict) else None
-    bounded = isinstance(most, int) and isinstance(written, int) and written >= most
-    if not bounded or value.get("status") != "completed":
+    counts = usage if isinstance(usage, dict) else {}
+    read, written = (counts.get(name) or 0 for name in ("input_tokens", "output_tokens"))
+    bounded = isinstance(most, int) and written >= most
+    if not (bounded or read + written >= room) or value.get("status") != "completed":
         return
     value["status"] = "incomplete"
     value["incomplete_details"] = {"reason": "max_output_tokens"}

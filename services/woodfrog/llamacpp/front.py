@@ -125,15 +125,17 @@ class LlamaFront:
         return count
 
     async def _pass_on(self, path: str, body: dict[str, Any], answer: Answer) -> None:
+        room = self._engine.context_tokens
         async with self._engine.inner.request("POST", path, body) as response:
             if response.content_type == "text/event-stream":
-                await _stream(response, answer, forms.events(path, body, self._clock.wall()))
+                events = forms.events(path, body, self._clock.wall(), room)
+                await _stream(response, answer, events)
                 return
             data = await response.read()
         if response.status >= 400:
             await answer.json(*_error(data, response.status))
         else:
-            data = forms.whole(path, data, body, self._clock.wall())
+            data = forms.whole(path, data, body, self._clock.wall(), room)
             await answer.json(response.status, data)
 
 

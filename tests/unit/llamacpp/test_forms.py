@@ -7,6 +7,7 @@ import pytest
 
 from woodfrog.llamacpp import forms
 
+ROOM = 100
 RESPONSES, CHAT = "/v1/responses", "/v1/chat/completions"
 BODY = {"model": "frog", "temperature": 0.5, "tools": [{"type": "function", "name": "pond"}]}
 EVENTS: list[dict[str, Any]] = [
@@ -27,7 +28,7 @@ def sent(events: list[dict[str, Any]]) -> bytes:
 
 
 def fed(data: bytes, size: int) -> list[dict[str, Any]]:
-    events = forms.events(RESPONSES, BODY, 7.5)
+    events = forms.events(RESPONSES, BODY, 7.5, ROOM)
     assert events is not None
     whole = b"".join(events.feed(data[at : at + size]) for at in range(0, len(data), size))
     assert events.end() == b""
@@ -57,16 +58,19 @@ def test_what_it_says_itself_stays() -> None:
     assert (event["sequence_number"], event["response"]["model"]) == (40, "other")
 
 
-@pytest.mark.parametrize(("written", "status"), [(3, "completed"), (4, "incomplete")])
-def test_a_response_that_was_cut_says_so(written: int, status: str) -> None:
+@pytest.mark.parametrize(
+    ("read", "written", "status"),
+    [(96, 3, "completed"), (9, 4, "incomplete"), (97, 3, "incomplete")],
+)
+def test_a_response_that_was_cut_says_so(read: int, written: int, status: str) -> None:
     body = {**BODY, "max_output_tokens": 4}
     said = {
         "status": "completed",
         "output": [{"type": "reasoning", "status": "completed"}, {"type": "message", "status": "completed"}],
-        "usage": {"output_tokens": written},
+        "usage": {"input_tokens": read, "output_tokens": written},
     }  # fmt: skip
-    whole = json.loads(forms.whole(RESPONSES, json.dumps(said).encode(), body, 7.5))
-    events = forms.events(RESPONSES, body, 7.5)
+    whole = json.loads(forms.whole(RESPONSES, json.dumps(said).encode(), body, 7.5, ROOM))
+    events = forms.events(RESPONSES, body, 7.5, ROOM)
     assert events is not None
     told = events.feed(sent([{"type": "response.completed", "response": said}]))
     named, data = told.strip().split(b"\n")
@@ -82,11 +86,13 @@ def test_a_response_that_was_cut_says_so(written: int, status: str) -> None:
 
 def test_whole_answers() -> None:
     choice = {"message": {"role": "assistant", "content": "hi"}, "logprobs": {"content": []}}
-    chat = json.loads(forms.whole(CHAT, json.dumps({"choices": [choice]}).encode(), {}, 0.0))
+    chat = json.loads(forms.whole(CHAT, json.dumps({"choices": [choice]}).encode(), {}, 0.0, ROOM))
     assert chat["choices"][0]["message"]["refusal"] is None
     assert chat["choices"][0]["logprobs"]["refusal"] is None
     usage = {"input_tokens_details": {"cached_tokens": 3}}
-    response = json.loads(forms.whole(RESPONSES, json.dumps({"usage": usage}).encode(), {}, 0.0))
+    response = json.loads(
+        forms.whole(RESPONSES, json.dumps({"usage": usage}).encode(), {}, 0.0, ROOM)
+    )
     assert response["usage"]["input_tokens_details"] == {
         "cached_tokens": 3,
         "cache_write_tokens": 0,
@@ -96,9 +102,9 @@ def test_whole_answers() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"frog", b'{"choices": 3'])
 def test_what_is_not_understood_goes_on_as_it_is(data: bytes) -> None:
-    assert forms.whole(CHAT, data, {}, 0.0) == data
-    assert forms.whole("/v1/completions", b"{}", {}, 0.0) == b"{}"
-    events = forms.events(RESPONSES, {}, 0.0)
+    assert forms.whole(CHAT, data, {}, 0.0, ROOM) == data
+    assert forms.whole("/v1/completions", b"{}", {}, 0.0, ROOM) == b"{}"
+    events = forms.events(RESPONSES, {}, 0.0, ROOM)
     assert events is not None
     assert events.feed(b": comment\n\ndata: " + data + b"\n\ndata: cut") == (
         b": comment\n\ndata: " + data + b"\n\n"
@@ -107,7 +113,7 @@ def test_what_is_not_understood_goes_on_as_it_is(data: bytes) -> None:
 
 
 def test_an_event_that_is_far_too_long_goes_on_as_it_is() -> None:
-    events = forms.events(RESPONSES, {}, 0.0)
+    events = forms.events(RESPONSES, {}, 0.0, ROOM)
     assert events is not None
     parts = [b'data: {"delta": "', *[b"x" * (1 << 20)] * 17, b'"}\n\n']
     assert b"".join(map(events.feed, parts)) == b"".join(parts)
@@ -115,9 +121,9 @@ def test_an_event_that_is_far_too_long_goes_on_as_it_is() -> None:
 
 
 def test_streams_that_lack_nothing_are_not_looked_into() -> None:
-    assert forms.events(CHAT, {"stream": True}, 0.0) is None
-    assert forms.events("/v1/completions", {"logprobs": 2}, 0.0) is None
-    chunks = forms.events(CHAT, {"logprobs": True}, 0.0)
+    assert forms.events(CHAT, {"stream": True}, 0.0, ROOM) is None
+    assert forms.events("/v1/completions", {"logprobs": 2}, 0.0, ROOM) is None
+    chunks = forms.events(CHAT, {"logprobs": True}, 0.0, ROOM)
     assert chunks is not None
     data = b'data: {"choices": [{"delta": {}, "logprobs": {"content": []}}]}\n\ndata: [DONE]\n\n'
     told, done, _ = chunks.feed(data).split(b"\n\n")
