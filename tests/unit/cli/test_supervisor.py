@@ -132,13 +132,9 @@ def test_what_is_interrupted_while_it_starts_is_ended(
 
     monkeypatch.setattr(supervisor, "clean", lambda cluster: None)
     monkeypatch.setattr(subprocess, "Popen", Interrupted)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            up.start(Cluster.open(tmp_path))
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):
+        up.start(Cluster.open(tmp_path))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert [process.wait(timeout=30) for process in begun] == [-signal.SIGTERM]
 
 
