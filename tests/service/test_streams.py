@@ -77,16 +77,37 @@ async def test_what_is_reported_after_a_scheduler_came_back_reaches_it() -> None
             await asyncio.wait([following])
 
 
-async def test_requests_that_end_in_an_error_end_the_stream_with_it() -> None:
+@pytest.mark.parametrize("error", [ValueError, asyncio.InvalidStateError])
+async def test_requests_that_end_in_an_error_end_the_stream_with_it(error: type[Exception]) -> None:
     async def reports() -> AsyncIterator[RouterReport]:
         yield RouterReport()
-        raise ValueError("a bug")
+        raise error("a bug")
 
     async with SimulatedScheduler() as scheduler:
         async with SchedulerClient(scheduler.address, "router-1") as client:
-            with pytest.raises(ValueError, match="a bug"):
-                [update async for update in client.track(reports())]
+            async with asyncio.timeout(60):
+                with pytest.raises(error, match="a bug"):
+                    [update async for update in client.track(reports())]
         await scheduler.until(lambda s: s.routers == 0)
+
+
+async def test_a_cancelled_stream_whose_requests_fail_at_that_is_cancelled() -> None:
+    async def reports() -> AsyncIterator[RouterReport]:
+        yield RouterReport()
+        await refused()
+
+    async with SimulatedScheduler() as scheduler:
+        async with SchedulerClient(scheduler.address, "router-1") as client:
+
+            async def read() -> None:
+                async for _ in client.track(reports()):
+                    pass
+
+            reading = asyncio.create_task(read())
+            await scheduler.until(lambda s: s.routers == 1)
+            reading.cancel()
+            await asyncio.wait([reading])
+            assert reading.cancelled()
 
 
 async def refused() -> None:

@@ -104,7 +104,9 @@ async def stream(method: Any, request: Any) -> AsyncGenerator[Any, None]:
         if writing is not None:
             writing.cancel()
             await asyncio.wait([writing])
-            if not writing.cancelled() and (failed := writing.exception()) is not None:
+            failed = None if writing.cancelled() else writing.exception()
+            reading = asyncio.current_task()
+            if failed is not None and not (reading and reading.cancelling()):
                 raise failed
 
 
@@ -113,10 +115,11 @@ async def _write(call: Any, requests: AsyncGenerator[Any, None]) -> None:
     async with aclosing(requests):
         try:
             async for request in requests:
-                await call.write(request)
+                try:
+                    await call.write(request)
+                except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                    return
             await call.done_writing()
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            return
         except Exception:
             call.cancel()
             raise
