@@ -203,6 +203,16 @@ async def test_answers_may_end_when_it_stops(tmp_path: Path) -> None:
     assert (await asking).choices[0].finish_reason == "stop"
 
 
+async def test_what_has_not_ended_when_it_stops_is_told_to_try_again(tmp_path: Path) -> None:
+    async with Bench.open(tmp_path, drain_s=0) as bench:
+        engine = await bench.ready("a")
+        asking = asyncio.create_task(bench.ask(extra_body={"simulate": {"hold": True}}))
+        await engine.until_active(1)
+    with pytest.raises(openai.InternalServerError, match="the router stopped") as failure:
+        await asking
+    assert (failure.value.status_code, failure.value.code) == (503, "router_stops")
+
+
 def get(url: str) -> tuple[int, bytes]:
     try:
         with urllib.request.urlopen(url, timeout=5) as response:
