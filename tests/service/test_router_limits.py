@@ -203,6 +203,28 @@ async def test_answers_may_end_when_it_stops(tmp_path: Path) -> None:
     assert (await asking).choices[0].finish_reason == "stop"
 
 
+async def test_what_has_not_ended_when_it_stops_is_told_to_try_again(tmp_path: Path) -> None:
+    async with Bench.open(tmp_path, drain_s=0) as bench:
+        engine = await bench.ready("a")
+        asking = asyncio.create_task(bench.ask(extra_body={"simulate": {"hold": True}}))
+        await engine.until_active(1)
+    with pytest.raises(openai.InternalServerError, match="the router stopped") as failure:
+        await asking
+    assert (failure.value.status_code, failure.value.code) == (503, "router_stops")
+
+
+async def test_a_stream_that_has_not_ended_when_it_stops_says_so(tmp_path: Path) -> None:
+    async with Bench.open(tmp_path, drain_s=0, wake_wait_s=60.0) as bench:
+        engine = await bench.ready("a")
+        held = {"simulate": {"hold": True}}
+        chunks = await bench.ask(stream=True, extra_body=held)  # it begins as one that waits
+        reading = asyncio.create_task(anext(aiter(chunks)))
+        await engine.until_active(1)
+    with pytest.raises(openai.APIError, match="the router stopped") as failure:
+        await reading
+    assert failure.value.code == "router_stops"
+
+
 def get(url: str) -> tuple[int, bytes]:
     try:
         with urllib.request.urlopen(url, timeout=5) as response:

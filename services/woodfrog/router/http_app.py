@@ -1,5 +1,6 @@
 """OpenAI's HTTP API over the gateway, as a bare ASGI application."""
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -226,8 +227,12 @@ class HttpApp:
             log.error("request failed", extra={"trace_id": trace_id}, exc_info=error)
             text = f"internal error; the log has it under trace {trace_id}"
             await self._fail(errors.Internal("INTERNAL", text), route, reply, span)
+        except asyncio.CancelledError:  # the router stops, and has let answers end for `drain_s`
+            text = "the router stopped before the answer's end; try again"
+            await self._fail(errors.Unavailable("ROUTER_STOPS", text), route, reply, span)
+            raise
         finally:
-            status = reply.status or _CLIENT_CLOSED  # 0: cancelled because the router stops
+            status = reply.status or _CLIENT_CLOSED
             span.set_attribute(names.HTTP_STATUS, status)
             span.end()
             took_s = self._clock.now() - arrived
