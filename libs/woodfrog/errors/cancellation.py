@@ -1,8 +1,8 @@
 """Calls of grpc.aio that are cancelled while they end.
 
-Where the peer's error arrives in the moment in which a task that waits for the call is cancelled, grpc.aio (to 1.76 at
-least) raises the error, and the cancellation is gone: a loop that tries again would do so for ever, and whoever waits for
-the end of its task too.
+Where the peer's error arrives in the moment in which a task that waits for the call is cancelled, grpc.aio (1.85) raises
+the error, and the cancellation is gone: a loop that tries again would do so for ever, and so would whoever waits for its
+end.
 """
 
 import asyncio

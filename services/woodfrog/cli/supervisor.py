@@ -35,9 +35,7 @@ _LOOK_S = 0.1
 _RESTART_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 _ASK_EACH_S = 2.0
 _ANSWERS_S = 5.0
-_SILENT_MAX = (
-    6  # questions on end without an answer: not by time, which a machine that was paused loses
-)
+_SILENT_MAX = 6  # questions without an answer; not a time, as a machine may be paused
 _CALM_S = 10.0  # a child that lived so long starts again at the shortest pause
 _LOG_BYTES_MAX = 32 << 20
 
