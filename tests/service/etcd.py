@@ -2,12 +2,13 @@
 
 import asyncio
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
 
 from tests.capabilities import ETCD
+
+from woodfrog.host import ports
 
 READY_TIMEOUT_S = 60.0
 
@@ -17,7 +18,7 @@ class EtcdServer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._client, self._peer = _free_ports(2)
+        self._client, self._peer = ports.free(2)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -91,14 +92,3 @@ class EtcdServer:
                     writer.close()
         except (OSError, TimeoutError):
             return False
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for free in sockets:
-            free.bind(("127.0.0.1", 0))
-        return [int(free.getsockname()[1]) for free in sockets]
-    finally:
-        for free in sockets:
-            free.close()

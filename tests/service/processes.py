@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from woodfrog.host import ports
 
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
@@ -111,11 +112,4 @@ async def _serving(channel: grpc.aio.Channel) -> bool:
 
 def free_addresses(count: int) -> list[str]:
     """Loopback addresses that nobody listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for free in sockets:
-            free.bind(("127.0.0.1", 0))
-        return [f"127.0.0.1:{free.getsockname()[1]}" for free in sockets]
-    finally:
-        for free in sockets:
-            free.close()
+    return [f"127.0.0.1:{port}" for port in ports.free(count)]

@@ -9,13 +9,14 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from woodfrog.cli import shares
 from woodfrog.errors import FailedPrecondition
+from woodfrog.host import ports
 
 SERVICES = (
     "snapshot_store",
@@ -89,16 +90,18 @@ class Cluster:
         file = home / "cluster.json"
         if file.exists():
             return Cluster.existing(home)
-        ports = _free_ports(_names(node_count, router_count))
+        names = _names(node_count, router_count)
+        free = dict(zip(names, ports.free(len(names), {http_port or HTTP_PORT}), strict=True))
         http_port = http_port or _free_port(HTTP_PORT)
-        cluster = Cluster(home, http_port, ports, node_count, router_count)
+        cluster = Cluster(home, http_port, free, node_count, router_count)
         cluster.save()
         return cluster
 
     def with_counts(self, node_count: int, router_count: int) -> "Cluster":
         """The same with so many nodes and routers; one that was there before finds its folder and its ports again."""
         new = [name for name in _names(node_count, router_count) if name not in self.ports]
-        more = _free_ports(new, {self.http_port, *self.ports.values()})
+        free = ports.free(len(new), {self.http_port, *self.ports.values()})
+        more = dict(zip(new, free, strict=True))
         return replace(
             self,
             node_count=node_count,
@@ -316,15 +319,15 @@ def _read(home: Path, value: Any) -> Cluster:
     node_count, router_count = int(value.get("nodes", 1)), int(value.get("routers", 1))
     if not (1 <= node_count <= NODES_MAX and 1 <= router_count <= ROUTERS_MAX):
         raise ValueError(node_count, router_count)
-    ports = {str(name): int(port) for name, port in value["ports"].items()}
+    kept = {str(name): int(port) for name, port in value["ports"].items()}
     names = _names(node_count, router_count)
-    if not ports.keys() >= {name for name in names if not name.startswith(_METRICS)}:
-        raise ValueError(ports)
+    if not kept.keys() >= {name for name in names if not name.startswith(_METRICS)}:
+        raise ValueError(kept)
     auth = str(value.get("auth", "none"))
     if auth not in AUTH:
         raise ValueError(auth)
     tenants = {str(number): str(names) for number, names in value.get("tenants", {}).items()}
-    return Cluster(home, int(value["http_port"]), ports, node_count, router_count, auth, tenants)
+    return Cluster(home, int(value["http_port"]), kept, node_count, router_count, auth, tenants)
 
 
 def _children(node_count: int, router_count: int) -> tuple[str, ...]:
@@ -368,24 +371,11 @@ def to_type(verb: str, home: Path) -> str:
     return f"{program} {verb}" if home == HOME.resolve() else f"{program} --home {home} {verb}"
 
 
-def _free_ports(names: Sequence[str], kept: Collection[int] = ()) -> dict[str, int]:
-    """None of those that are `kept`, which nobody may listen on now."""
-    sockets = [socket.socket() for _ in range(len(names) + len(kept))]
-    try:
-        for held in sockets:  # all held at once, so that no port comes twice
-            held.bind(("127.0.0.1", 0))
-        ports = [int(held.getsockname()[1]) for held in sockets]
-    finally:
-        for held in sockets:
-            held.close()
-    return dict(zip(names, (port for port in ports if port not in kept), strict=False))
-
-
 def _free_port(wanted: int) -> int:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", wanted))
         except OSError:
-            probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+            return ports.free(1)[0]
+    return wanted
