@@ -7,7 +7,7 @@ from pathlib import Path
 
 _LOWEST = 12_000
 _BEYOND = 65_536
-_FEW = 1000
+_FEW = 1000  # that are looked at, at most
 _OF_CONNECTIONS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
@@ -21,7 +21,7 @@ def free(count: int, kept: Collection[int] = ()) -> list[int]:
     if len(ports) < _FEW:  # somebody gave connections all of them
         ports = range(_LOWEST, _BEYOND)
     found: list[int] = []
-    for port in random.sample(ports, len(ports)):
+    for port in random.sample(ports, min(len(ports), _FEW)):
         if len(found) == count:
             break
         if port not in kept and _is_free(port):

@@ -18,13 +18,8 @@ def test_they_are_free_and_no_connection_takes_one_meanwhile() -> None:
             listening.bind(("127.0.0.1", port))
 
 
-def test_one_that_is_used_or_kept_is_not_among_them(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Where connections may have all ports, it takes of theirs."""
-    given = tmp_path / "range"
-    given.write_text("1024 65535")
-    monkeypatch.setattr(ports, "_OF_CONNECTIONS", given)
+def test_one_that_is_used_or_kept_is_not_among_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "_FEW", 1 << 20)  # all are looked at, of whatever range it is told
     used, kept, left = ports.free(3)
     monkeypatch.setattr(ports, "_LOWEST", min(used, kept, left))
     monkeypatch.setattr(ports, "_BEYOND", max(used, kept, left) + 1)
