@@ -241,6 +241,11 @@ def stop(home: Path, started: int | None = None, begin_s: float = _BEGIN_S) -> b
 
     `started` is the supervisor's id, of a caller that has just started it, and has UP_LOCK: it may not have its own yet.
     """
+    deadline = time.monotonic() + begin_s
+    while not (home / "cluster.json").exists() and Lock(home, UP_LOCK).holder() is not None:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.02)  # somebody is about to make it
     cluster = Cluster.existing(home)
     lock = Lock(cluster.home)
     pid = started or lock.holder() or _begun(cluster.home, begin_s)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from woodfrog.cli import health, supervisor, up
 from woodfrog.cli.cluster import Cluster, Tools
+from woodfrog.errors import FailedPrecondition
 
 # Its first thread ends, and with it what dies with its parent; the process is a zombie whose other thread has its files.
 DYING = """
@@ -136,6 +138,26 @@ def test_what_is_interrupted_while_it_starts_is_ended(
         up.start(Cluster.open(tmp_path))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert [process.wait(timeout=30) for process in begun] == [-signal.SIGTERM]
+
+
+def test_who_stops_what_is_about_to_be_made_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "clean", lambda cluster: None)
+    starting = supervisor.Lock(tmp_path, supervisor.UP_LOCK)
+    starting.take()
+
+    def make() -> None:
+        Cluster.open(tmp_path)
+        starting.release()
+
+    made = threading.Timer(0.3, make)
+    made.start()
+    assert not supervisor.stop(tmp_path)
+    made.join()
+    (tmp_path / "cluster.json").unlink()
+    with pytest.raises(FailedPrecondition, match="there is no cluster"):
+        supervisor.stop(tmp_path)
 
 
 def test_what_a_dying_supervisor_left_is_cleaned_once_it_is_dead(
