@@ -4,7 +4,6 @@ import asyncio
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from woodfrog.cli.cluster import SERVICES, Cluster
 from woodfrog.clients.ingest import build_manifest, ingest
 from woodfrog.clients.node_agent import NodeAgentClient
 from woodfrog.errors import FailedPrecondition
+from woodfrog.host import ports
 from woodfrog.model.manifest import Kind
 from woodfrog.model.rung import Rung
 from woodfrog.model.snapshot import SnapshotPointer
@@ -317,9 +317,7 @@ def test_a_port_that_is_taken_is_told_at_once_and_another_can_be_chosen(
     assert taken.returncode == 1
     assert "choose another with --port" in taken.stderr
     assert len(taken.stderr.strip().splitlines()) == 1
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        free = probe.getsockname()[1]
+    (free,) = ports.free(1)
     try:
         assert subprocess.run([*command, "--port", str(free)], timeout=100).returncode == 0
         assert Cluster.existing(tmp_path / "home").http_port == free

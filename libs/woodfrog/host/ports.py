@@ -5,6 +5,8 @@ import socket
 from collections.abc import Collection
 from pathlib import Path
 
+from woodfrog.errors import Unavailable
+
 _LOWEST = 12_000
 _BEYOND = 65_536
 _FEW = 1000  # that are looked at, at most
@@ -12,7 +14,7 @@ _OF_CONNECTIONS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 def free(count: int, kept: Collection[int] = ()) -> list[int]:
-    """So many, none of them `kept`. Raises OSError when there are fewer.
+    """So many, none of them `kept`. Raises Unavailable when so many are not found.
 
     They are not of those that the kernel gives to connections: such a one, free now, may be a connection's when it is
     listened on later.
@@ -27,7 +29,9 @@ def free(count: int, kept: Collection[int] = ()) -> list[int]:
         if port not in kept and _is_free(port):
             found.append(port)
     if len(found) < count:
-        raise OSError(f"fewer than {count} ports of 127.0.0.1 are free")
+        raise Unavailable(
+            "NO_PORTS", f"fewer than {count} ports of 127.0.0.1 are free; end what listens on them"
+        )
     return found
 
 

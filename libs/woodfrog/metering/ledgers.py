@@ -21,8 +21,8 @@ class Ledgers(Paged):
     """A process's own ledger and those beside it. Not for several threads.
 
     Of `usage.db`, and of `usage-2.db` too, these are `usage.db` and `usage-<number>.db`, up to 99, in its folder; they may
-    come and go. Each ledger folds its old hours as it is written, one that nobody writes not at all: so who reads hours that are
-    old enough for it sums them by `bucket`, and asks for whole days.
+    come and go. Each ledger folds its old hours as it is written, one that nobody writes not at all: so who reads hours
+    that are old enough for it sums them by `bucket`, and asks for whole days.
     """
 
     def __init__(self, own: Ledger) -> None:

@@ -91,8 +91,8 @@ class Cluster:
         if file.exists():
             return Cluster.existing(home)
         names = _names(node_count, router_count)
-        free = dict(zip(names, ports.free(len(names), {http_port or HTTP_PORT}), strict=True))
         http_port = http_port or _free_port(HTTP_PORT)
+        free = dict(zip(names, ports.free(len(names), {http_port}), strict=True))
         cluster = Cluster(home, http_port, free, node_count, router_count)
         cluster.save()
         return cluster

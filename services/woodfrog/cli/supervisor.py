@@ -242,8 +242,8 @@ def stop(home: Path, started: int | None = None, begin_s: float = _BEGIN_S) -> b
     `started` is the supervisor's id, of a caller that has just started it, and has UP_LOCK: it may not have its own yet.
     """
     deadline = time.monotonic() + begin_s
-    while not (home / "cluster.json").exists() and Lock(home, UP_LOCK).holder() is not None:
-        if time.monotonic() > deadline:
+    while not (home / "cluster.json").exists() and time.monotonic() < deadline:
+        if Lock(home, UP_LOCK).holder() is None:
             break
         time.sleep(0.02)  # somebody is about to make it
     cluster = Cluster.existing(home)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from woodfrog.errors import Unavailable
 from woodfrog.host import ports
 
 
@@ -27,5 +28,5 @@ def test_one_that_is_used_or_kept_is_not_among_them(monkeypatch: pytest.MonkeyPa
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", used))
         assert ports.free(1, every - {left, used}) == [left]
-        with pytest.raises(OSError, match="fewer than 2 ports"):
+        with pytest.raises(Unavailable, match="fewer than 2 ports"):
             ports.free(2, every - {left, used})
